@@ -1,0 +1,1 @@
+//! 3D convolution and pooling for candle.

@@ -1,0 +1,3 @@
+//! Kinetoscope: a video action-recognition server.
+
+pub mod model;

@@ -1,0 +1,3 @@
+//! The `kinetoscope` binary.
+
+fn main() {}

@@ -1,0 +1,191 @@
+//! What a model file says about itself: architecture, clip geometry, preprocessing and labels.
+//!
+//! A [`ModelSpec`] is stored as JSON in the safetensors `__metadata__`, so that one file holds all that is
+//! needed to serve a model and nothing about a model lives in code.
+
+use serde::{Deserialize, Serialize};
+
+/// All that a model file says about itself beside its tensors.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSpec {
+    /// Name by which requests choose the model, such as `resnet-34-kinetics`.
+    pub name: String,
+    /// Version of the weights; free text, compared for equality only.
+    pub version: String,
+    /// False for a network whose weights were only initialised: its scores mean nothing.
+    pub trained: bool,
+    /// SPDX expression or a sentence; `None` if unknown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub license: Option<String>,
+    /// Where the weights come from: a URL, a paper, a training command.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<String>,
+    /// The network.
+    pub architecture: Architecture,
+    /// Geometry of one clip.
+    pub clip: ClipSpec,
+    /// From decoded frames to the network's input.
+    pub preprocessing: Preprocessing,
+    /// Class names in the order of the last layer's outputs.
+    pub labels: Vec<String>,
+}
+
+/// A 3D ResNet (arXiv 1708.07632, table 1) or torchvision's `r3d_18` variant of it.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Architecture {
+    /// Whose layer names the checkpoint follows.
+    pub family: Family,
+    /// 10, 18, 34, 50, 101, 152 or 200.
+    pub depth: u32,
+    /// How a block's input joins its output where the shape changes.
+    pub shortcut: Shortcut,
+    /// Multiplies the channels of every layer (`widen_factor` of the authors' code); 1 for the paper's networks.
+    pub widen_factor: f64,
+    /// The layers before the first block.
+    pub stem: Stem,
+}
+
+/// Layer names of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Family {
+    /// `conv1`, `bn1`, `layer1.0.conv1.weight`, ...: 3D-ResNets-PyTorch.
+    #[serde(rename = "resnet3d")]
+    ResNet3d,
+    /// `stem.0`, `stem.1`, `layer1.0.conv1.0.weight`, ...: torchvision's `VideoResNet`.
+    #[serde(rename = "torchvision-r3d")]
+    TorchvisionR3d,
+}
+
+/// Shortcut of a residual block whose output has another shape than its input (He et al. 2016, section 3.3).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Shortcut {
+    /// Strided picking and zero-padded channels; no parameters.
+    A,
+    /// 1x1x1 convolution and batch norm.
+    B,
+}
+
+/// Geometry of the first convolution. It always has a 7x7 spatial kernel with stride 2 and padding 3.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stem {
+    /// Temporal kernel size in frames, odd; padding is half of it.
+    pub kernel_t: usize,
+    /// Temporal stride in frames.
+    pub stride_t: usize,
+    /// Whether a 3x3x3 max pool with stride 2 and padding 1 follows.
+    pub max_pool: bool,
+}
+
+/// Geometry of one clip: the network's input is `(n, 3, frames, size, size)`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClipSpec {
+    /// Frames in a clip (16 for the published weights).
+    pub frames: usize,
+    /// Height and width in pixels (112 for the published weights).
+    pub size: usize,
+    /// Every `temporal_stride`-th frame of the video is used; 1 for the published weights.
+    pub temporal_stride: usize,
+}
+
+/// From decoded frames to the network's input: resize, centre crop to [`ClipSpec::size`], then for each channel
+/// `(pixel / pixel_divisor - mean) / std`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Preprocessing {
+    /// Target size of the whole frame before the crop.
+    pub resize: Resize,
+    /// True: Pillow's bilinear, a triangle filter widened to the scale. False: two taps an axis whatever the
+    /// scale, as torchvision's `resize(antialias=False)`.
+    pub antialias: bool,
+    /// How Y'CbCr becomes RGB.
+    pub color_matrix: ColorMatrix,
+    /// Divides pixels of 0-255 first: 1 or 255 (`norm_value` of the authors' code).
+    pub pixel_divisor: f32,
+    /// Subtracted from the divided pixel, in RGB order.
+    pub mean: [f32; 3],
+    /// Divides last, in RGB order.
+    pub std: [f32; 3],
+}
+
+/// Target size of a frame before the centre crop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Resize {
+    /// The short side becomes the clip's size, the long side `floor(size * long / short)`: the authors' `Scale`.
+    ShortSide,
+    /// Every frame becomes this size, whatever its aspect ratio (torchvision: 128x171).
+    Fixed {
+        /// Pixels.
+        height: usize,
+        /// Pixels.
+        width: usize,
+    },
+}
+
+/// Which matrix turns Y'CbCr into RGB. The value range (full or limited) always follows the tags.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ColorMatrix {
+    /// BT.601 for every video: the published weights were trained on frames converted this way.
+    Bt601,
+    /// What the video's tags say (BT.601 where they say nothing).
+    Tagged,
+}
+
+impl Preprocessing {
+    /// The first published Kinetics weights (branch `CVPR2018` of the authors' code): pixels 0-255 minus the
+    /// ActivityNet mean, no division.
+    pub const AUTHORS_2018: Self = Self {
+        resize: Resize::ShortSide,
+        antialias: true,
+        color_matrix: ColorMatrix::Bt601,
+        pixel_divisor: 1.0,
+        mean: [114.7748, 107.7354, 99.4750],
+        std: [1.0, 1.0, 1.0],
+    };
+
+    /// The newer weights (branch `master`): pixels / 255, Kinetics mean and standard deviation.
+    pub const AUTHORS_2020: Self = Self {
+        pixel_divisor: 255.0,
+        mean: [0.4345, 0.4051, 0.3775],
+        std: [0.2768, 0.2713, 0.2737],
+        ..Self::AUTHORS_2018
+    };
+
+    /// torchvision's `R3D_18_Weights.KINETICS400_V1.transforms()`.
+    pub const TORCHVISION: Self = Self {
+        resize: Resize::Fixed { height: 128, width: 171 },
+        antialias: false,
+        color_matrix: ColorMatrix::Bt601,
+        pixel_divisor: 255.0,
+        mean: [0.43216, 0.394666, 0.37645],
+        std: [0.22803, 0.22145, 0.216989],
+    };
+
+    /// The network's input for a pixel of 0-255, for each channel and each of the 256 values.
+    pub fn lookup_table(&self) -> [[f32; 256]; 3] {
+        std::array::from_fn(|channel| {
+            std::array::from_fn(|pixel| (pixel as f32 / self.pixel_divisor - self.mean[channel]) / self.std[channel])
+        })
+    }
+}
+
+impl Default for ClipSpec {
+    /// The published weights' clip: 16 consecutive frames of 112x112.
+    fn default() -> Self {
+        Self { frames: 16, size: 112, temporal_stride: 1 }
+    }
+}
+
+impl ClipSpec {
+    /// Bytes of one clip as 8-bit RGB: `frames * size * size * 3`.
+    pub fn rgb_len(&self) -> usize {
+        self.frames * self.size * self.size * 3
+    }
+}
