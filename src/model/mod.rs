@@ -1,4 +1,6 @@
-//! 3D ResNets, their model files and the numbers the tests build them from.
+//! 3D ResNets: what a model file says ([`spec`]), its layers ([`layout`]) and the file itself ([`file`]).
 
 pub mod counter;
+pub mod file;
+pub mod layout;
 pub mod spec;

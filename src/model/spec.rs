@@ -138,6 +138,13 @@ pub enum ColorMatrix {
     Tagged,
 }
 
+impl Stem {
+    /// 7x7x7 with temporal stride 1, then the max pool.
+    pub const AUTHORS: Self = Self { kernel_t: 7, stride_t: 1, max_pool: true };
+    /// 3x7x7 with temporal stride 1 and no pool.
+    pub const TORCHVISION: Self = Self { kernel_t: 3, stride_t: 1, max_pool: false };
+}
+
 impl Preprocessing {
     /// The first published Kinetics weights (branch `CVPR2018` of the authors' code): pixels 0-255 minus the
     /// ActivityNet mean, no division.

@@ -1,0 +1,335 @@
+//! The model file: one `.safetensors` file whose `__metadata__` holds a [`ModelSpec`].
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+
+use super::layout::{Layout, LayoutError};
+use super::spec::{ClipSpec, ModelSpec, Resize};
+
+/// Key in the safetensors `__metadata__` under which the [`ModelSpec`] stands as JSON.
+pub const SPEC_KEY: &str = "kinetoscope.model";
+
+/// Largest file that is read.
+pub const MAX_FILE_BYTES: u64 = 8 << 30;
+
+/// A model read from its file: specification, checked layout, and tensors on the CPU in the file's type.
+#[derive(Debug, Clone)]
+pub struct Model {
+    /// What the file says about itself.
+    pub spec: ModelSpec,
+    /// The layers that the specification describes.
+    pub layout: Layout,
+    /// Exactly the layout's parameters, in one of f32, f16, bf16.
+    pub tensors: HashMap<String, Tensor>,
+}
+
+/// Why a model file is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelFileError {
+    /// The file could not be read or written.
+    #[error("{path}: {source}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// Bigger than anything this program serves.
+    #[error("model file is {actual} bytes; the limit is {limit}")]
+    TooLarge {
+        /// Bytes.
+        actual: u64,
+        /// Bytes.
+        limit: u64,
+    },
+    /// Not a safetensors file.
+    #[error("not a safetensors file: {0}")]
+    Format(#[from] safetensors::SafeTensorError),
+    /// A safetensors file that does not describe itself.
+    #[error("the file has no `{SPEC_KEY}` entry in its metadata; `kinetoscope convert` makes model files")]
+    NoSpec,
+    /// A description that does not parse.
+    #[error("the file's description does not parse: {0}")]
+    SpecSyntax(#[from] serde_json::Error),
+    /// A description that makes no sense.
+    #[error("the file's description is wrong: {0}")]
+    Spec(#[from] SpecError),
+    /// A layer's tensor is not in the file.
+    #[error("tensor {name} is missing; expected shape {expected:?}")]
+    MissingTensor {
+        /// Name in the checkpoint.
+        name: String,
+        /// From the architecture.
+        expected: Vec<usize>,
+    },
+    /// A tensor that no layer takes.
+    #[error("tensor {name} with shape {actual:?} belongs to no layer of the described network")]
+    UnexpectedTensor {
+        /// Name in the file.
+        name: String,
+        /// In the file.
+        actual: Vec<usize>,
+    },
+    /// A tensor of another shape than its layer's.
+    #[error("tensor {name} has shape {actual:?}; expected {expected:?}")]
+    Shape {
+        /// Name in the checkpoint.
+        name: String,
+        /// In the file.
+        actual: Vec<usize>,
+        /// From the architecture.
+        expected: Vec<usize>,
+    },
+    /// Weights in a type that is not served.
+    #[error("tensor {name} is {actual:?}; allowed are F32, F16 and BF16")]
+    DType {
+        /// Name in the checkpoint.
+        name: String,
+        /// In the file.
+        actual: Dtype,
+    },
+    /// Weights that can only give NaN.
+    #[error("tensor {name} holds a value that is not finite")]
+    NotFinite {
+        /// Name in the checkpoint.
+        name: String,
+    },
+    /// candle refused a tensor.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+/// Why a [`ModelSpec`] makes no sense.
+#[derive(Debug, thiserror::Error, PartialEq)]
+pub enum SpecError {
+    /// The architecture.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// A name that can't stand in requests, logs and paths.
+    #[error("model name is {actual:?}; allowed are 1 to 128 letters, digits, '.', '_' and '-'")]
+    Name {
+        /// What the specification says.
+        actual: String,
+    },
+    /// Two classes of one name.
+    #[error("label {label:?} stands twice, at {first} and {second}")]
+    DuplicateLabel {
+        /// The label.
+        label: String,
+        /// Zero-based.
+        first: usize,
+        /// Zero-based.
+        second: usize,
+    },
+    /// A class without a name.
+    #[error("label {index} is empty")]
+    EmptyLabel {
+        /// Zero-based.
+        index: usize,
+    },
+    /// A clip that no network takes.
+    #[error("clip is {actual:?}; allowed are 1 to 512 frames of 16 to 1024 pixels, temporal stride 1 to 64")]
+    Clip {
+        /// What the specification says.
+        actual: ClipSpec,
+    },
+    /// A fixed size that the crop does not fit in.
+    #[error("resize to {height}x{width} is smaller than the {size}-pixel crop or larger than 4096")]
+    Resize {
+        /// Pixels.
+        height: usize,
+        /// Pixels.
+        width: usize,
+        /// Pixels.
+        size: usize,
+    },
+    /// Normalisation that gives infinities.
+    #[error("normalisation must be finite, with divisor and std above 0: {actual}")]
+    Normalisation {
+        /// The values.
+        actual: String,
+    },
+}
+
+impl ModelSpec {
+    /// Checks everything but the tensors, and gives the network's layers.
+    pub fn validate(&self) -> Result<Layout, SpecError> {
+        let name_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
+        if self.name.is_empty() || self.name.len() > 128 || !self.name.bytes().all(name_allowed) {
+            return Err(SpecError::Name { actual: self.name.clone() });
+        }
+        let mut seen = HashMap::new();
+        for (index, label) in self.labels.iter().enumerate() {
+            if label.trim().is_empty() {
+                return Err(SpecError::EmptyLabel { index });
+            }
+            if let Some(first) = seen.insert(label.as_str(), index) {
+                return Err(SpecError::DuplicateLabel { label: label.clone(), first, second: index });
+            }
+        }
+        let clip = self.clip;
+        if !(1..=512).contains(&clip.frames)
+            || !(16..=1024).contains(&clip.size)
+            || !(1..=64).contains(&clip.temporal_stride)
+        {
+            return Err(SpecError::Clip { actual: clip });
+        }
+        let preprocessing = &self.preprocessing;
+        if let Resize::Fixed { height, width } = preprocessing.resize
+            && (height.min(width) < clip.size || height.max(width) > 4096)
+        {
+            return Err(SpecError::Resize { height, width, size: clip.size });
+        }
+        let positive = |value: f32| value.is_finite() && value > 0.0;
+        if !positive(preprocessing.pixel_divisor)
+            || !preprocessing.std.into_iter().all(positive)
+            || !preprocessing.mean.into_iter().all(f32::is_finite)
+        {
+            return Err(SpecError::Normalisation { actual: format!("{preprocessing:?}") });
+        }
+        Ok(self.architecture.layout(self.labels.len())?)
+    }
+}
+
+impl Model {
+    /// Reads and checks a model file. Nothing in it is executed.
+    pub fn read(path: &Path) -> Result<Self, ModelFileError> {
+        let io = |source| ModelFileError::Io { path: path.to_owned(), source };
+        let bytes = std::fs::metadata(path).map_err(io)?.len();
+        if bytes > MAX_FILE_BYTES {
+            return Err(ModelFileError::TooLarge { actual: bytes, limit: MAX_FILE_BYTES });
+        }
+        Self::from_bytes(&std::fs::read(path).map_err(io)?)
+    }
+
+    /// [`read`](Self::read) from memory.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ModelFileError> {
+        let (_, metadata) = SafeTensors::read_metadata(bytes)?;
+        let spec = metadata.metadata().as_ref().and_then(|entries| entries.get(SPEC_KEY));
+        let spec: ModelSpec = serde_json::from_str(spec.ok_or(ModelFileError::NoSpec)?)?;
+        let layout = spec.validate()?;
+
+        let file = SafeTensors::deserialize(bytes)?;
+        let mut unclaimed: BTreeSet<&str> = file.names().into_iter().collect();
+        let mut tensors = HashMap::new();
+        for parameter in layout.parameters() {
+            let Ok(view) = file.tensor(&parameter.name) else {
+                return Err(ModelFileError::MissingTensor { name: parameter.name, expected: parameter.shape });
+            };
+            unclaimed.remove(parameter.name.as_str());
+            if view.shape() != parameter.shape {
+                return Err(ModelFileError::Shape {
+                    name: parameter.name,
+                    actual: view.shape().to_vec(),
+                    expected: parameter.shape,
+                });
+            }
+            tensors.insert(parameter.name.clone(), tensor_from_view(parameter.name, &view)?);
+        }
+        if let Some(name) = unclaimed.into_iter().find(|name| !name.ends_with(".num_batches_tracked")) {
+            let actual = file.tensor(name)?.shape().to_vec();
+            return Err(ModelFileError::UnexpectedTensor { name: name.to_owned(), actual });
+        }
+        Ok(Self { spec, layout, tensors })
+    }
+
+    /// A model from tensors in memory, checked as one read from a file.
+    pub fn new(spec: ModelSpec, tensors: HashMap<String, Tensor>) -> Result<Self, ModelFileError> {
+        let layout = spec.validate()?;
+        let parameters = layout.parameters();
+        for parameter in &parameters {
+            let Some(tensor) = tensors.get(&parameter.name) else {
+                return Err(ModelFileError::MissingTensor {
+                    name: parameter.name.clone(),
+                    expected: parameter.shape.clone(),
+                });
+            };
+            if tensor.dims() != parameter.shape {
+                return Err(ModelFileError::Shape {
+                    name: parameter.name.clone(),
+                    actual: tensor.dims().to_vec(),
+                    expected: parameter.shape.clone(),
+                });
+            }
+        }
+        if tensors.len() > parameters.len() {
+            let known: BTreeSet<&str> = parameters.iter().map(|parameter| parameter.name.as_str()).collect();
+            if let Some((name, tensor)) = tensors.iter().find(|(name, _)| !known.contains(name.as_str())) {
+                let actual = tensor.dims().to_vec();
+                return Err(ModelFileError::UnexpectedTensor { name: name.clone(), actual });
+            }
+        }
+        Ok(Self { spec, layout, tensors })
+    }
+
+    /// Writes the model file. The file appears whole or not at all.
+    pub fn write(&self, path: &Path) -> Result<(), ModelFileError> {
+        let io = |source| ModelFileError::Io { path: path.to_owned(), source };
+        let metadata = HashMap::from([
+            ("format".to_owned(), "pt".to_owned()),
+            (SPEC_KEY.to_owned(), serde_json::to_string(&self.spec)?),
+        ]);
+        let directory = match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        let temporary =
+            tempfile::Builder::new().prefix(".kinetoscope-").suffix(".partial").tempfile_in(directory).map_err(io)?;
+        safetensors::serialize_to_file(&self.tensors, Some(metadata), temporary.path())?;
+        temporary.as_file().sync_all().map_err(io)?;
+        set_default_mode(temporary.as_file()).map_err(io)?;
+        temporary.persist(path).map_err(|error| io(error.error))?;
+        Ok(())
+    }
+
+    /// Bytes of all tensors.
+    pub fn tensor_bytes(&self) -> usize {
+        self.tensors.values().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
+    }
+
+    /// The type most of the weights are stored in.
+    pub fn dtype(&self) -> DType {
+        self.tensors.get("fc.weight").map_or(DType::F32, Tensor::dtype)
+    }
+}
+
+/// Temporary files are made for the owner only; a model file is for everyone whom the directory lets in.
+#[cfg(unix)]
+fn set_default_mode(file: &std::fs::File) -> std::io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn set_default_mode(_file: &std::fs::File) -> std::io::Result<()> {
+    Ok(())
+}
+
+fn tensor_from_view(name: String, view: &TensorView<'_>) -> Result<Tensor, ModelFileError> {
+    let dtype = match view.dtype() {
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        actual => return Err(ModelFileError::DType { name, actual }),
+    };
+    if !all_finite(view.data(), dtype) {
+        return Err(ModelFileError::NotFinite { name });
+    }
+    Ok(Tensor::from_raw_buffer(view.data(), dtype, view.shape(), &Device::Cpu)?)
+}
+
+/// Whether no value has all exponent bits set, read from the little-endian bytes.
+fn all_finite(data: &[u8], dtype: DType) -> bool {
+    match dtype {
+        DType::F32 => data.chunks_exact(4).all(|bytes| {
+            let exponent = u32::from_le_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]) & 0x7F80_0000;
+            exponent != 0x7F80_0000
+        }),
+        DType::F16 => data.chunks_exact(2).all(|bytes| u16::from_le_bytes([bytes[0], bytes[1]]) & 0x7C00 != 0x7C00),
+        _ => data.chunks_exact(2).all(|bytes| u16::from_le_bytes([bytes[0], bytes[1]]) & 0x7F80 != 0x7F80),
+    }
+}
