@@ -1,6 +1,9 @@
-//! 3D ResNets: what a model file says ([`spec`]), its layers ([`layout`]) and the file itself ([`file`]).
+//! 3D ResNets: what a model file says ([`spec`]), its layers ([`layout`]), the file itself ([`file`]), the network in
+//! candle ([`resnet`]), and the model that is built in ([`builtin`]).
 
+pub mod builtin;
 pub mod counter;
 pub mod file;
 pub mod layout;
+pub mod resnet;
 pub mod spec;

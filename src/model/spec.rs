@@ -3,6 +3,8 @@
 //! A [`ModelSpec`] is stored as JSON in the safetensors `__metadata__`, so that one file holds all that is
 //! needed to serve a model and nothing about a model lives in code.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// All that a model file says about itself beside its tensors.
@@ -136,6 +138,32 @@ pub enum ColorMatrix {
     Bt601,
     /// What the video's tags say (BT.601 where they say nothing).
     Tagged,
+}
+
+impl fmt::Display for Architecture {
+    /// In words, such as `3D ResNet-34, shortcut A`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shortcut = match self.shortcut {
+            Shortcut::A => 'A',
+            Shortcut::B => 'B',
+        };
+        match self.family {
+            Family::ResNet3d => write!(f, "3D ResNet-{}, shortcut {shortcut}", self.depth)?,
+            Family::TorchvisionR3d => write!(f, "torchvision R3D-{}", self.depth)?,
+        }
+        if self.widen_factor != 1.0 {
+            write!(f, ", channels x {}", self.widen_factor)?;
+        }
+        let standard = match self.family {
+            Family::ResNet3d => Stem::AUTHORS,
+            Family::TorchvisionR3d => Stem::TORCHVISION,
+        };
+        if self.stem != standard {
+            let pool = if self.stem.max_pool { "max pool" } else { "no max pool" };
+            write!(f, ", stem {}x7x7 with temporal stride {} and {pool}", self.stem.kernel_t, self.stem.stride_t)?;
+        }
+        Ok(())
+    }
 }
 
 impl Stem {

@@ -1,0 +1,76 @@
+//! How fast a model runs on a device.
+
+use std::time::{Duration, Instant};
+
+use serde::Serialize;
+
+use crate::engine::{Executor, ExecutorError};
+use crate::model::counter::CounterStream;
+use crate::model::spec::ClipSpec;
+
+/// How long one batch size is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Effort {
+    /// Runs that are not counted.
+    pub warmup: usize,
+    /// Counted runs at least.
+    pub min_runs: usize,
+    /// Counted time at least.
+    pub min_time: Duration,
+}
+
+impl Default for Effort {
+    fn default() -> Self {
+        Self { warmup: 1, min_runs: 5, min_time: Duration::from_secs(2) }
+    }
+}
+
+/// What was measured for one batch size.
+#[derive(Debug, Clone, Serialize)]
+pub struct ModelTiming {
+    /// Clips run at a time.
+    pub batch: usize,
+    /// Median time of a run divided by its clips, in milliseconds.
+    pub ms_per_clip: f64,
+    /// Inverse of it.
+    pub clips_per_second: f64,
+    /// Counted runs.
+    pub runs: usize,
+}
+
+/// Times batches of noise, `batch` clips a run.
+pub fn time_batch(
+    executor: &mut dyn Executor,
+    clip: &ClipSpec,
+    batch: usize,
+    effort: Effort,
+) -> Result<ModelTiming, ExecutorError> {
+    let clips: Vec<Vec<u8>> = (0..batch as u64).map(|index| noise(index, clip.rgb_len())).collect();
+    let clips: Vec<&[u8]> = clips.iter().map(Vec::as_slice).collect();
+    for _ in 0..effort.warmup {
+        executor.logits(&clips)?;
+    }
+    let mut times = Vec::new();
+    let started = Instant::now();
+    while times.len() < effort.min_runs.max(1) || started.elapsed() < effort.min_time {
+        let run = Instant::now();
+        executor.logits(&clips)?;
+        times.push(run.elapsed());
+    }
+    times.sort();
+    let seconds = times[times.len() / 2].as_secs_f64() / batch as f64;
+    Ok(ModelTiming { batch, ms_per_clip: 1e3 * seconds, clips_per_second: 1.0 / seconds, runs: times.len() })
+}
+
+/// Bytes that look like no picture, the same at every run.
+fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let stream = CounterStream::new(seed, "bench");
+    (0..len as u64).map(|index| stream.byte(index)).collect()
+}
+
+/// Most memory this process ever held, in bytes; `None` where the system does not tell.
+pub fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok().map(|kib| kib * 1024)
+}
