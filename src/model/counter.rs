@@ -45,6 +45,29 @@ impl CounterStream {
     }
 }
 
+/// The parameter `name` of an untrained network, by the convention of `tests/golden/generate.py`:
+///
+/// * convolution and fc weights: uniform with He's variance `2 / fan_in`, `shape` being `(out, in, ...)`;
+/// * batch norm weights: 1 +- 0.2, a quarter of that for a bottleneck's last (at full weight a network of
+///   bottlenecks amplifies rounding so much that parity could not be tested);
+/// * biases: 0 +- 0.1.
+pub fn weight(seed: u64, name: &str, shape: &[usize]) -> Vec<f32> {
+    let stream = CounterStream::new(seed, name);
+    let elements: usize = shape.iter().product();
+    let uniform = (0..elements as u64).map(|index| stream.uniform(index));
+    if let [_, fan_in @ ..] = shape
+        && !fan_in.is_empty()
+    {
+        let bound = (6.0 / fan_in.iter().product::<usize>() as f64).sqrt() as f32;
+        uniform.map(|u| u * bound).collect()
+    } else if name.ends_with(".bias") {
+        uniform.map(|u| u * 0.1).collect()
+    } else {
+        let scale = if name.ends_with(".bn3.weight") { 0.25 } else { 1.0 };
+        uniform.map(|u| (1.0 + u * 0.2) * scale).collect()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +76,24 @@ mod tests {
     fn values_match_those_of_the_python_generator() {
         // Printed by `python tests/golden/generate.py --print-counter`.
         let stream = CounterStream::new(0, "conv1.weight");
-        assert!((-1.0..1.0).contains(&stream.uniform(0)));
+        assert_eq!(
+            [0, 1, 2].map(|i| stream.bits(i)),
+            [0x1302_bfcd_88b1_7346, 0x819f_4487_fbf6_9d46, 0x2f5d_c3e2_8ec4_4aea]
+        );
+        assert_eq!(
+            [0, 1, 2].map(|i| f64::from(stream.uniform(i))),
+            [-0.851_478_695_869_445_8, 0.012_672_901_153_564_453, -0.629_951_119_422_912_6]
+        );
+        assert_eq!([0, 1, 2].map(|i| stream.byte(i)), [19, 129, 47]);
+        let stream = CounterStream::new(34, "layer1.0.bn1.bias");
+        assert_eq!(
+            [0, 1, 2].map(|i| stream.bits(i)),
+            [0x00f3_f6c3_cf9a_7e91, 0x0dec_015a_ed47_3814, 0x1565_de8a_f059_32f8]
+        );
+        let stream = CounterStream::new(u64::MAX, "");
+        assert_eq!(
+            [0, 1, 2].map(|i| stream.bits(i)),
+            [0x4ba3_b8a2_1a4c_03bb, 0xa316_c92f_42c0_3379, 0x33fe_3172_a136_e554]
+        );
     }
 }
