@@ -13,49 +13,49 @@ use kinetoscope::model::spec::{Architecture, ClipSpec, ModelSpec, Preprocessing}
 use serde::Deserialize;
 
 /// A golden: how to build network and input, and what PyTorch answers.
-pub struct Golden {
-    pub recipe: Recipe,
+pub(crate) struct Golden {
+    pub(crate) recipe: Recipe,
     /// Batch norm statistics by checkpoint name, `logits`, and what else the case has.
-    pub tensors: HashMap<String, Tensor>,
+    pub(crate) tensors: HashMap<String, Tensor>,
 }
 
 /// The `golden` entry of the metadata.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Recipe {
-    pub architecture: Architecture,
-    pub classes: usize,
-    pub seed: u64,
-    pub preprocessing: String,
+pub(crate) struct Recipe {
+    pub(crate) architecture: Architecture,
+    pub(crate) classes: usize,
+    pub(crate) seed: u64,
+    pub(crate) preprocessing: String,
     /// 112x112, 16 frames.
     #[serde(default)]
-    pub clips: Vec<Clip>,
+    pub(crate) clips: Vec<Clip>,
     /// Frames as a decoder would give them.
-    pub video: Option<Video>,
+    pub(crate) video: Option<Video>,
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Clip {
-    pub kind: String,
-    pub seed: u64,
+pub(crate) struct Clip {
+    pub(crate) kind: String,
+    pub(crate) seed: u64,
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Video {
-    pub kind: String,
-    pub seed: u64,
-    pub frames: usize,
-    pub height: usize,
-    pub width: usize,
+pub(crate) struct Video {
+    pub(crate) kind: String,
+    pub(crate) seed: u64,
+    pub(crate) frames: usize,
+    pub(crate) height: usize,
+    pub(crate) width: usize,
 }
 
 /// Where `file` of the goldens is.
-pub fn path(file: &str) -> PathBuf {
+pub(crate) fn path(file: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(file)
 }
 
 impl Golden {
-    pub fn read(name: &str) -> Self {
+    pub(crate) fn read(name: &str) -> Self {
         let bytes = std::fs::read(path(&format!("{name}.safetensors"))).expect("the golden is committed");
         let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).expect("generate.py wrote it");
         let recipe = &metadata.metadata().as_ref().expect("generate.py wrote a recipe")["golden"];
@@ -64,7 +64,7 @@ impl Golden {
         Self { recipe, tensors }
     }
 
-    pub fn preprocessing(&self) -> Preprocessing {
+    pub(crate) fn preprocessing(&self) -> Preprocessing {
         match self.recipe.preprocessing.as_str() {
             "2018" => Preprocessing::AUTHORS_2018,
             "2020" => Preprocessing::AUTHORS_2020,
@@ -74,7 +74,7 @@ impl Golden {
     }
 
     /// The network with its weights, as read from a model file.
-    pub fn model(&self) -> Model {
+    pub(crate) fn model(&self) -> Model {
         let Recipe { architecture, classes, seed, .. } = self.recipe;
         let spec = ModelSpec {
             name: "golden".to_owned(),
@@ -102,7 +102,7 @@ impl Golden {
     }
 
     /// The clips as the network takes them: `(n, 3, 16, 112, 112)`, f32.
-    pub fn input(&self) -> Tensor {
+    pub(crate) fn input(&self) -> Tensor {
         let ClipSpec { frames: count, size, .. } = ClipSpec::default();
         let clips = self.recipe.clips.iter().map(|clip| {
             let rgb = frames(&clip.kind, clip.seed, count, size, size);
@@ -112,13 +112,13 @@ impl Golden {
     }
 
     /// `(n, classes)`, f32.
-    pub fn logits(&self) -> &Tensor {
+    pub(crate) fn logits(&self) -> &Tensor {
         &self.tensors["logits"]
     }
 }
 
 /// The frames of `generate.py`: u8, `(t, h, w, 3)`.
-pub fn frames(kind: &str, seed: u64, count: usize, height: usize, width: usize) -> Vec<u8> {
+pub(crate) fn frames(kind: &str, seed: u64, count: usize, height: usize, width: usize) -> Vec<u8> {
     let noise = CounterStream::new(seed, "noise");
     let slopes = CounterStream::new(seed, "gradient");
     let slopes: Vec<usize> = (0..12).map(|index| usize::from(slopes.byte(index)) % 7 + 1).collect();
@@ -152,7 +152,7 @@ pub fn frames(kind: &str, seed: u64, count: usize, height: usize, width: usize) 
 }
 
 /// u8 `(t, h, w, 3)` to f32 `(3, t, h, w)`.
-pub fn normalise(rgb: &[u8], [t, h, w]: [usize; 3], preprocessing: &Preprocessing) -> Tensor {
+pub(crate) fn normalise(rgb: &[u8], [t, h, w]: [usize; 3], preprocessing: &Preprocessing) -> Tensor {
     let table = preprocessing.lookup_table();
     let values = rgb.iter().enumerate().map(|(index, &pixel)| table[index % 3][usize::from(pixel)]);
     let channels_last = Tensor::from_iter(values, &Device::Cpu).and_then(|values| values.reshape((t, h, w, 3)));
@@ -160,7 +160,7 @@ pub fn normalise(rgb: &[u8], [t, h, w]: [usize; 3], preprocessing: &Preprocessin
 }
 
 /// `|actual - expected| / |expected|` in the Euclidean norm.
-pub fn relative_distance(actual: &Tensor, expected: &Tensor) -> f64 {
+pub(crate) fn relative_distance(actual: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(actual.dims(), expected.dims());
     let values = |tensor: &Tensor| tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).expect("f32 values");
     let (actual, expected) = (values(actual), values(expected));
