@@ -1,5 +1,6 @@
 //! Kinetoscope: a video action-recognition server.
 
 pub mod bench;
+pub mod convert;
 pub mod engine;
 pub mod model;

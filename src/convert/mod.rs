@@ -1,0 +1,304 @@
+//! `convert`: a PyTorch checkpoint becomes a model file.
+//!
+//! [`Checkpoint`] reads a `.pth` without executing any of it. Names and shapes of its tensors show which network
+//! it is of; [`ConvertOptions`] say what they can't: class names, preprocessing, name and origin.
+
+mod checkpoint;
+mod infer;
+mod labels;
+mod pickle;
+mod storage;
+
+use std::collections::HashMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Tensor};
+
+pub use checkpoint::{Checkpoint, CheckpointError};
+pub use labels::{LabelsError, read_labels};
+pub use pickle::PickleError;
+
+use crate::model::file::{Model, ModelFileError, SpecError};
+use crate::model::layout::{DEPTHS, LayoutError};
+use crate::model::spec::{ClipSpec, ModelSpec, Preprocessing, Shortcut};
+use infer::{Hints, infer};
+
+/// What a checkpoint does not say about itself.
+#[derive(Debug, Clone)]
+pub struct ConvertOptions {
+    /// Class names in one of the forms of [`read_labels`].
+    pub labels: PathBuf,
+    /// From frames to the network's input.
+    pub preprocessing: Preprocessing,
+    /// Geometry of a clip.
+    pub clip: ClipSpec,
+    /// Depth that the tensors must show; any if `None`.
+    pub depth: Option<u32>,
+    /// Shortcut that the tensors must show; any if `None`.
+    pub shortcut: Option<Shortcut>,
+    /// Temporal stride of the first convolution; the family's own if `None`.
+    pub stem_stride_t: Option<usize>,
+    /// Whether a max pool follows the first convolution; as in the family's published networks if `None`.
+    pub max_pool: Option<bool>,
+    /// F32, F16 or BF16: type of the convolutions' and the last layer's weights. Batch norm and biases stay F32:
+    /// they are few, and the variances of networks on 0-255 pixels exceed the range of F16.
+    pub dtype: DType,
+    /// Name of the model; the input's file stem if `None`.
+    pub name: Option<String>,
+    /// Version of the weights.
+    pub version: String,
+    /// SPDX expression or a sentence.
+    pub license: Option<String>,
+    /// Where the weights come from.
+    pub origin: Option<String>,
+}
+
+impl ConvertOptions {
+    /// Options that leave to the checkpoint what it can show.
+    pub fn new(labels: PathBuf, preprocessing: Preprocessing) -> Self {
+        Self {
+            labels,
+            preprocessing,
+            clip: ClipSpec::default(),
+            depth: None,
+            shortcut: None,
+            stem_stride_t: None,
+            max_pool: None,
+            dtype: DType::F32,
+            name: None,
+            version: "1".to_owned(),
+            license: None,
+            origin: None,
+        }
+    }
+}
+
+/// What was converted.
+#[derive(Debug, Clone)]
+pub struct ConvertReport {
+    /// What the model file says about itself.
+    pub spec: ModelSpec,
+    /// Tensors written.
+    pub tensors: usize,
+    /// Values in them.
+    pub values: usize,
+    /// Type of the weights.
+    pub dtype: DType,
+    /// What the checkpoint calls its network (`arch` of the authors' code).
+    pub arch: Option<String>,
+}
+
+impl fmt::Display for ConvertReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let architecture = &self.spec.architecture;
+        write!(
+            f,
+            "3D ResNet-{}, shortcut {:?}, width {}, {} classes: {} tensors, {} values, {}",
+            architecture.depth,
+            architecture.shortcut,
+            architecture.widen_factor,
+            self.spec.labels.len(),
+            self.tensors,
+            self.values,
+            self.dtype.as_str(),
+        )
+    }
+}
+
+/// Why a checkpoint is not converted.
+#[derive(Debug, thiserror::Error)]
+pub enum ConvertError {
+    /// The checkpoint can't be read.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The class list can't be read.
+    #[error(transparent)]
+    Labels(#[from] LabelsError),
+    /// The checkpoint has other names than any known family.
+    #[error(
+        "the checkpoint has neither conv1.weight (3D-ResNets-PyTorch) nor stem.0.weight (torchvision's r3d_18) \
+         but {}, ...", names.join(", ")
+    )]
+    UnknownNames {
+        /// The first of its tensors.
+        names: Vec<String>,
+    },
+    /// Block counts of no known depth.
+    #[error(
+        "the checkpoint has {blocks:?} {} blocks in its four stages; no depth of {DEPTHS:?} does",
+        kind(*bottleneck)
+    )]
+    UnknownDepth {
+        /// In `layer1` to `layer4`.
+        blocks: [usize; 4],
+        /// Whether a block has a third convolution.
+        bottleneck: bool,
+    },
+    /// Another depth than was asked for.
+    #[error(
+        "the checkpoint is of depth {found} ({blocks:?} {} blocks); expected {expected} by --depth",
+        kind(*bottleneck)
+    )]
+    Depth {
+        /// By the tensors.
+        found: u32,
+        /// By the options.
+        expected: u32,
+        /// In `layer1` to `layer4`.
+        blocks: [usize; 4],
+        /// Whether a block has a third convolution.
+        bottleneck: bool,
+    },
+    /// Another shortcut than was asked for.
+    #[error(
+        "expected shortcut {expected:?} by --shortcut, but the checkpoint {} {projection}",
+        if *expected == Shortcut::B { "has no" } else { "has" }
+    )]
+    Shortcut {
+        /// By the options.
+        expected: Shortcut,
+        /// The tensor that decides.
+        projection: &'static str,
+    },
+    /// The class list and the last layer disagree.
+    #[error("{path} has {labels} labels; the checkpoint's fc.weight has {classes} classes")]
+    LabelCount {
+        /// The class list.
+        path: PathBuf,
+        /// Its names.
+        labels: usize,
+        /// Rows of `fc.weight`.
+        classes: usize,
+    },
+    /// A tensor of another shape than its layer's.
+    #[error("tensor {name} has shape {found:?}; expected {expected}")]
+    Shape {
+        /// Name in the checkpoint.
+        name: String,
+        /// Dimensions.
+        found: Vec<usize>,
+        /// Dimensions or a pattern of them.
+        expected: String,
+    },
+    /// A tensor that no layer takes: some other network.
+    #[error("tensor {name} of shape {found:?} belongs to no layer of a 3D ResNet-{depth}")]
+    UnexpectedTensor {
+        /// Name in the checkpoint.
+        name: String,
+        /// Dimensions.
+        found: Vec<usize>,
+        /// By the block counts.
+        depth: u32,
+    },
+    /// A type that model files don't hold.
+    #[error("weights can't be stored as {}; allowed are f32, f16 and bf16", actual.as_str())]
+    DType {
+        /// By the options.
+        actual: DType,
+    },
+    /// Weights that can only give NaN.
+    #[error("tensor {name} holds a value that is not finite as {}", dtype.as_str())]
+    NotFinite {
+        /// Name in the checkpoint.
+        name: String,
+        /// Type it was converted to.
+        dtype: DType,
+    },
+    /// The options make no sense.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
+    /// The model file can't be written.
+    #[error(transparent)]
+    ModelFile(#[from] ModelFileError),
+}
+
+fn kind(bottleneck: bool) -> &'static str {
+    if bottleneck { "bottleneck" } else { "basic" }
+}
+
+impl From<LayoutError> for ConvertError {
+    fn from(error: LayoutError) -> Self {
+        SpecError::from(error).into()
+    }
+}
+
+/// Makes the model file `output` from the checkpoint `input`. The output appears whole or not at all.
+pub fn convert(input: &Path, output: &Path, options: &ConvertOptions) -> Result<ConvertReport, ConvertError> {
+    let (model, report) = model_from_checkpoint(input, options)?;
+    model.write(output)?;
+    Ok(report)
+}
+
+/// The model that a checkpoint and the options make.
+pub fn model_from_checkpoint(input: &Path, options: &ConvertOptions) -> Result<(Model, ConvertReport), ConvertError> {
+    if !matches!(options.dtype, DType::F32 | DType::F16 | DType::BF16) {
+        return Err(ConvertError::DType { actual: options.dtype });
+    }
+    let mut checkpoint = Checkpoint::open(input)?;
+    let hints = Hints {
+        depth: options.depth,
+        shortcut: options.shortcut,
+        stem_stride_t: options.stem_stride_t,
+        max_pool: options.max_pool,
+    };
+    let (architecture, classes) = infer(&checkpoint, &hints)?;
+    let labels = read_labels(&options.labels)?;
+    if labels.len() != classes {
+        return Err(ConvertError::LabelCount { path: options.labels.clone(), labels: labels.len(), classes });
+    }
+    let stem = input.file_stem().unwrap_or_default().to_string_lossy();
+    let spec = ModelSpec {
+        name: options.name.clone().unwrap_or_else(|| stem.into_owned()),
+        version: options.version.clone(),
+        trained: true,
+        license: options.license.clone(),
+        origin: options.origin.clone(),
+        architecture,
+        clip: options.clip,
+        preprocessing: options.preprocessing,
+        labels,
+    };
+    let parameters = spec.validate()?.parameters();
+
+    // All shapes before any values: a checkpoint of another network is refused at once.
+    for parameter in &parameters {
+        let found = checkpoint.shape(&parameter.name)?;
+        if found != parameter.shape {
+            let (name, found) = (parameter.name.clone(), found.to_vec());
+            return Err(ConvertError::Shape { name, found, expected: format!("{:?}", parameter.shape) });
+        }
+    }
+    let known: std::collections::HashSet<&str> = parameters.iter().map(|parameter| parameter.name.as_str()).collect();
+    let counter = |name: &str| name.ends_with(".num_batches_tracked");
+    if let Some((name, found)) = checkpoint.tensors().find(|(name, _)| !known.contains(name) && !counter(name)) {
+        let (name, found) = (name.to_owned(), found.to_vec());
+        return Err(ConvertError::UnexpectedTensor { name, found, depth: architecture.depth });
+    }
+
+    let mut tensors = HashMap::with_capacity(parameters.len());
+    let mut values = 0;
+    for parameter in &parameters {
+        let tensor = checkpoint.read(&parameter.name)?;
+        let dtype = if parameter.shape.len() > 1 { options.dtype } else { DType::F32 };
+        let tensor = tensor.to_dtype(dtype).map_err(ModelFileError::from)?;
+        if !is_finite(&tensor)? {
+            return Err(ConvertError::NotFinite { name: parameter.name.clone(), dtype });
+        }
+        values += tensor.elem_count();
+        tensors.insert(parameter.name.clone(), tensor);
+    }
+    let report = ConvertReport {
+        spec: spec.clone(),
+        tensors: tensors.len(),
+        values,
+        dtype: options.dtype,
+        arch: checkpoint.arch().map(str::to_owned),
+    };
+    Ok((Model::new(spec, tensors)?, report))
+}
+
+fn is_finite(tensor: &Tensor) -> Result<bool, ModelFileError> {
+    let values = tensor.flatten_all()?.to_dtype(DType::F32)?.to_vec1::<f32>()?;
+    Ok(values.iter().all(|value| value.is_finite()))
+}
