@@ -30,8 +30,8 @@ pub enum LabelsError {
     },
     /// A JSON file of some other form.
     #[error(
-        "{path}: JSON class list is {found}; expected an array of names, an object of names to indices 0, 1, ..., \
-         or an object with an array under `labels`"
+        "{path}: JSON class list is {found}; expected an array of names, an object of names to indices 0, 1, ... or \
+         of indices to names, or an object with an array under `labels`"
     )]
     Json {
         /// The file.
@@ -66,8 +66,8 @@ pub enum LabelsError {
 /// * text, one name a line;
 /// * text or CSV whose lines are all numbered from 0 or 1 in order (`0 abseiling`, `1,"air drumming"`), with or
 ///   without a header such as `id,name`;
-/// * JSON: an array of names, an object of names to indices from 0, or the authors' annotation file, which has an
-///   array under `labels`.
+/// * JSON: an array of names, an object of names to indices from 0 or of indices to names, or the authors'
+///   annotation file, which has an array under `labels`.
 pub fn read_labels(path: &Path) -> Result<Vec<String>, LabelsError> {
     let io = |source| LabelsError::Io { path: path.to_owned(), source };
     let actual = std::fs::metadata(path).map_err(io)?.len();
@@ -139,13 +139,17 @@ fn from_json(text: &str) -> Result<Vec<String>, String> {
                 return array(items);
             }
             let mut labels = vec![None; object.len()];
-            for (name, index) in object {
-                let slot = index.as_u64().and_then(|index| labels.get_mut(usize::try_from(index).ok()?));
+            for (key, value) in object {
+                let (name, index) = match value {
+                    Value::String(name) => (name, key.parse().ok()),
+                    other => (key, other.as_u64()),
+                };
+                let slot = index.and_then(|index| labels.get_mut(usize::try_from(index).ok()?));
                 match slot {
                     // PyTorchVideo's list has its names in quotes of their own.
                     Some(slot @ None) => *slot = Some(unquoted(name.trim()).to_owned()),
-                    Some(_) => return Err(format!("an object with index {index} twice")),
-                    None => return Err(format!("an object of {} names with {name:?}: {index}", object.len())),
+                    Some(_) => return Err(format!("an object with two names of one index ({key:?}: {value})")),
+                    None => return Err(format!("an object of {} names with {key:?}: {value}", object.len())),
                 }
             }
             labels.into_iter().collect::<Option<_>>().ok_or_else(|| "an object with indices missing".to_owned())
@@ -190,6 +194,7 @@ mod tests {
         for content in [
             r#"["abseiling", "air drumming"]"#,
             r#"{"air drumming": 1, "abseiling": 0}"#,
+            r#"{"0": "abseiling", "1": "air drumming"}"#,
             r#"{"\"air drumming\"": 1, "\"abseiling\"": 0}"#,
             r#"{"labels": ["abseiling", "air drumming"], "database": {"x": {"subset": "training"}}}"#,
         ] {

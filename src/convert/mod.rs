@@ -7,6 +7,7 @@ mod checkpoint;
 mod infer;
 mod labels;
 mod pickle;
+mod preprocessing;
 mod storage;
 
 use std::collections::HashMap;
@@ -18,6 +19,7 @@ use candle_core::{DType, Tensor};
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use labels::{LabelsError, read_labels};
 pub use pickle::PickleError;
+pub use preprocessing::{PreprocessingError, read_preprocessing};
 
 use crate::model::file::{Model, ModelFileError, SpecError};
 use crate::model::layout::{DEPTHS, LayoutError};
