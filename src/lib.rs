@@ -4,3 +4,5 @@ pub mod bench;
 pub mod convert;
 pub mod engine;
 pub mod model;
+#[cfg(feature = "video")]
+pub mod video;

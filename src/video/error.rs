@@ -1,0 +1,169 @@
+//! What can be wrong with a video.
+
+use std::time::Duration;
+
+/// Why a video gave no answer. Every variant but the last four is the fault of the input.
+#[derive(Debug, thiserror::Error)]
+pub enum VideoError {
+    /// No bytes at all.
+    #[error("the video is empty (0 bytes)")]
+    Empty,
+    /// More bytes than [`Limits::max_bytes`](super::Limits::max_bytes).
+    #[error("video is {actual} bytes; the limit is {limit}")]
+    TooLarge {
+        /// Bytes given.
+        actual: u64,
+        /// Bytes allowed.
+        limit: u64,
+    },
+    /// No container format was recognised, or its header is unusable.
+    #[error("not a video: {detail}")]
+    NotAVideo {
+        /// What was found instead.
+        detail: String,
+    },
+    /// A still image.
+    #[error("found a still image ({format}), expected a video")]
+    Image {
+        /// FFmpeg's short name of the image format.
+        format: String,
+    },
+    /// Playlists, network descriptions, raw data: everything FFmpeg opens that is not a media container.
+    #[error("container format {format} is not accepted; accepted are {accepted}")]
+    Container {
+        /// FFmpeg's short name of what was found.
+        format: String,
+        /// Short names of the accepted formats.
+        accepted: &'static str,
+    },
+    /// Only sound, subtitles or data.
+    #[error("no video stream among the {streams} stream(s) of this {container} file")]
+    NoVideoStream {
+        /// Streams in the container.
+        streams: usize,
+        /// FFmpeg's short name of the container.
+        container: String,
+    },
+    /// The only pictures are attachments such as an album cover.
+    #[error("the only picture in this {container} file is an attached one (a cover), expected a video stream")]
+    OnlyAttachedPicture {
+        /// FFmpeg's short name of the container.
+        container: String,
+    },
+    /// This build of FFmpeg has no decoder for the stream.
+    #[error("no decoder for codec {codec}")]
+    UnsupportedCodec {
+        /// FFmpeg's short name of the codec.
+        codec: String,
+    },
+    /// A video stream from which no frame could be decoded.
+    #[error(
+        "no frame could be decoded from the {codec} stream ({packets} packets read, {corrupt_packets} of them corrupt)"
+    )]
+    NoFrames {
+        /// FFmpeg's short name of the codec.
+        codec: String,
+        /// Packets of the stream that were read.
+        packets: u64,
+        /// Packets the decoder refused.
+        corrupt_packets: u64,
+    },
+    /// More pixels a frame than [`Limits::max_pixels`](super::Limits::max_pixels).
+    #[error("frames are {width}x{height} pixels ({actual}); the limit is {limit} pixels")]
+    TooManyPixels {
+        /// Frame width in pixels.
+        width: u32,
+        /// Frame height in pixels.
+        height: u32,
+        /// Product of both.
+        actual: u64,
+        /// Pixels allowed.
+        limit: u64,
+    },
+    /// More frames than [`Limits::max_frames`](super::Limits::max_frames).
+    #[error("video has more than {limit} frames, which is the limit")]
+    TooManyFrames {
+        /// Frames allowed.
+        limit: u64,
+    },
+    /// More clips than [`Limits::max_clips`](super::Limits::max_clips).
+    #[error("video has more than {limit} clips, which is the limit")]
+    TooManyClips {
+        /// Clips allowed.
+        limit: u64,
+    },
+    /// Longer than [`Limits::max_duration`](super::Limits::max_duration).
+    #[error("video lasts {actual:?}; the limit is {limit:?}")]
+    TooLong {
+        /// Duration found.
+        actual: Duration,
+        /// Duration allowed.
+        limit: Duration,
+    },
+    /// The picture changed its size or pixel format more often than
+    /// [`Limits::max_format_changes`](super::Limits::max_format_changes).
+    #[error("the picture changes its size or format more than {limit} times, which is the limit")]
+    TooManyFormatChanges {
+        /// Changes allowed.
+        limit: u32,
+    },
+    /// More CPU time than [`Limits::max_cpu_time`](super::Limits::max_cpu_time).
+    #[error("decoding took {actual:?} of CPU time; the limit is {limit:?}")]
+    TooMuchCpuTime {
+        /// CPU time used so far.
+        actual: Duration,
+        /// CPU time allowed.
+        limit: Duration,
+    },
+    /// The caller's token was cancelled.
+    #[error("decoding was cancelled")]
+    Cancelled,
+    /// The file could not be opened or read.
+    #[error("cannot read the video: {0}")]
+    Read(#[from] std::io::Error),
+    /// The model's preprocessing cannot be carried out.
+    #[error("preprocessing resizes to {height}x{width} (height x width), too small for a crop of {size}x{size}")]
+    ResizeSmallerThanCrop {
+        /// Height after the resize.
+        height: usize,
+        /// Width after the resize.
+        width: usize,
+        /// Side of the crop.
+        size: usize,
+    },
+    /// FFmpeg failed in a way that is no fault of the input, such as running out of memory.
+    #[error("FFmpeg failed to {operation}: {source}")]
+    Ffmpeg {
+        /// What was being done.
+        operation: &'static str,
+        /// FFmpeg's own words.
+        source: ffmpeg_next::Error,
+    },
+}
+
+/// Why only part of a video was decoded.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PartialReason {
+    /// The file ends before its index says it does.
+    #[error("the file is truncated: its index lists {expected} packets, {actual} could be read")]
+    Truncated {
+        /// Packets that the container's index lists.
+        expected: u64,
+        /// Packets read.
+        actual: u64,
+    },
+    /// The container became unreadable.
+    #[error("the file became unreadable after {packets} packets: {detail}")]
+    Unreadable {
+        /// Packets read until then.
+        packets: u64,
+        /// FFmpeg's words.
+        detail: String,
+    },
+    /// Some packets could not be decoded, or only with errors that the decoder concealed.
+    #[error("{packets} packet(s) were corrupt")]
+    CorruptPackets {
+        /// Corrupt packets.
+        packets: u64,
+    },
+}

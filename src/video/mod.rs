@@ -1,0 +1,214 @@
+//! From encoded bytes to clips of RGB pixels.
+//!
+//! [`decode_clips`] is the whole way: [`decode`] gives frames with times, [`sample`] says which frame goes into
+//! which clip, [`transform`] makes pixels of the network's input size. It is synchronous and uses one thread; callers
+//! choose where it blocks.
+
+mod decode;
+mod error;
+mod ffmpeg;
+mod frame;
+mod kernel;
+mod limits;
+pub mod picture;
+pub mod sample;
+mod simd;
+pub mod transform;
+mod weights;
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+pub use decode::Source;
+pub use error::{PartialReason, VideoError};
+pub use limits::Limits;
+pub use transform::Crop;
+
+use crate::model::spec::{ClipSpec, ColorMatrix, Preprocessing};
+use decode::{TimedFrame, VideoStream};
+use frame::FrameView;
+use sample::{Place, SlidingWindow, loop_to_full_length};
+use transform::FrameTransform;
+
+/// How to decode, beside what the model asks for.
+#[derive(Debug, Clone)]
+pub struct DecodeOptions {
+    /// What the video may cost.
+    pub limits: Limits,
+    /// Ends decoding with [`VideoError::Cancelled`]; looked at for each packet and frame.
+    pub cancel: CancellationToken,
+    /// Which part of each frame is used; the middle unless training.
+    pub crop: Crop,
+    /// Threads of the decoder; 1. Many videos at a time, each on one thread, decode more frames a second in all.
+    pub decoder_threads: usize,
+}
+
+impl Default for DecodeOptions {
+    fn default() -> Self {
+        Self { limits: Limits::default(), cancel: CancellationToken::new(), crop: Crop::Center, decoder_threads: 1 }
+    }
+}
+
+/// One clip, ready for the network but for normalisation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Clip {
+    /// Place among the video's clips, from 0.
+    pub index: usize,
+    /// Different frames in it; less than [`ClipSpec::frames`] only where a short tail was looped.
+    pub frames: usize,
+    /// Presentation time of the first frame, from the start of the container's timeline.
+    pub start: Duration,
+    /// Presentation time of the first frame after the clip; of the end of the last frame for the last clip.
+    pub end: Duration,
+    /// Pixels `(t, h, w, 3)`, RGB, 0-255.
+    pub rgb: Vec<u8>,
+}
+
+/// What was decoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VideoSummary {
+    /// Decoded frames.
+    pub frames: u64,
+    /// Clips handed over.
+    pub clips: u64,
+    /// From the first frame's start to the last frame's end.
+    pub duration: Duration,
+    /// Packets that could not be decoded, or only with errors that the decoder concealed.
+    pub corrupt_packets: u64,
+    /// Why this is not the whole video; `None` if it is.
+    pub partial: Option<PartialReason>,
+    /// Displayed width of the first frame in pixels, after rotation.
+    pub width: u32,
+    /// Displayed height of the first frame in pixels, after rotation.
+    pub height: u32,
+    /// FFmpeg's short name of the codec.
+    pub codec: String,
+    /// FFmpeg's short name of the container.
+    pub container: String,
+    /// The stream that was decoded, from 0 in the container's order.
+    pub stream_index: usize,
+}
+
+/// Decodes `source` and hands over its clips as they are ready, in order. When `on_clip` breaks, decoding stops and
+/// the summary covers what was decoded until then.
+pub fn decode_clips(
+    source: &Source,
+    clip: &ClipSpec,
+    preprocessing: &Preprocessing,
+    options: &DecodeOptions,
+    on_clip: impl FnMut(Clip) -> ControlFlow<()>,
+) -> Result<VideoSummary, VideoError> {
+    let transform = FrameTransform::new(clip.size, preprocessing, options.crop)?;
+    let stream = VideoStream::open(source, &options.limits, &options.cancel, options.decoder_threads)?;
+    let info = stream.info.clone();
+    let mut assembly = Assembly {
+        clip: *clip,
+        max_clips: options.limits.max_clips,
+        orientation: info.orientation,
+        matrix_from_tags: preprocessing.color_matrix == ColorMatrix::Tagged,
+        transform,
+        view: FrameView::default(),
+        window: SlidingWindow::new(clip),
+        open: None,
+        on_clip,
+        span: None,
+        size: (0, 0),
+        frames: 0,
+        clips: 0,
+    };
+    let decoded = match stream.decode(|frame| assembly.take(frame)) {
+        Ok(decoded) => {
+            // Whether the caller wants more no longer matters.
+            let _ = assembly.hand_over(None);
+            decoded
+        }
+        Err(Stop::Asked) => decode::Decoded { frames: assembly.frames, ..Default::default() },
+        Err(Stop::Failed(error)) => return Err(error),
+    };
+    let (start, end) = assembly.span.unwrap_or_default();
+    Ok(VideoSummary {
+        frames: decoded.frames,
+        clips: assembly.clips,
+        duration: end.saturating_sub(start),
+        corrupt_packets: decoded.corrupt_packets,
+        partial: decoded.partial,
+        width: assembly.size.0,
+        height: assembly.size.1,
+        codec: info.codec.to_string(),
+        container: info.container,
+        stream_index: info.index,
+    })
+}
+
+/// Why decoding ended before the end.
+enum Stop {
+    Asked,
+    Failed(VideoError),
+}
+
+impl From<VideoError> for Stop {
+    fn from(error: VideoError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+/// Puts frames into clips.
+struct Assembly<F> {
+    clip: ClipSpec,
+    max_clips: u64,
+    orientation: picture::Orientation,
+    matrix_from_tags: bool,
+    transform: FrameTransform,
+    view: FrameView,
+    window: SlidingWindow,
+    open: Option<Clip>,
+    on_clip: F,
+    span: Option<(Duration, Duration)>,
+    size: (u32, u32),
+    frames: u64,
+    clips: u64,
+}
+
+impl<F: FnMut(Clip) -> ControlFlow<()>> Assembly<F> {
+    fn take(&mut self, frame: TimedFrame<'_>) -> Result<(), Stop> {
+        if self.frames == 0 {
+            let (width, height) = (frame.frame.width(), frame.frame.height());
+            self.size = if self.orientation.transpose { (height, width) } else { (width, height) };
+        }
+        self.frames += 1;
+        let place = self.window.place_next();
+        // A clip is handed over when the first frame after it comes: only then is its end known.
+        if let Some(Place { clip, slot: 0 }) = place {
+            self.hand_over(Some(frame.start))?;
+            if clip as u64 >= self.max_clips {
+                return Err(VideoError::TooManyClips { limit: self.max_clips }.into());
+            }
+            let rgb = vec![0; self.clip.rgb_len()];
+            self.open = Some(Clip { index: clip, frames: 0, start: frame.start, end: frame.end, rgb });
+        }
+        self.span.get_or_insert((frame.start, frame.end)).1 = frame.end;
+        let (Some(Place { slot, .. }), Some(open)) = (place, &mut self.open) else { return Ok(()) };
+        let picture = self
+            .view
+            .picture(frame.frame, self.orientation, self.matrix_from_tags)
+            .map_err(|source| VideoError::Ffmpeg { operation: "convert a frame to RGB", source })?;
+        let frame_len = self.clip.size * self.clip.size * 3;
+        self.transform.apply(&picture, &mut open.rgb[slot * frame_len..][..frame_len]);
+        open.frames = slot + 1;
+        Ok(())
+    }
+
+    /// Hands over the clip that is being filled, if there is one. `next` is the time of the frame after it.
+    fn hand_over(&mut self, next: Option<Duration>) -> Result<(), Stop> {
+        let Some(mut clip) = self.open.take() else { return Ok(()) };
+        clip.end = next.or(self.span.map(|(_, end)| end)).unwrap_or(clip.end);
+        loop_to_full_length(&mut clip.rgb, self.clip.size * self.clip.size * 3, clip.frames);
+        self.clips += 1;
+        match (self.on_clip)(clip) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Stop::Asked),
+        }
+    }
+}

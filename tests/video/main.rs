@@ -1,0 +1,9 @@
+//! The video module against media that `ffmpeg` makes here, and against reference resamplers.
+
+#![cfg(feature = "video")]
+
+mod broken;
+mod lengths;
+mod media;
+mod parity;
+mod pillow;
