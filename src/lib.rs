@@ -1,8 +1,33 @@
-//! Kinetoscope: a video action-recognition server.
+//! Kinetoscope tells what happens in a video: a gRPC server for 3D ResNets (Hara, Kataoka, Satoh 2017,
+//! arXiv 1708.07632) and the tools around it.
+//!
+//! # The path of a video
+//!
+//! ```text
+//! encoded bytes
+//!   -> video      frames of 8-bit RGB, cut into clips of 16, resized and cropped to 112x112
+//!   -> engine     clips of many requests in batches, one worker thread a device
+//!   -> model      (n, 3, 16, 112, 112) to logits (n, classes)
+//!   -> classify   softmax per clip, mean over the clips of a video, best labels, segments with times
+//!   -> rpc        the gRPC API
+//! ```
+//!
+//! Dependencies point one way: `rpc` to `classify` to `engine` to `model`. Only `rpc` knows tonic and only `video`
+//! knows FFmpeg. Without the cargo feature `video` the stations that need a decoder (`video`, `classify`, `rpc`)
+//! are left out, and the rest builds where there is no FFmpeg.
+//!
+//! Whatever belongs to a model (geometry, normalisation, labels) stands in its file
+//! ([`model::spec::ModelSpec`]), never in code.
 
 pub mod bench;
+#[cfg(feature = "video")]
+pub mod classify;
+pub mod cli;
 pub mod convert;
 pub mod engine;
 pub mod model;
+#[cfg(feature = "video")]
+pub mod rpc;
+pub mod telemetry;
 #[cfg(feature = "video")]
 pub mod video;

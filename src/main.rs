@@ -1,3 +1,10 @@
 //! The `kinetoscope` binary.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use kinetoscope::cli::Cli;
+
+fn main() -> ExitCode {
+    Cli::parse().run()
+}

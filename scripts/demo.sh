@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# From a fresh clone to a first answer: builds, makes a sample video, starts the server, classifies the video over gRPC
+# and stops the server.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+./scripts/install-deps.sh
+
+echo "building (some minutes the first time)"
+cargo build --release --locked
+
+work=$(mktemp -d)
+server=
+cleanup() {
+    [ -z "$server" ] || kill "$server" 2>/dev/null || true
+    [ -z "$server" ] || wait "$server" 2>/dev/null || true
+    rm -rf "$work"
+}
+trap cleanup EXIT
+
+# A camera that zooms into a fractal: 4 seconds, 640x480, H.264.
+ffmpeg -loglevel error -f lavfi -i mandelbrot=size=640x480:rate=25:end_scale=0.05:end_pts=100 -t 4 \
+    -pix_fmt yuv420p "$work/zoom.mp4"
+
+kinetoscope="${CARGO_TARGET_DIR:-target}/release/kinetoscope"
+"$kinetoscope" serve --listen 127.0.0.1:0 --log-format json 2>"$work/server.log" &
+server=$!
+address=
+for _ in $(seq 100); do
+    address=$(sed -n 's/.*"address":"\([^"]*\)".*/\1/p' "$work/server.log" | head -n 1)
+    [ -z "$address" ] || break
+    kill -0 "$server" 2>/dev/null || { cat "$work/server.log" >&2; exit 1; }
+    sleep 0.1
+done
+[ -n "$address" ] || { echo "the server did not start:" >&2; cat "$work/server.log" >&2; exit 1; }
+
+echo "server on $address; classifying a zoom into the Mandelbrot set:"
+"$kinetoscope" classify "$work/zoom.mp4" --server "$address" --segments

@@ -1,0 +1,131 @@
+//! `kinetoscope bench`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use serde_json::json;
+
+use super::model::{self, EngineArgs};
+use crate::bench::model::{Effort, peak_rss_bytes, time_batch};
+use crate::engine::CpuExecutor;
+use crate::model::builtin;
+use crate::model::file::Model;
+use crate::model::spec::{Architecture, Family, ModelSpec, Shortcut, Stem};
+
+/// Measures speed on this machine.
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    #[command(subcommand)]
+    target: Target,
+}
+
+#[derive(Debug, Subcommand)]
+enum Target {
+    /// Time a model on clips of noise: from 8-bit RGB to logits
+    Model(ModelArgs),
+}
+
+#[derive(Debug, ClapArgs)]
+struct ModelArgs {
+    /// Model file; a freshly initialised network (see --depth) if absent
+    #[arg(long, env = "KINETOSCOPE_MODEL", value_name = "FILE")]
+    model: Option<PathBuf>,
+
+    /// Depth of the initialised network: 10, 18, 34, 50, 101, 152 or 200
+    #[arg(long, value_name = "N", default_value_t = 34, conflicts_with = "model")]
+    depth: u32,
+
+    /// Shortcut of the initialised network
+    #[arg(long, value_enum, default_value = "a", conflicts_with = "model")]
+    shortcut: ShortcutArg,
+
+    /// Clips in a batch; several sizes separated by commas
+    #[arg(long, value_name = "CLIPS", value_delimiter = ',', default_value = "1,8",
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    batch: Vec<u16>,
+
+    #[command(flatten)]
+    engine: EngineArgs,
+
+    /// Print one JSON object a batch size, a line each
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ShortcutArg {
+    A,
+    B,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    match args.target {
+        Target::Model(args) => bench_model(args),
+    }
+}
+
+fn bench_model(args: ModelArgs) -> anyhow::Result<ExitCode> {
+    let started = Instant::now();
+    let model = match &args.model {
+        Some(path) => model::load(Some(path))?,
+        None => initialised(args.depth, args.shortcut)?,
+    };
+    let threads = args.engine.threads();
+    let max_batch = args.batch.iter().copied().max().unwrap_or(1);
+    let mut executor = CpuExecutor::new(&model, threads, max_batch.into())?;
+    let load_seconds = started.elapsed().as_secs_f64();
+    let spec = model.spec;
+    drop(model.tensors);
+
+    if !args.json {
+        println!(
+            "{} ({}), {} classes, {} frames of {} pixels",
+            spec.name,
+            spec.architecture,
+            spec.labels.len(),
+            spec.clip.frames,
+            spec.clip.size
+        );
+        println!("cpu, {threads} threads, loaded in {load_seconds:.2} s");
+        println!("{:>6} {:>12} {:>10} {:>6}", "batch", "ms per clip", "clips/s", "runs");
+    }
+    for batch in args.batch {
+        let timing = time_batch(&mut executor, &spec.clip, batch.into(), Effort::default())?;
+        if args.json {
+            let line = json!({
+                "model": spec.name, "device": "cpu", "batch": timing.batch, "threads": threads,
+                "ms_per_clip": timing.ms_per_clip, "clips_per_second": timing.clips_per_second, "runs": timing.runs,
+                "peak_rss_bytes": peak_rss_bytes(), "load_seconds": load_seconds,
+            });
+            println!("{line}");
+        } else {
+            let (ms, clips) = (timing.ms_per_clip, timing.clips_per_second);
+            println!("{batch:>6} {ms:>12.2} {clips:>10.2} {:>6}", timing.runs);
+        }
+    }
+    if !args.json
+        && let Some(peak) = peak_rss_bytes()
+    {
+        println!("peak memory {:.0} MiB", peak as f64 / f64::from(1 << 20));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A network of the paper with 400 classes and weights that mean nothing.
+fn initialised(depth: u32, shortcut: ShortcutArg) -> anyhow::Result<Model> {
+    let shortcut = match shortcut {
+        ShortcutArg::A => Shortcut::A,
+        ShortcutArg::B => Shortcut::B,
+    };
+    let architecture =
+        Architecture { family: Family::ResNet3d, depth, shortcut, widen_factor: 1.0, stem: Stem::AUTHORS };
+    let spec = ModelSpec {
+        name: format!("resnet-{depth}-initialised"),
+        architecture,
+        labels: (0..400).map(|class| format!("class {class}")).collect(),
+        ..builtin::spec()
+    };
+    Ok(builtin::initialise(spec, 0)?)
+}

@@ -1,0 +1,122 @@
+//! `kinetoscope convert`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use candle_core::DType;
+use clap::{Args as ClapArgs, ValueEnum};
+
+use crate::convert::{ConvertOptions, convert, read_preprocessing};
+use crate::model::spec::{ClipSpec, Shortcut};
+
+/// Turns a PyTorch checkpoint (3D-ResNets-PyTorch of 2018 or 2020, or torchvision's r3d_18) into a model file that
+/// `serve` and `classify` take. Code in the checkpoint is never executed. Depth, shortcut, width, stem and class count
+/// are read off the tensors.
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    /// Checkpoint (.pth), as saved by any version of PyTorch
+    #[arg(value_name = "IN.pth")]
+    input: PathBuf,
+
+    /// Model file to write; it appears whole or not at all
+    #[arg(value_name = "OUT.safetensors")]
+    output: PathBuf,
+
+    /// Class names in the order of the last layer: text with one a line, numbered or not, CSV, or JSON
+    #[arg(long, value_name = "FILE")]
+    labels: PathBuf,
+
+    /// How frames become the network's input: `2018` (the authors' first weights: pixels 0-255 minus the mean), `2020`
+    /// (their newer ones: pixels / 255, mean and standard deviation), `torchvision`, or a JSON file (see
+    /// weights/README.md)
+    #[arg(long, value_name = "NAME|FILE")]
+    preprocessing: PathBuf,
+
+    /// Frames in a clip
+    #[arg(long, value_name = "N", default_value_t = ClipSpec::default().frames)]
+    clip_frames: usize,
+
+    /// Height and width of a clip in pixels
+    #[arg(long, value_name = "PIXELS", default_value_t = ClipSpec::default().size)]
+    clip_size: usize,
+
+    /// Use every N-th frame
+    #[arg(long, value_name = "N", default_value_t = ClipSpec::default().temporal_stride)]
+    temporal_stride: usize,
+
+    /// Refuse a checkpoint of another depth
+    #[arg(long, value_name = "N")]
+    depth: Option<u32>,
+
+    /// Refuse a checkpoint with another shortcut
+    #[arg(long, value_enum)]
+    shortcut: Option<ShortcutArg>,
+
+    /// Temporal stride of the first convolution, which tensors don't show; 1 if absent
+    #[arg(long, value_name = "N")]
+    stem_stride: Option<usize>,
+
+    /// Whether a max pool follows the first convolution, which tensors don't show; as published if absent
+    #[arg(long, value_name = "BOOL")]
+    max_pool: Option<bool>,
+
+    /// Type in which weights are stored
+    #[arg(long, value_enum, default_value = "f32")]
+    dtype: DTypeArg,
+
+    /// Name by which requests choose the model; the input's file name if absent
+    #[arg(long)]
+    name: Option<String>,
+
+    /// Version of the weights
+    #[arg(long, default_value = "1")]
+    weights_version: String,
+
+    /// Licence of the weights, as an SPDX expression
+    #[arg(long)]
+    license: Option<String>,
+
+    /// Where the weights come from
+    #[arg(long)]
+    origin: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum ShortcutArg {
+    A,
+    B,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum DTypeArg {
+    F32,
+    F16,
+    Bf16,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let options = ConvertOptions {
+        preprocessing: read_preprocessing(&args.preprocessing)?,
+        clip: ClipSpec { frames: args.clip_frames, size: args.clip_size, temporal_stride: args.temporal_stride },
+        labels: args.labels,
+        depth: args.depth,
+        shortcut: args.shortcut.map(|shortcut| match shortcut {
+            ShortcutArg::A => Shortcut::A,
+            ShortcutArg::B => Shortcut::B,
+        }),
+        stem_stride_t: args.stem_stride,
+        max_pool: args.max_pool,
+        dtype: match args.dtype {
+            DTypeArg::F32 => DType::F32,
+            DTypeArg::F16 => DType::F16,
+            DTypeArg::Bf16 => DType::BF16,
+        },
+        name: args.name,
+        version: args.weights_version,
+        license: args.license,
+        origin: args.origin,
+    };
+    let report = convert(&args.input, &args.output, &options)?;
+    println!("{}: {report}", args.output.display());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,156 @@
+//! `kinetoscope inspect`.
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::Args as ClapArgs;
+use serde_json::{Value, json};
+
+use super::model;
+use crate::convert::Checkpoint;
+use crate::model::file::Model;
+use crate::model::spec::{ColorMatrix, ModelSpec, Preprocessing, Resize};
+
+/// Says what a model file or a PyTorch checkpoint is. A model file is checked as `serve` checks it.
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    /// Model file (.safetensors) or checkpoint (.pth); the built-in model if absent
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
+
+    /// List every tensor with its shape
+    #[arg(long)]
+    tensors: bool,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let description = match &args.file {
+        Some(path) if is_checkpoint(path)? => describe_checkpoint(path)?,
+        path => describe_model(model::load(path.as_deref())?),
+    };
+    if args.json {
+        println!("{}", description.json(args.tensors));
+    } else {
+        print!("{}", description.text(args.tensors));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What there is to say about a file.
+struct Description {
+    /// `(key, words, JSON)` in order.
+    facts: Vec<(&'static str, String, Value)>,
+    /// `(name, shape)` in order of names.
+    tensors: Vec<(String, Vec<usize>)>,
+}
+
+impl Description {
+    fn text(&self, with_tensors: bool) -> String {
+        let mut text = String::new();
+        for (key, words, _) in &self.facts {
+            text += &format!("{:<14} {words}\n", key.replace('_', " "));
+        }
+        if with_tensors {
+            for (name, shape) in &self.tensors {
+                text += &format!("  {name} {shape:?}\n");
+            }
+        }
+        text
+    }
+
+    fn json(&self, with_tensors: bool) -> Value {
+        let facts = self.facts.iter().map(|(key, _, value)| ((*key).to_owned(), value.clone()));
+        let mut object: serde_json::Map<String, Value> = facts.collect();
+        if with_tensors {
+            let tensors = self.tensors.iter().map(|(name, shape)| json!({"name": name, "shape": shape}));
+            object.insert("tensors".to_owned(), tensors.collect());
+        }
+        Value::Object(object)
+    }
+}
+
+fn describe_model(model: Model) -> Description {
+    let dtype = model.dtype().as_str();
+    let bytes = model.tensor_bytes();
+    let ModelSpec { name, version, trained, license, origin, architecture, clip, preprocessing, labels } = &model.spec;
+    let unknown = || "unknown".to_owned();
+    let values: usize = model.tensors.values().map(|tensor| tensor.elem_count()).sum();
+    let mut shown: Vec<&str> = labels.iter().take(5).map(String::as_str).collect();
+    if labels.len() > shown.len() {
+        shown.push("...");
+    }
+    let facts = vec![
+        ("kind", "Kinetoscope model file".to_owned(), json!("model")),
+        ("name", name.clone(), json!(name)),
+        ("version", version.clone(), json!(version)),
+        ("trained", if *trained { "yes" } else { "no: its labels mean nothing" }.to_owned(), json!(trained)),
+        ("architecture", architecture.to_string(), json!(architecture)),
+        (
+            "weights",
+            format!("{values} values, {dtype}, {:.1} MB", bytes as f64 / 1e6),
+            json!({"values": values, "dtype": dtype, "bytes": bytes}),
+        ),
+        (
+            "clip",
+            format!("{} frames of {size}x{size}, every {}. frame", clip.frames, clip.temporal_stride, size = clip.size),
+            json!(clip),
+        ),
+        ("preprocessing", describe_preprocessing(preprocessing, clip.size), json!(preprocessing)),
+        ("labels", format!("{}: {}", labels.len(), shown.join(", ")), json!(labels)),
+        ("license", license.clone().unwrap_or_else(unknown), json!(license)),
+        ("origin", origin.clone().unwrap_or_else(unknown), json!(origin)),
+    ];
+    let mut tensors: Vec<_> =
+        model.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect();
+    tensors.sort();
+    Description { facts, tensors }
+}
+
+fn describe_preprocessing(preprocessing: &Preprocessing, size: usize) -> String {
+    let Preprocessing { resize, antialias, color_matrix, pixel_divisor, mean, std } = preprocessing;
+    let resize = match resize {
+        Resize::ShortSide => format!("short side to {size}"),
+        Resize::Fixed { height, width } => format!("{height}x{width}"),
+    };
+    let antialias = if *antialias { "antialiased" } else { "not antialiased" };
+    let matrix = match color_matrix {
+        ColorMatrix::Bt601 => "BT.601",
+        ColorMatrix::Tagged => "colours as tagged",
+    };
+    format!(
+        "resize {resize} ({antialias}), crop {size}x{size}, {matrix}, (pixel / {pixel_divisor} - {mean:?}) / {std:?}"
+    )
+}
+
+fn describe_checkpoint(path: &Path) -> anyhow::Result<Description> {
+    let checkpoint = Checkpoint::open(path).with_context(|| format!("can't read {}", path.display()))?;
+    let mut tensors: Vec<_> = checkpoint.tensors().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect();
+    tensors.sort();
+    let values: usize = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+    let arch = checkpoint.arch().map(str::to_owned);
+    let facts = vec![
+        ("kind", "PyTorch checkpoint; `kinetoscope convert` makes a model file of it".to_owned(), json!("checkpoint")),
+        ("arch", arch.clone().unwrap_or_else(|| "not recorded".to_owned()), json!(arch)),
+        (
+            "weights",
+            format!("{} tensors, {values} values", tensors.len()),
+            json!({"tensors": tensors.len(), "values": values}),
+        ),
+    ];
+    Ok(Description { facts, tensors })
+}
+
+/// Whether a file starts as PyTorch's archives (zip) or its pickles do; a safetensors file starts with a length.
+fn is_checkpoint(path: &Path) -> anyhow::Result<bool> {
+    let mut start = Vec::new();
+    let file = std::fs::File::open(path).with_context(|| format!("can't open {}", path.display()))?;
+    file.take(9).read_to_end(&mut start).with_context(|| format!("can't read {}", path.display()))?;
+    let is_safetensors = start.get(8) == Some(&b'{');
+    Ok(!is_safetensors && (start.starts_with(b"PK") || start.starts_with(&[0x80])))
+}

@@ -1,0 +1,90 @@
+//! The command line: arguments in, exit status out. One module a subcommand.
+
+mod bench;
+#[cfg(feature = "video")]
+mod classify;
+mod convert;
+mod inspect;
+mod model;
+#[cfg(feature = "video")]
+mod report;
+#[cfg(feature = "video")]
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::telemetry::{self, LogFormat};
+
+/// Tells what happens in videos: a gRPC server for 3D ResNets, and the tools around it.
+#[derive(Debug, Parser)]
+#[command(name = "kinetoscope", version, arg_required_else_help = true, max_term_width = 100)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+
+    /// What to log: a level (error, warn, info, debug, trace) or directives such as
+    /// `info,kinetoscope::engine=debug`. `serve` logs `info` by default, other commands `warn`
+    #[arg(long, global = true, env = "KINETOSCOPE_LOG", value_name = "FILTER")]
+    log: Option<String>,
+
+    /// Shape of the log on standard error
+    #[arg(long, global = true, env = "KINETOSCOPE_LOG_FORMAT", value_name = "FORMAT", default_value = "text")]
+    log_format: LogFormat,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve models over gRPC
+    #[cfg(feature = "video")]
+    Serve(serve::Args),
+    /// Classify videos, here or on a server
+    #[cfg(feature = "video")]
+    Classify(classify::Args),
+    /// Turn a PyTorch checkpoint into a model file
+    Convert(convert::Args),
+    /// Say what a model file or checkpoint is
+    Inspect(inspect::Args),
+    /// Measure speed
+    Bench(bench::Args),
+}
+
+impl Cli {
+    /// Runs the command. Errors go to standard error; success is status 0.
+    pub fn run(self) -> ExitCode {
+        let default_filter = match &self.command {
+            #[cfg(feature = "video")]
+            Command::Serve(_) => "info",
+            _ => "warn",
+        };
+        if let Err(error) = telemetry::init(self.log_format, self.log.as_deref().unwrap_or(default_filter)) {
+            eprintln!("kinetoscope: --log: {error}");
+            return ExitCode::from(2);
+        }
+        let result = match self.command {
+            #[cfg(feature = "video")]
+            Command::Serve(args) => serve::run(args),
+            #[cfg(feature = "video")]
+            Command::Classify(args) => classify::run(args),
+            Command::Convert(args) => convert::run(args),
+            Command::Inspect(args) => inspect::run(args),
+            Command::Bench(args) => bench::run(args),
+        };
+        result.unwrap_or_else(|error| {
+            eprintln!("kinetoscope: {error:#}");
+            ExitCode::FAILURE
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_consistent() {
+        use clap::CommandFactory;
+        Cli::command().debug_assert();
+    }
+}

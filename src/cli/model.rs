@@ -1,0 +1,32 @@
+//! Arguments that choose a model and how it runs, shared by several subcommands.
+
+use std::path::Path;
+
+use anyhow::Context;
+use clap::Args;
+
+use crate::engine::EngineConfig;
+use crate::model::builtin;
+use crate::model::file::Model;
+
+/// How the model runs.
+#[derive(Debug, Args)]
+pub(super) struct EngineArgs {
+    /// Threads that compute; all cores if absent
+    #[arg(long, env = "KINETOSCOPE_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+impl EngineArgs {
+    pub(super) fn threads(&self) -> usize {
+        self.threads.map_or_else(|| EngineConfig::default().threads, usize::from)
+    }
+}
+
+/// Reads a model file; the built-in model without one.
+pub(super) fn load(path: Option<&Path>) -> anyhow::Result<Model> {
+    match path {
+        Some(path) => Model::read(path).with_context(|| format!("can't load the model {}", path.display())),
+        None => builtin::model().context("can't build the built-in model"),
+    }
+}

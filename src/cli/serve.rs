@@ -1,0 +1,151 @@
+//! `kinetoscope serve`.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use anyhow::{Context, bail};
+use bytesize::ByteSize;
+use clap::Args as ClapArgs;
+use humantime::Duration;
+use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing::{info, warn};
+
+use super::model::{self, EngineArgs};
+use crate::classify::Classifier;
+use crate::engine::{Engine, EngineConfig};
+use crate::rpc::{self, ServeOptions, Services};
+use crate::video::Limits;
+
+/// Serves models over gRPC until SIGTERM or SIGINT, then lets running requests finish; a second signal stops at once.
+#[derive(Debug, ClapArgs)]
+pub(super) struct Args {
+    /// Address to listen on. Port 0 takes a free one. Connections are not encrypted or authenticated: keep to
+    /// loopback or a network you trust
+    #[arg(long, env = "KINETOSCOPE_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    listen: SocketAddr,
+
+    /// Model file; may be given several times, the first one answers requests that name none. The built-in model
+    /// if absent
+    #[arg(long, env = "KINETOSCOPE_MODEL", value_name = "FILE", value_delimiter = ',')]
+    model: Vec<PathBuf>,
+
+    #[command(flatten)]
+    engine: EngineArgs,
+
+    /// Clips in one batch at most
+    #[arg(long, env = "KINETOSCOPE_MAX_BATCH", value_name = "CLIPS", default_value_t = EngineConfig::DEFAULT_MAX_BATCH as u16,
+          value_parser = clap::value_parser!(u16).range(1..=256))]
+    max_batch: u16,
+
+    /// Videos decoded at a time, a thread each; half of the threads (at least one) if absent
+    #[arg(long, env = "KINETOSCOPE_DECODERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    decoders: Option<u16>,
+
+    /// Requests worked on at a time; more are refused with RESOURCE_EXHAUSTED
+    #[arg(long, env = "KINETOSCOPE_MAX_REQUESTS", value_name = "N", default_value_t = 64,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_requests: u32,
+
+    /// Largest video that is taken
+    #[arg(long, env = "KINETOSCOPE_MAX_VIDEO_BYTES", value_name = "SIZE", default_value = "64MiB")]
+    max_video_bytes: ByteSize,
+
+    /// Longest video that is taken
+    #[arg(long, env = "KINETOSCOPE_MAX_DURATION", value_name = "TIME", default_value = "30m")]
+    max_duration: Duration,
+
+    /// How long running requests may take to finish after SIGTERM
+    #[arg(long, env = "KINETOSCOPE_GRACE", value_name = "TIME", default_value = "30s")]
+    grace: Duration,
+}
+
+pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let threads = args.engine.threads();
+    let engine_config =
+        EngineConfig { threads, max_batch: args.max_batch.into(), queue_clips: 4 * usize::from(args.max_batch) };
+    let models = start_models(&args.model, engine_config)?;
+    let limits = Limits {
+        max_bytes: args.max_video_bytes.as_u64(),
+        max_duration: args.max_duration.into(),
+        ..Limits::default()
+    };
+    let decoders = args.decoders.map_or((threads / 2).max(1), usize::from);
+    let services = Services { classifier: Classifier::new(limits, decoders), models };
+    let options = ServeOptions { max_requests: args.max_requests as usize, grace: args.grace.into() };
+
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener =
+            TcpListener::bind(args.listen).await.with_context(|| format!("can't listen on {}", args.listen))?;
+        let address = listener.local_addr()?;
+        let shutdown = shutdown_signal()?;
+        info!(%address, threads, decoders, "listening");
+        rpc::serve(listener, services, options, shutdown).await?;
+        info!("stopped");
+        anyhow::Ok(())
+    })?;
+    // Decoders of dropped requests stop by themselves; nothing waits for them.
+    runtime.shutdown_background();
+    Ok(ExitCode::SUCCESS)
+}
+
+fn start_models(paths: &[PathBuf], config: EngineConfig) -> anyhow::Result<Vec<Engine>> {
+    let paths: Vec<Option<&PathBuf>> = if paths.is_empty() { vec![None] } else { paths.iter().map(Some).collect() };
+    let mut names = HashSet::new();
+    let mut engines = Vec::with_capacity(paths.len());
+    for path in paths {
+        let started = Instant::now();
+        let model = model::load(path.map(PathBuf::as_path))?;
+        let spec = &model.spec;
+        if !names.insert((spec.name.clone(), spec.version.clone())) {
+            bail!("two model files hold {} version {}; their names or versions must differ", spec.name, spec.version);
+        }
+        let engine = Engine::start(&model, config).with_context(|| format!("can't build the model {}", spec.name))?;
+        info!(
+            model = %spec.name,
+            version = %spec.version,
+            architecture = %spec.architecture,
+            classes = spec.labels.len(),
+            elapsed = ?started.elapsed(),
+            "model ready"
+        );
+        if !spec.trained {
+            warn!(model = %spec.name, "this model is untrained: its labels mean nothing; choose one with --model");
+        }
+        engines.push(engine);
+    }
+    Ok(engines)
+}
+
+/// Resolves at the first SIGTERM or SIGINT; the second one ends the process.
+fn shutdown_signal() -> std::io::Result<impl Future<Output = ()>> {
+    let mut signals =
+        Signals { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? };
+    Ok(async move {
+        let signal = signals.next().await;
+        info!(signal, "stopping; a second signal stops at once");
+        tokio::spawn(async move {
+            let signal = signals.next().await;
+            warn!(signal, "stopping at once");
+            std::process::exit(1);
+        });
+    })
+}
+
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! The one place where errors become gRPC statuses.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt};
+use tracing::error;
+
+use super::ERROR_DOMAIN;
+use crate::classify::ClassifyError;
+use crate::engine::EngineError;
+use crate::video::VideoError;
+
+/// What a refused client waits before it tries again.
+const RETRY_DELAY: Duration = Duration::from_secs(1);
+
+fn status(code: Code, reason: &str, message: impl Into<String>) -> Status {
+    let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, HashMap::new());
+    Status::with_error_details(code, message, details)
+}
+
+/// INVALID_ARGUMENT.
+pub(super) fn invalid(reason: &str, message: impl Into<String>) -> Status {
+    status(Code::InvalidArgument, reason, message)
+}
+
+pub(super) fn model_not_found(name: &str, version: &str, known: &[String]) -> Status {
+    let wanted = if version.is_empty() { name.to_owned() } else { format!("{name} version {version}") };
+    status(Code::NotFound, "MODEL_NOT_FOUND", format!("no model {wanted:?}; there are {}", known.join(", ")))
+}
+
+pub(super) fn overloaded(max_requests: usize) -> Status {
+    let mut details = ErrorDetails::with_error_info("TOO_MANY_REQUESTS", ERROR_DOMAIN, HashMap::new());
+    details.set_retry_info(Some(RETRY_DELAY));
+    let message = format!("{max_requests} requests are being worked on, which is the limit; try again");
+    Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+pub(super) fn deadline_exceeded(timeout: Duration) -> Status {
+    status(
+        Code::DeadlineExceeded,
+        "DEADLINE_EXCEEDED",
+        format!("the call took longer than its deadline of {timeout:?}"),
+    )
+}
+
+pub(super) fn message_too_large(limit: usize) -> Status {
+    invalid("VIDEO_TOO_LARGE", format!("the request message is too large; the limit is {limit} bytes"))
+}
+
+/// The caller learns what it did wrong; what is our own fault is logged and not sent.
+pub(super) fn from_classify_error(error: &ClassifyError) -> Status {
+    match error {
+        ClassifyError::Video(video) => from_video_error(video),
+        ClassifyError::Engine(EngineError::Stopped) => status(Code::Unavailable, "STOPPING", "the server is stopping"),
+        ClassifyError::ScoreThreshold { .. } => invalid("INVALID_SCORE_THRESHOLD", error.to_string()),
+        ClassifyError::Engine(EngineError::ClipSize { .. } | EngineError::Execution(_)) | ClassifyError::Decoder(_) => {
+            internal(error)
+        }
+    }
+}
+
+fn from_video_error(error: &VideoError) -> Status {
+    let reason = match error {
+        VideoError::Empty => "VIDEO_EMPTY",
+        VideoError::TooLarge { .. } => "VIDEO_TOO_LARGE",
+        VideoError::NotAVideo { .. } => "NOT_A_VIDEO",
+        VideoError::Image { .. } => "IMAGE_NOT_VIDEO",
+        VideoError::Container { .. } => "CONTAINER_NOT_ACCEPTED",
+        VideoError::NoVideoStream { .. } => "NO_VIDEO_STREAM",
+        VideoError::OnlyAttachedPicture { .. } => "ONLY_ATTACHED_PICTURE",
+        VideoError::UnsupportedCodec { .. } => "UNSUPPORTED_CODEC",
+        VideoError::NoFrames { .. } => "NO_FRAMES",
+        VideoError::TooManyPixels { .. } => "TOO_MANY_PIXELS",
+        VideoError::TooManyFrames { .. } => "TOO_MANY_FRAMES",
+        VideoError::TooManyClips { .. } => "TOO_MANY_CLIPS",
+        VideoError::TooLong { .. } => "VIDEO_TOO_LONG",
+        VideoError::TooManyFormatChanges { .. } => "TOO_MANY_FORMAT_CHANGES",
+        VideoError::TooMuchCpuTime { .. } => "TOO_MUCH_DECODE_TIME",
+        VideoError::Cancelled => return status(Code::Cancelled, "CANCELLED", "the call was cancelled"),
+        VideoError::Read(_) | VideoError::ResizeSmallerThanCrop { .. } | VideoError::Ffmpeg { .. } => {
+            return internal(error);
+        }
+    };
+    invalid(reason, error.to_string())
+}
+
+fn internal(error: &dyn std::fmt::Display) -> Status {
+    error!(%error, "request failed");
+    status(Code::Internal, "INTERNAL", "the server failed; its log has the details under this request's id")
+}

@@ -1,0 +1,140 @@
+//! Between the wire format and the types of the rest of the program.
+
+use std::time::Duration;
+
+use super::proto;
+use crate::classify::scores::{LabelScore, Segment, SegmentMode};
+use crate::classify::{Classification, ClassifyOptions};
+use crate::model::spec::{ColorMatrix, ModelSpec, Resize};
+use crate::video::{Limits, PartialReason, VideoSummary};
+
+/// A value of `segments` that a newer API may know.
+#[derive(Debug, thiserror::Error)]
+#[error("segments is {0}; this server knows 0 to 2")]
+pub struct UnknownSegmentMode(i32);
+
+impl TryFrom<&proto::ClassificationOptions> for ClassifyOptions {
+    type Error = UnknownSegmentMode;
+
+    /// What is absent or unspecified takes its default.
+    fn try_from(options: &proto::ClassificationOptions) -> Result<Self, UnknownSegmentMode> {
+        let top_k = match options.top_k {
+            None => Some(Self::DEFAULT_TOP_K),
+            Some(0) => None,
+            Some(top_k) => Some(top_k as usize),
+        };
+        let segments = match proto::SegmentMode::try_from(options.segments) {
+            Ok(proto::SegmentMode::Unspecified) => None,
+            Ok(proto::SegmentMode::Clip) => Some(SegmentMode::Clips),
+            Ok(proto::SegmentMode::Merged) => Some(SegmentMode::Merged),
+            Err(_) => return Err(UnknownSegmentMode(options.segments)),
+        };
+        Ok(Self { top_k, score_threshold: options.score_threshold, segments })
+    }
+}
+
+impl From<Classification> for proto::VideoClassification {
+    fn from(classification: Classification) -> Self {
+        let Classification { model, labels, segments, video, warnings } = classification;
+        let partial_reason = match &video.partial {
+            None => proto::PartialReason::Unspecified,
+            Some(PartialReason::Truncated { .. }) => proto::PartialReason::Truncated,
+            Some(PartialReason::Unreadable { .. }) => proto::PartialReason::Unreadable,
+            Some(PartialReason::CorruptPackets { .. }) => proto::PartialReason::Corrupt,
+        };
+        Self {
+            model: Some(proto::ModelReference { name: model.name.clone(), version: model.version.clone() }),
+            labels: labels.into_iter().map(Into::into).collect(),
+            segments: segments.into_iter().map(Into::into).collect(),
+            partial: video.partial.is_some(),
+            partial_reason: partial_reason.into(),
+            partial_detail: video.partial.as_ref().map_or_else(String::new, ToString::to_string),
+            video: Some(video.into()),
+            warnings,
+        }
+    }
+}
+
+impl From<LabelScore> for proto::LabelScore {
+    fn from(LabelScore { index, label, score }: LabelScore) -> Self {
+        Self { index: index as u32, label, score }
+    }
+}
+
+impl From<Segment> for proto::Segment {
+    fn from(Segment { start, end, labels, clips }: Segment) -> Self {
+        Self {
+            start: Some(duration(start)),
+            end: Some(duration(end)),
+            labels: labels.into_iter().map(Into::into).collect(),
+            clips: clips as u32,
+        }
+    }
+}
+
+impl From<VideoSummary> for proto::VideoInfo {
+    fn from(video: VideoSummary) -> Self {
+        Self {
+            frames: video.frames,
+            clips: video.clips,
+            duration: Some(duration(video.duration)),
+            width: video.width,
+            height: video.height,
+            codec: video.codec,
+            container: video.container,
+            stream_index: video.stream_index as u32,
+            corrupt_packets: video.corrupt_packets,
+        }
+    }
+}
+
+pub(super) fn model(spec: &ModelSpec, default: bool) -> proto::Model {
+    let preprocessing = &spec.preprocessing;
+    proto::Model {
+        name: spec.name.clone(),
+        version: spec.version.clone(),
+        default,
+        trained: spec.trained,
+        architecture: spec.architecture.to_string(),
+        classes: spec.labels.len() as u32,
+        labels: spec.labels.clone(),
+        clip: Some(proto::ClipGeometry {
+            frames: spec.clip.frames as u32,
+            size: spec.clip.size as u32,
+            temporal_stride: spec.clip.temporal_stride as u32,
+        }),
+        license: spec.license.clone().unwrap_or_default(),
+        origin: spec.origin.clone().unwrap_or_default(),
+        preprocessing: Some(proto::Preprocessing {
+            fixed_size: match preprocessing.resize {
+                Resize::ShortSide => None,
+                Resize::Fixed { height, width } => {
+                    Some(proto::FrameSize { height: height as u32, width: width as u32 })
+                }
+            },
+            antialias: preprocessing.antialias,
+            color_matrix: match preprocessing.color_matrix {
+                ColorMatrix::Bt601 => "bt601".to_owned(),
+                ColorMatrix::Tagged => "tagged".to_owned(),
+            },
+            pixel_divisor: preprocessing.pixel_divisor,
+            mean: preprocessing.mean.to_vec(),
+            std: preprocessing.std.to_vec(),
+        }),
+    }
+}
+
+pub(super) fn limits(limits: &Limits) -> proto::Limits {
+    proto::Limits {
+        max_video_bytes: limits.max_bytes,
+        max_frames: limits.max_frames,
+        max_pixels: limits.max_pixels,
+        max_duration: Some(duration(limits.max_duration)),
+        max_clips: limits.max_clips,
+    }
+}
+
+fn duration(duration: Duration) -> prost_types::Duration {
+    // Only durations of more than 10,000 years don't fit; no container holds such.
+    duration.try_into().unwrap_or_default()
+}

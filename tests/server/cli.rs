@@ -1,0 +1,137 @@
+//! The binary as people run it: `serve`, `classify --server`, exit statuses, signals.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+use crate::media::Media;
+
+fn kinetoscope() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_kinetoscope"))
+}
+
+fn run(args: &[&str]) -> Output {
+    kinetoscope().args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> &str {
+    std::str::from_utf8(bytes).unwrap()
+}
+
+/// A running `kinetoscope serve`, killed if a test ends early.
+struct Serving {
+    child: Child,
+    address: String,
+}
+
+impl Serving {
+    fn start() -> Self {
+        let mut child = kinetoscope()
+            .args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let address = lines
+            .find_map(|line| {
+                let event: Value = serde_json::from_str(&line.unwrap()).expect("the log is JSON");
+                Some(event.get("address")?.as_str()?.to_owned())
+            })
+            .expect("the server says where it listens");
+        // Keeps the pipe open and empty.
+        std::thread::spawn(move || lines.for_each(drop));
+        Self { child, address }
+    }
+
+    fn terminate(mut self) -> std::process::ExitStatus {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.child.wait().unwrap()
+    }
+}
+
+impl Drop for Serving {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn video(media: &Media) -> String {
+    let args = "-f lavfi -i testsrc2=size=160x120:rate=25 -frames:v 40 -pix_fmt yuv420p";
+    media.make("video.mp4", args).to_str().unwrap().to_owned()
+}
+
+#[test]
+fn server_and_local_run_give_the_same_answer_and_sigterm_ends_in_success() {
+    let media = Media::new();
+    let video = video(&media);
+    let serving = Serving::start();
+    let served = run(&["classify", &video, "--server", &serving.address, "--json", "--segments=clips"]);
+    assert!(served.status.success(), "{}", text(&served.stderr));
+    let local = run(&["classify", &video, "--json", "--segments=clips"]);
+    assert!(local.status.success(), "{}", text(&local.stderr));
+    assert_eq!(text(&served.stdout), text(&local.stdout));
+
+    let answer: Value = serde_json::from_slice(&served.stdout).unwrap();
+    assert_eq!(answer["video"], video.as_str());
+    assert_eq!((&answer["frames"], &answer["clips"], &answer["partial"]), (&40.into(), &3.into(), &false.into()));
+    assert_eq!(answer["duration_seconds"], 1.6);
+    assert_eq!(answer["labels"].as_array().unwrap().len(), 5);
+    assert_eq!(answer["segments"].as_array().unwrap().len(), 3);
+    assert!(serving.terminate().success());
+}
+
+#[test]
+fn one_bad_video_fails_the_run_but_not_the_others() {
+    let media = Media::new();
+    let good = video(&media);
+    let bad = media.write("bad.mp4", b"not a video at all");
+    let output = run(&["classify", bad.to_str().unwrap(), "missing.mp4", &good]);
+    assert_eq!(output.status.code(), Some(1));
+    let errors = text(&output.stderr);
+    assert!(errors.contains("bad.mp4") && errors.contains("missing.mp4"), "{errors}");
+    assert!(text(&output.stdout).contains("40 frames"), "{}", text(&output.stdout));
+}
+
+#[test]
+fn no_server_and_no_model_are_clear_errors() {
+    let media = Media::new();
+    let good = video(&media);
+    let output = run(&["classify", &good, "--server", "127.0.0.1:1"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("127.0.0.1:1"), "{}", text(&output.stderr));
+
+    let model = media.write("model.safetensors", b"\x10\0\0\0\0\0\0\0{\"a\":1}         ");
+    for model in [model.as_path(), Path::new("missing.safetensors")] {
+        let output = run(&["classify", &good, "--model", model.to_str().unwrap()]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains(model.to_str().unwrap()), "{}", text(&output.stderr));
+    }
+}
+
+#[test]
+fn inspect_tells_model_files_and_checkpoints_apart() {
+    let builtin: Value = serde_json::from_slice(&run(&["inspect", "--json"]).stdout).unwrap();
+    assert_eq!((&builtin["kind"], &builtin["trained"]), (&"model".into(), &false.into()));
+    let checkpoint = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/authors-2018.pth");
+    let checkpoint: Value = serde_json::from_slice(&run(&["inspect", "--json", checkpoint]).stdout).unwrap();
+    assert_eq!(checkpoint["kind"], "checkpoint");
+}
+
+#[test]
+fn convert_makes_a_file_that_classify_takes() {
+    let media = Media::new();
+    let labels = media.write("labels.txt", b"abseiling\nbowling\nclapping\ndiving\n");
+    let model = media.path("model.safetensors");
+    let checkpoint = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/authors-2018.pth");
+    let (labels, model) = (labels.to_str().unwrap(), model.to_str().unwrap());
+    let converted = run(&["convert", checkpoint, model, "--labels", labels, "--preprocessing", "2018"]);
+    assert!(converted.status.success(), "{}", text(&converted.stderr));
+    let output = run(&["classify", &video(&media), "--model", model, "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(answer["labels"].as_array().unwrap().len(), 4);
+}

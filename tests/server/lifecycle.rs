@@ -1,0 +1,96 @@
+//! Health, reflection, request ids, and stopping.
+
+use std::time::{Duration, Instant};
+
+use kinetoscope::rpc::ServeOptions;
+use tonic::{Code, Request};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+use tonic_reflection::pb::v1::ServerReflectionRequest;
+use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+use crate::media::Media;
+use crate::support::{Server, limits, request, slow_engine};
+
+const SERVICE: &str = "kinetoscope.v1.VideoClassificationService";
+
+#[tokio::test]
+async fn health_is_serving_for_the_server_and_its_service_only() {
+    let server = Server::start().await;
+    let mut health = HealthClient::new(server.channel().await);
+    for service in ["", SERVICE] {
+        let request = HealthCheckRequest { service: service.to_owned() };
+        let status = health.check(request).await.unwrap().into_inner().status;
+        assert_eq!(status, ServingStatus::Serving as i32, "{service:?}");
+    }
+    let unknown = health.check(HealthCheckRequest { service: "nobody".to_owned() }).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn reflection_lists_the_service() {
+    let server = Server::start().await;
+    let request = ServerReflectionRequest {
+        message_request: Some(MessageRequest::ListServices(String::new())),
+        ..Default::default()
+    };
+    let mut reflection = ServerReflectionClient::new(server.channel().await);
+    let mut responses = reflection.server_reflection_info(tokio_stream::once(request)).await.unwrap().into_inner();
+    let response = responses.message().await.unwrap().unwrap().message_response.unwrap();
+    let MessageResponse::ListServicesResponse(list) = response else { panic!("{response:?}") };
+    let names: Vec<_> = list.service.into_iter().map(|service| service.name).collect();
+    for name in [SERVICE, "grpc.health.v1.Health"] {
+        assert!(names.iter().any(|n| n == name), "{name} is not among {names:?}");
+    }
+}
+
+#[tokio::test]
+async fn request_id_comes_back_with_answers_and_errors() {
+    let media = Media::new();
+    let server = Server::start().await;
+    let video = media.make("video.mp4", "-f lavfi -i testsrc2=size=64x64 -frames:v 3 -pix_fmt yuv420p");
+    let mut client = server.client().await;
+
+    let mut named = Request::new(request(std::fs::read(video).unwrap()));
+    named.metadata_mut().insert("x-request-id", "job-17".parse().unwrap());
+    let answer = client.classify_video(named).await.unwrap();
+    assert_eq!(answer.metadata().get("x-request-id").unwrap(), "job-17");
+
+    let error = client.classify_video(request(Vec::new())).await.unwrap_err();
+    assert!(!error.metadata().get("x-request-id").unwrap().is_empty(), "the server makes one up");
+}
+
+#[tokio::test]
+async fn running_requests_finish_when_the_server_stops() {
+    let media = Media::new();
+    let engine = slow_engine(Duration::from_millis(400));
+    let server = Server::with_models(vec![engine], limits(), ServeOptions::default()).await;
+    let video = media.make("video.mp4", "-f lavfi -i testsrc2=size=64x64 -frames:v 3 -pix_fmt yuv420p");
+    let video = std::fs::read(video).unwrap();
+    let mut client = server.client().await;
+    let running = tokio::spawn(async move { client.classify_video(request(video)).await });
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let stopped = server.stop();
+    assert!(running.await.unwrap().is_ok(), "accepted before the signal, answered after it");
+    stopped.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn the_grace_period_bounds_the_stop() {
+    let media = Media::new();
+    let engine = slow_engine(Duration::from_secs(3));
+    let options = ServeOptions { grace: Duration::from_millis(100), ..ServeOptions::default() };
+    let server = Server::with_models(vec![engine], limits(), options).await;
+    let video = media.make("video.mp4", "-f lavfi -i testsrc2=size=64x64 -frames:v 3 -pix_fmt yuv420p");
+    let video = std::fs::read(video).unwrap();
+    let mut client = server.client().await;
+    let running = tokio::spawn(async move { client.classify_video(request(video)).await });
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let started = Instant::now();
+    let _ = server.stop().await.unwrap();
+    assert!(started.elapsed() < Duration::from_secs(2), "stopped after {:?}", started.elapsed());
+    running.abort();
+}

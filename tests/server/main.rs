@@ -1,0 +1,13 @@
+//! A whole server over a real socket, called by a real client.
+
+#![cfg(feature = "video")]
+
+mod bad_input;
+mod classify;
+mod cli;
+mod lifecycle;
+#[allow(dead_code, reason = "the video tests decode with it too")]
+#[path = "../video/media.rs"]
+mod media;
+mod models;
+mod support;
