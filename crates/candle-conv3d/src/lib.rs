@@ -34,6 +34,7 @@ mod conv3d;
 mod geometry;
 mod max_pool3d;
 pub mod reference;
+mod train;
 
 pub use conv3d::{Conv3d, Conv3dConfig, conv3d, conv3d_no_bias};
 pub use geometry::GeometryError;
