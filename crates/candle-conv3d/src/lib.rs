@@ -31,8 +31,10 @@
 //! A global average pool needs no layer: `x.flatten_from(2)?.mean(2)?` is (n, c).
 
 mod conv3d;
+mod cpu;
 mod geometry;
 mod max_pool3d;
+pub mod plan;
 pub mod reference;
 mod train;
 

@@ -1,0 +1,254 @@
+//! Direct convolution as an implicit matrix product: right for every kernel, stride and padding.
+//!
+//! A row of the product is one output position; its inputs are runs of contiguous floats, one a kernel tap, found
+//! through a table of addresses. Taps in spatial padding read a vector of zeros; temporal taps that only meet padding
+//! are skipped, since all rows of one block belong to the same output frame.
+
+use super::memory::{Buffer, Slot};
+use super::microkernel::{accumulate, for_rows, packed_index, panels, row_blocks};
+use super::program::{Context, Epilogue};
+use super::simd::{Kernel, PANEL_VECTORS, Simd};
+use super::team::Team;
+use super::{Shape, Window, padded_channels};
+
+/// Output positions a work item covers: enough for a panel of weights to be worth loading into the second-level cache.
+const POSITIONS: usize = 96;
+
+/// How the input is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Storage {
+    /// Padded channels, no spatial padding.
+    Activation,
+    /// Frames with their spatial zero padding and unpadded channels: one row of the kernel is one run. For networks'
+    /// few-channel inputs.
+    Haloed,
+}
+
+/// A convolution with bias, residual and ReLU.
+pub(crate) struct Direct {
+    input: Slot,
+    output: Slot,
+    window: Window,
+    storage: Storage,
+    /// Taps of one temporal kernel position.
+    frame_taps: usize,
+    /// Contiguous floats a tap.
+    run: usize,
+    /// `[panel][kt][tap][run][panel width]`
+    weights: Buffer,
+    epilogue: Epilogue,
+    zeros: Buffer,
+}
+
+impl Direct {
+    /// `weight` is (out, in, kt, kh, kw).
+    pub(crate) fn new(
+        input: Slot,
+        output: Slot,
+        window: Window,
+        storage: Storage,
+        weight: &[f32],
+        epilogue: Epilogue,
+        lanes: usize,
+        team: &mut Team,
+    ) -> Self {
+        let [kt, kh, kw] = window.kernel;
+        let ic = input.shape.c;
+        let (frame_taps, run) = match storage {
+            Storage::Activation => (kh * kw, padded_channels(ic)),
+            Storage::Haloed => (kh, kw * ic),
+        };
+        let k_len = kt * frame_taps * run;
+        let columns = output.shape.cp();
+        let mut weights = Buffer::zeroed(k_len * columns);
+        let packed = weights.shared();
+        team.run(&|member| {
+            member.share(output.shape.c, |oc| {
+                for i in 0..ic {
+                    for tap in 0..kt * kh * kw {
+                        let k = match storage {
+                            Storage::Activation => tap * run + i,
+                            Storage::Haloed => tap / kw * run + tap % kw * ic + i,
+                        };
+                        let index = packed_index(k_len, columns, lanes, k, oc);
+                        // SAFETY: index < k_len * columns; each output channel is packed by one thread.
+                        unsafe { *packed.at(index) = weight[(oc * ic + i) * kt * kh * kw + tap] };
+                    }
+                }
+            });
+        });
+        Self { input, output, window, storage, frame_taps, run, weights, epilogue, zeros: Buffer::zeroed(run) }
+    }
+
+    /// Floats of scratch a thread needs: for each position of an item the address of its result, its residual and its
+    /// taps.
+    pub(crate) fn scratch_len(&self) -> usize {
+        let addresses = POSITIONS * (2 + self.window.kernel[0] * self.frame_taps);
+        (addresses * size_of::<usize>() / size_of::<f32>()).next_multiple_of(16)
+    }
+
+    pub(crate) fn weight_bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
+    /// # Safety
+    /// As [`Context`] says; the scratch has [`scratch_len`](Self::scratch_len) floats a thread.
+    #[inline(always)]
+    pub(crate) unsafe fn run<S: Simd>(&self, context: &Context) {
+        let Shape { t, h, w, .. } = self.output.shape;
+        let positions = context.batch * h * w;
+        let chunks = positions.div_ceil(POSITIONS);
+        let width = PANEL_VECTORS * S::LANES;
+        let all_panels = self.output.shape.cp().div_ceil(width);
+        let member = context.member;
+        let splits = (4 * member.threads()).div_ceil(t * chunks).min(all_panels);
+        let scratch = context.scratch.at(member.index() * self.scratch_len());
+        member.share(t * chunks * splits, |item| {
+            let (split, rest) = (item % splits, item / splits);
+            // Slowest over time, so that neighbours in time of claiming use the same weights.
+            let (chunk, frame) = (rest % chunks, rest / chunks);
+            // Balanced chunks.
+            let begin = positions * chunk / chunks;
+            let end = positions * (chunk + 1) / chunks;
+            let first = (all_panels * split / splits) * width;
+            let last = (all_panels * (split + 1) / splits * width).min(self.output.shape.cp());
+            S::call(Item { layer: self, context, scratch: scratch.cast(), frame, begin, end, first, last });
+        });
+    }
+}
+
+/// Positions `begin..end` of output frame `frame`, counted over clips, for columns `first..last`.
+struct Item<'a> {
+    layer: &'a Direct,
+    context: &'a Context<'a>,
+    scratch: *mut *const f32,
+    frame: usize,
+    begin: usize,
+    end: usize,
+    first: usize,
+    last: usize,
+}
+
+impl Kernel for Item<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let layer = self.layer;
+        let (tap_begin, tap_end) = layer.window.valid_taps(0, self.frame, layer.input.shape.t);
+        let taps = (tap_end - tap_begin) * layer.frame_taps;
+        let all_taps = layer.window.kernel[0] * layer.frame_taps;
+        // A block of R rows takes R * (2 + taps) addresses.
+        for (row, rows) in row_blocks(self.end - self.begin, S::MAX_ROWS) {
+            let table = self.scratch.add(row * (2 + taps));
+            for i in 0..rows {
+                layer.fill_addresses(
+                    self.context,
+                    self.frame,
+                    self.begin + row + i,
+                    tap_begin..tap_end,
+                    table,
+                    rows,
+                    i,
+                );
+            }
+        }
+        for (column, width) in panels(layer.output.shape.cp(), S::LANES) {
+            if column < self.first || column >= self.last {
+                continue;
+            }
+            let b = layer.weights.as_ptr().add((column * all_taps + tap_begin * layer.frame_taps * width) * layer.run);
+            for (row, rows) in row_blocks(self.end - self.begin, S::MAX_ROWS) {
+                let table = self.scratch.add(row * (2 + taps));
+                if width == PANEL_VECTORS * S::LANES {
+                    for_rows!(S, rows, block, 2, (table, taps, layer.run, b, &layer.epilogue, column));
+                } else {
+                    for_rows!(S, rows, block, 1, (table, taps, layer.run, b, &layer.epilogue, column));
+                }
+            }
+        }
+    }
+}
+
+impl Direct {
+    /// Writes row `i` of a block's address table: `[result; rows] [residual; rows] [[tap; rows]; taps]`.
+    #[inline(always)]
+    unsafe fn fill_addresses(
+        &self,
+        context: &Context,
+        frame: usize,
+        position: usize,
+        kt: std::ops::Range<usize>,
+        table: *mut *const f32,
+        rows: usize,
+        i: usize,
+    ) {
+        let Shape { h, w, .. } = self.output.shape;
+        let (clip, y, x) = (position / (h * w), position / w % h, position % w);
+        let cp = self.output.shape.cp();
+        let result =
+            context.arena.at(self.output.offset + clip * self.output.clip_len + ((frame * h + y) * w + x) * cp);
+        *table.add(i) = result;
+        *table.add(rows + i) = self.epilogue.residual_at(context, clip, frame, y, x);
+        let input = context.arena.at(self.input.offset + clip * self.input.clip_len).cast_const();
+        let Shape { h, w, c, .. } = self.input.shape;
+        let [_, kh, kw] = self.window.kernel;
+        let [st, sh, sw] = self.window.stride;
+        let [pt, ph, pw] = self.window.padding;
+        let mut at = table.add(2 * rows + i);
+        for kt in kt {
+            let t = frame * st + kt - pt;
+            match self.storage {
+                Storage::Activation => {
+                    for ky in 0..kh {
+                        for kx in 0..kw {
+                            // Positions in the padding wrap round to huge numbers.
+                            let (y, x) = ((y * sh + ky).wrapping_sub(ph), (x * sw + kx).wrapping_sub(pw));
+                            let inside = y < h && x < w;
+                            *at =
+                                if inside { input.add(((t * h + y) * w + x) * self.run) } else { self.zeros.as_ptr() };
+                            at = at.add(rows);
+                        }
+                    }
+                }
+                Storage::Haloed => {
+                    let (h, w) = (h + 2 * ph, w + 2 * pw);
+                    for ky in 0..kh {
+                        *at = input.add(((t * h + y * sh + ky) * w + x * sw) * c);
+                        at = at.add(rows);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// One register block: `MR` positions, `NV` vectors of output channels from `column` on, all taps.
+#[inline(always)]
+unsafe fn block<S: Simd, const MR: usize, const NV: usize>(
+    table: *const *const f32,
+    taps: usize,
+    run: usize,
+    b: *const f32,
+    epilogue: &Epilogue,
+    column: usize,
+) {
+    let mut acc = [[S::splat(0.0); NV]; MR];
+    let tap_len = run * NV * S::LANES;
+    for tap in 0..taps {
+        let rows = table.add((2 + tap) * MR).cast::<[*const f32; MR]>().read();
+        accumulate::<S, MR, NV>(&mut acc, &rows, b.add(tap * tap_len), run);
+    }
+    for (row, sums) in acc.iter().enumerate() {
+        let result = *table.add(row);
+        let residual = *table.add(MR + row);
+        for (v, &sum) in sums.iter().enumerate() {
+            epilogue.finish::<S>(sum, result.cast_mut(), residual, column + v * S::LANES);
+        }
+    }
+}
+
+/// The haloed form of an input is only addressed inside its frames.
+pub(crate) fn haloed_clip_len(shape: Shape, padding: [usize; 3]) -> usize {
+    shape.t * (shape.h + 2 * padding[1]) * (shape.w + 2 * padding[2]) * shape.c
+}

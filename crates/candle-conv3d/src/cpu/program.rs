@@ -1,0 +1,241 @@
+//! A compiled network: steps over one arena, walked by a team.
+
+use super::direct::Direct;
+use super::input::LoadInput;
+use super::linear::Linear;
+use super::memory::{Buffer, SharedMut, Slot};
+use super::output::StoreOutput;
+use super::pooling::{GlobalAvgPool, MaxPool};
+use super::simd::{Kernel, Simd, dispatch};
+use super::team::{Member, Team};
+use super::{InstructionSet, Shape};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+/// Clips as the caller has them.
+#[derive(Clone, Copy)]
+pub(crate) enum Clips<'a> {
+    /// One (t, h, w, 3) slice a clip, and what each byte means in each channel.
+    Rgb { clips: &'a [&'a [u8]], table: &'a [[f32; 256]; 3] },
+    /// (n, c, t, h, w)
+    F32 { values: &'a [f32] },
+}
+
+/// What a step works on.
+///
+/// Steps run between barriers; within one step every thread writes its own claimed parts of the step's output slot and
+/// scratch, and reads slots that nobody writes. Slots come from one [`Arena`](super::memory::Arena), whose length is
+/// that of `arena`, and hold at least `batch` clips.
+pub(crate) struct Context<'a> {
+    pub(crate) arena: SharedMut,
+    pub(crate) scratch: SharedMut,
+    pub(crate) batch: usize,
+    pub(crate) member: &'a Member<'a>,
+    pub(crate) clips: Clips<'a>,
+    /// One a [`StoreOutput`] step, each of `batch * shape.len()` floats.
+    pub(crate) outputs: &'a [SharedMut],
+}
+
+/// One step of a program.
+pub(crate) enum Step {
+    LoadInput(LoadInput),
+    Direct(Direct),
+    MaxPool(MaxPool),
+    GlobalAvgPool(GlobalAvgPool),
+    Linear(Linear),
+    StoreOutput(StoreOutput),
+}
+
+impl Step {
+    /// Floats of scratch that all `threads` need together.
+    fn scratch_len(&self, threads: usize) -> usize {
+        match self {
+            Self::Direct(step) => step.scratch_len() * threads,
+            _ => 0,
+        }
+    }
+
+    /// Bytes of weights as the step holds them.
+    pub(crate) fn weight_bytes(&self) -> usize {
+        match self {
+            Self::Direct(step) => step.weight_bytes(),
+            Self::Linear(step) => step.weight_bytes(),
+            _ => 0,
+        }
+    }
+}
+
+/// A step on one thread.
+struct Run<'a> {
+    step: &'a Step,
+    context: &'a Context<'a>,
+}
+
+impl Kernel for Run<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        match self.step {
+            Step::LoadInput(step) => step.run::<S>(self.context),
+            Step::Direct(step) => step.run::<S>(self.context),
+            Step::MaxPool(step) => step.run::<S>(self.context),
+            Step::GlobalAvgPool(step) => step.run::<S>(self.context),
+            Step::Linear(step) => step.run::<S>(self.context),
+            Step::StoreOutput(step) => step.run::<S>(self.context),
+        }
+    }
+}
+
+/// Steps, the memory they work in and the threads that walk them.
+pub(crate) struct Program {
+    steps: Vec<Step>,
+    arena: Buffer,
+    scratch: Buffer,
+    team: Team,
+    instruction_set: InstructionSet,
+    max_batch: usize,
+}
+
+impl Program {
+    /// `steps` in the order they run; their slots come from one arena of `arena_len` floats made for `max_batch`.
+    pub(crate) fn new(
+        steps: Vec<Step>,
+        arena_len: usize,
+        team: Team,
+        instruction_set: InstructionSet,
+        max_batch: usize,
+    ) -> Self {
+        let scratch = steps.iter().map(|step| step.scratch_len(team.threads())).max().unwrap_or(0);
+        Self {
+            steps,
+            arena: Buffer::zeroed(arena_len),
+            scratch: Buffer::zeroed(scratch),
+            team,
+            instruction_set,
+            max_batch,
+        }
+    }
+
+    pub(crate) fn threads(&self) -> usize {
+        self.team.threads()
+    }
+
+    /// Bytes of activations, scratch and weights.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.arena.bytes() + self.scratch.bytes() + self.steps.iter().map(Step::weight_bytes).sum::<usize>()
+    }
+
+    /// Runs `batch` clips. Returns the wall time of each step.
+    ///
+    /// # Panics
+    /// If the batch is larger than `max_batch` or a slice has not the length its step needs.
+    pub(crate) fn run(&mut self, batch: usize, clips: Clips, outputs: &mut [&mut [f32]]) -> Vec<Duration> {
+        assert!(batch <= self.max_batch, "a batch of {batch} in a program for {}", self.max_batch);
+        for step in &self.steps {
+            match step {
+                Step::LoadInput(step) => step.check(batch, &clips),
+                Step::StoreOutput(step) => step.check(batch, outputs),
+                _ => {}
+            }
+        }
+        let outputs: Vec<SharedMut> = outputs.iter_mut().map(|output| SharedMut::new(output)).collect();
+        let (arena, scratch) = (self.arena.shared(), self.scratch.shared());
+        let (steps, instruction_set) = (&self.steps, self.instruction_set);
+        let times = Mutex::new(Vec::with_capacity(steps.len()));
+        self.team.run(&|member| {
+            let context = Context { arena, scratch, batch, member, clips, outputs: &outputs };
+            let mut own = Vec::with_capacity(if member.index() == 0 { steps.len() } else { 0 });
+            for step in steps {
+                let begin = Instant::now();
+                // SAFETY: the arena and scratch have the lengths that the slots and `scratch_len` promise, the outside
+                // slices were checked above, and the barrier keeps steps apart.
+                unsafe { dispatch(instruction_set, Run { step, context: &context }) };
+                member.barrier();
+                if member.index() == 0 {
+                    own.push(begin.elapsed());
+                }
+            }
+            if member.index() == 0 {
+                *times.lock().unwrap_or_else(std::sync::PoisonError::into_inner) = own;
+            }
+        });
+        times.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+/// What happens to a convolution's sum before it is stored.
+pub(crate) struct Epilogue {
+    /// One a stored channel.
+    bias: Buffer,
+    relu: bool,
+    residual: Option<ResidualSource>,
+}
+
+/// An activation added to the sum: element (t, h, w) comes from (t, h, w) * stride, channels it does not have count as
+/// zero (shortcut A of the paper).
+#[derive(Clone, Copy)]
+pub(crate) struct ResidualSource {
+    pub(crate) slot: Slot,
+    pub(crate) stride: [usize; 3],
+}
+
+impl Epilogue {
+    /// `output` is the shape of the convolution's result.
+    ///
+    /// # Panics
+    /// If the residual's geometry does not cover the output.
+    pub(crate) fn new(bias: &[f32], relu: bool, residual: Option<ResidualSource>, output: Shape) -> Self {
+        let mut padded = Buffer::zeroed(output.cp());
+        padded[..bias.len()].copy_from_slice(bias);
+        if let Some(ResidualSource { slot: Slot { shape, .. }, stride: [st, sh, sw] }) = residual {
+            let covered =
+                (output.t - 1) * st < shape.t && (output.h - 1) * sh < shape.h && (output.w - 1) * sw < shape.w;
+            assert!(covered && shape.c <= output.c, "a residual of {shape:?} for {output:?}");
+        }
+        Self { bias: padded, relu, residual }
+    }
+
+    /// The residual of one output position, or null.
+    ///
+    /// # Safety
+    /// `clip < batch` and the position is inside the output.
+    #[inline(always)]
+    pub(crate) unsafe fn residual_at(
+        &self,
+        context: &Context,
+        clip: usize,
+        t: usize,
+        y: usize,
+        x: usize,
+    ) -> *const f32 {
+        match &self.residual {
+            None => std::ptr::null(),
+            Some(ResidualSource { slot, stride: [st, sh, sw] }) => {
+                let Shape { h, w, .. } = slot.shape;
+                let position = (t * st * h + y * sh) * w + x * sw;
+                context.arena.at(slot.offset + clip * slot.clip_len + position * slot.shape.cp())
+            }
+        }
+    }
+
+    /// Adds bias and residual to the sum of channels `column..column + LANES`, applies ReLU and stores it. `result` and
+    /// `residual` point at channel 0 of the position.
+    ///
+    /// # Safety
+    /// `column + LANES` is at most the stored channels; `result` has that many floats, `residual` is null or what
+    /// [`residual_at`](Self::residual_at) gave.
+    #[inline(always)]
+    pub(crate) unsafe fn finish<S: Simd>(&self, sum: S::V, result: *mut f32, residual: *const f32, column: usize) {
+        let mut v = S::add(sum, S::load(self.bias.as_ptr().add(column)));
+        if let Some(source) = &self.residual
+            && column < source.slot.shape.cp()
+        {
+            v = S::add(v, S::load(residual.add(column)));
+        }
+        if self.relu {
+            v = S::max(v, S::splat(0.0));
+        }
+        S::store(result.add(column), v);
+    }
+}

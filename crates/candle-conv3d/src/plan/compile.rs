@@ -1,0 +1,198 @@
+//! From a graph to a program: algorithms, memory, transformed weights.
+
+use super::graph::{GraphBuilder, Node, Operation};
+use super::{Algorithm, Layer, Plan, PlanError, PlanOptions};
+use crate::cpu::direct::{Direct, Storage, haloed_clip_len};
+use crate::cpu::input::LoadInput;
+use crate::cpu::linear::Linear;
+use crate::cpu::memory::{Arena, Slot};
+use crate::cpu::output::StoreOutput;
+use crate::cpu::pooling::{GlobalAvgPool, MaxPool};
+use crate::cpu::program::{Epilogue, Program, ResidualSource, Step};
+use crate::cpu::team::Team;
+use crate::cpu::{CHANNEL_BLOCK, InstructionSet, Shape, Window};
+
+const MAX_THREADS: usize = 1024;
+const MAX_BATCH: usize = 4096;
+
+impl GraphBuilder<'_> {
+    /// Compiles the part of the graph that `outputs` need.
+    pub fn compile(self, outputs: &[Node], options: PlanOptions) -> Result<Plan, PlanError> {
+        let PlanOptions { threads, max_batch, instruction_set, winograd } = options;
+        check_option("threads", threads, MAX_THREADS)?;
+        check_option("max_batch", max_batch, MAX_BATCH)?;
+        check_option("outputs", outputs.len(), usize::MAX)?;
+        let instruction_set = instruction_set.unwrap_or_else(InstructionSet::detect);
+        if !instruction_set.is_available() {
+            return Err(PlanError::InstructionSet(instruction_set));
+        }
+        let output_shapes: Vec<Shape> =
+            outputs.iter().map(|&node| self.shape_of("output", node)).collect::<Result<_, _>>()?;
+        let input = self.layers[0].shape;
+        let storage = self.input_storage(outputs);
+        let last_reads = self.last_reads(outputs);
+        let mut compiler = Compiler {
+            team: Team::new(threads)?,
+            arena: Arena::new(max_batch),
+            lanes: instruction_set.lanes(),
+            winograd,
+            slots: Vec::new(),
+            steps: Vec::new(),
+            layers: Vec::new(),
+            storage,
+        };
+        for (index, layer) in self.layers.into_iter().enumerate() {
+            let Some(last_read) = last_reads[index] else {
+                compiler.slots.push(None);
+                continue;
+            };
+            let reads: Vec<Node> = layer.operation.reads().collect();
+            compiler.add(layer.name, layer.operation, layer.shape);
+            for node in reads {
+                if last_reads[node.0] == Some(index) {
+                    compiler.free(node);
+                }
+            }
+            debug_assert!(last_read > index, "a node nobody reads is not compiled");
+        }
+        for (index, (&node, shape)) in outputs.iter().zip(&output_shapes).enumerate() {
+            let step = Step::StoreOutput(StoreOutput::new(compiler.slot(node), index));
+            compiler.push(format!("output {index}"), Algorithm::Store, step, *shape, *shape, 0);
+        }
+        let Compiler { team, arena, steps, layers, .. } = compiler;
+        Ok(Plan {
+            program: Program::new(steps, arena.len(), team, instruction_set, max_batch),
+            layers,
+            input: input.dims(),
+            outputs: output_shapes.iter().map(Shape::dims).collect(),
+            instruction_set,
+            max_batch,
+        })
+    }
+
+    /// For each node the last layer that reads it (the number of layers for an output), or `None` if nothing that
+    /// `outputs` need reads it.
+    fn last_reads(&self, outputs: &[Node]) -> Vec<Option<usize>> {
+        let mut last_reads = vec![None; self.layers.len()];
+        for node in outputs {
+            last_reads[node.0] = Some(self.layers.len());
+        }
+        for (index, layer) in self.layers.iter().enumerate().rev() {
+            if last_reads[index].is_none() {
+                continue;
+            }
+            for node in layer.operation.reads() {
+                last_reads[node.0].get_or_insert(index);
+            }
+        }
+        // The input is always loaded, whether or not an output depends on it.
+        last_reads[0].get_or_insert(self.layers.len());
+        last_reads
+    }
+
+    /// A few-channel input that only one convolution reads is stored with that convolution's padding.
+    fn input_storage(&self, outputs: &[Node]) -> (Storage, Option<Window>) {
+        let readers: Vec<_> =
+            self.layers.iter().filter(|layer| layer.operation.reads().any(|node| node.0 == 0)).collect();
+        match readers[..] {
+            [only] if self.layers[0].shape.c < CHANNEL_BLOCK && !outputs.contains(&Node(0)) => match only.operation {
+                Operation::Conv { window, residual, .. } if residual.is_none_or(|(node, _)| node.0 != 0) => {
+                    (Storage::Haloed, Some(window))
+                }
+                _ => (Storage::Activation, None),
+            },
+            _ => (Storage::Activation, None),
+        }
+    }
+}
+
+struct Compiler {
+    team: Team,
+    arena: Arena,
+    lanes: usize,
+    winograd: bool,
+    /// Of each node seen so far.
+    slots: Vec<Option<Slot>>,
+    steps: Vec<Step>,
+    layers: Vec<Layer>,
+    /// Of the input.
+    storage: (Storage, Option<Window>),
+}
+
+impl Compiler {
+    fn add(&mut self, name: String, operation: Operation<'_>, shape: Shape) {
+        let clip_len = match (&operation, self.storage) {
+            (Operation::Input, (Storage::Haloed, Some(window))) => haloed_clip_len(shape, window.padding),
+            _ => shape.stored_len(),
+        };
+        let output = self.arena.allocate(shape, clip_len);
+        self.slots.push(Some(output));
+        let input = operation.reads().next().map_or(output, |node| self.slot(node));
+        let from = input.shape;
+        match operation {
+            Operation::Input => {
+                let (storage, window) = self.storage;
+                let step = Step::LoadInput(LoadInput::new(output, storage, window));
+                self.push(name, Algorithm::Load, step, shape, shape, 0);
+            }
+            Operation::Conv { input: node, window, weight, bias, residual, relu } => {
+                let residual = residual.map(|(node, stride)| ResidualSource { slot: self.slot(node), stride });
+                let epilogue = Epilogue::new(&bias, relu, residual, shape);
+                let storage = if node.0 == 0 { self.storage.0 } else { Storage::Activation };
+                let multiply_adds = (shape.len() * weight.len() / shape.c) as u64;
+                let step = Step::Direct(Direct::new(
+                    input,
+                    output,
+                    window,
+                    storage,
+                    &weight,
+                    epilogue,
+                    self.lanes,
+                    &mut self.team,
+                ));
+                self.push(name, Algorithm::Direct, step, from, shape, multiply_adds);
+            }
+            Operation::MaxPool { window, .. } => {
+                let step = Step::MaxPool(MaxPool::new(input, output, window));
+                self.push(name, Algorithm::Pooling, step, from, shape, 0);
+            }
+            Operation::GlobalAvgPool { .. } => {
+                let step = Step::GlobalAvgPool(GlobalAvgPool::new(input, output));
+                self.push(name, Algorithm::Pooling, step, from, shape, 0);
+            }
+            Operation::Linear { weight, bias, .. } => {
+                let multiply_adds = weight.len() as u64;
+                let step = Step::Linear(Linear::new(input, output, &weight, &bias, self.lanes));
+                self.push(name, Algorithm::MatrixProduct, step, from, shape, multiply_adds);
+            }
+        }
+    }
+
+    fn push(&mut self, name: String, algorithm: Algorithm, step: Step, from: Shape, to: Shape, multiply_adds: u64) {
+        self.layers.push(Layer {
+            name,
+            algorithm,
+            input: from.dims(),
+            output: to.dims(),
+            multiply_adds,
+            weight_bytes: step.weight_bytes(),
+        });
+        self.steps.push(step);
+    }
+
+    fn slot(&self, node: Node) -> Slot {
+        self.slots[node.0].expect("layers only read nodes that were compiled before them")
+    }
+
+    fn free(&mut self, node: Node) {
+        let slot = self.slot(node);
+        self.arena.free(&slot);
+    }
+}
+
+fn check_option(option: &'static str, actual: usize, limit: usize) -> Result<(), PlanError> {
+    if (1..=limit).contains(&actual) {
+        return Ok(());
+    }
+    Err(PlanError::PlanOption { option, actual, limit })
+}
