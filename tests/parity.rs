@@ -2,15 +2,19 @@
 
 mod golden;
 
-use candle_core::{DType, Device};
+use candle_conv3d::plan::{Input, PlanOptions};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::ModuleT;
 use golden::{Golden, frames, relative_distance};
-use kinetoscope::model::counter;
 use kinetoscope::model::resnet::ResNet3d;
+use kinetoscope::model::{counter, plan};
 
 /// The goldens are exact to f32; PyTorch's own f32 network is 5e-7 to 2e-6 away from them (`generate.py` prints it),
 /// so a network that is right stays well within this and one that is wrong anywhere doesn't.
 const TOLERANCE: f64 = 1e-5;
+
+/// The plan's own allowance: Winograd's transforms round about ten times as much as direct convolution.
+const PLAN_TOLERANCE: f64 = 1e-4;
 
 fn assert_logits_match(name: &str) {
     let golden = Golden::read(name);
@@ -26,6 +30,26 @@ fn assert_logits_match(name: &str) {
         let features = network.features_t(&golden.input(), false).unwrap();
         let distance = relative_distance(&features, expected);
         assert!(distance < TOLERANCE, "{name}: features {distance:e}");
+    }
+    assert_plan_matches(name, &golden);
+}
+
+/// The inference plan, with fast algorithms and with direct convolution only, for all clips as one batch.
+fn assert_plan_matches(name: &str, golden: &Golden) {
+    let input = golden.input().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let expected = golden.logits();
+    let batch = expected.dim(0).unwrap();
+    for (winograd, tolerance) in [(true, PLAN_TOLERANCE), (false, TOLERANCE)] {
+        let options = PlanOptions { threads: 2, max_batch: batch, winograd, ..PlanOptions::default() };
+        let mut plan = plan::compile(&golden.model(), options).unwrap();
+        let mut logits = vec![0f32; expected.elem_count()];
+        plan.run(Input::F32 { values: &input, batch }, &mut [&mut logits]).unwrap();
+        let logits = Tensor::from_vec(logits, expected.dims(), &Device::Cpu).unwrap();
+        for clip in 0..batch {
+            let distance = relative_distance(&logits.get(clip).unwrap(), &expected.get(clip).unwrap());
+            println!("{name}, plan with winograd {winograd}, {:?}: {distance:.1e}", golden.recipe.clips[clip].kind);
+            assert!(distance < tolerance, "{name}, winograd {winograd}, clip {clip}: {distance:e}");
+        }
     }
 }
 

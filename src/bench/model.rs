@@ -2,9 +2,10 @@
 
 use std::time::{Duration, Instant};
 
+use candle_conv3d::plan::Layer;
 use serde::Serialize;
 
-use crate::engine::{Executor, ExecutorError};
+use crate::engine::{CpuExecutor, Executor, ExecutorError};
 use crate::model::counter::CounterStream;
 use crate::model::spec::ClipSpec;
 
@@ -45,7 +46,7 @@ pub fn time_batch(
     batch: usize,
     effort: Effort,
 ) -> Result<ModelTiming, ExecutorError> {
-    let clips: Vec<Vec<u8>> = (0..batch as u64).map(|index| noise(index, clip.rgb_len())).collect();
+    let clips = noise_clips(clip, batch);
     let clips: Vec<&[u8]> = clips.iter().map(Vec::as_slice).collect();
     for _ in 0..effort.warmup {
         executor.logits(&clips)?;
@@ -57,15 +58,52 @@ pub fn time_batch(
         executor.logits(&clips)?;
         times.push(run.elapsed());
     }
-    times.sort();
-    let seconds = times[times.len() / 2].as_secs_f64() / batch as f64;
+    let seconds = median(&mut times).as_secs_f64() / batch as f64;
     Ok(ModelTiming { batch, ms_per_clip: 1e3 * seconds, clips_per_second: 1.0 / seconds, runs: times.len() })
 }
 
+/// One layer's share of a batch.
+#[derive(Debug, Clone)]
+pub struct LayerTiming {
+    /// What it computes and how.
+    pub layer: Layer,
+    /// Median time of a run divided by its clips, in milliseconds.
+    pub ms_per_clip: f64,
+}
+
+/// Times each layer of a plan on batches of noise, `batch` clips a run.
+pub fn profile(
+    executor: &mut CpuExecutor,
+    clip: &ClipSpec,
+    batch: usize,
+    effort: Effort,
+) -> Result<Vec<LayerTiming>, ExecutorError> {
+    let clips = noise_clips(clip, batch);
+    let clips: Vec<&[u8]> = clips.iter().map(Vec::as_slice).collect();
+    let mut runs = Vec::new();
+    let started = Instant::now();
+    while runs.len() < effort.min_runs.max(1) || started.elapsed() < effort.min_time {
+        runs.push(executor.profile(&clips)?);
+    }
+    let layers = executor.layers().iter().enumerate().map(|(index, layer)| {
+        let mut times: Vec<Duration> = runs.iter().map(|times| times[index]).collect();
+        LayerTiming { layer: layer.clone(), ms_per_clip: 1e3 * median(&mut times).as_secs_f64() / batch as f64 }
+    });
+    Ok(layers.collect())
+}
+
+fn median(times: &mut [Duration]) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
 /// Bytes that look like no picture, the same at every run.
-fn noise(seed: u64, len: usize) -> Vec<u8> {
-    let stream = CounterStream::new(seed, "bench");
-    (0..len as u64).map(|index| stream.byte(index)).collect()
+fn noise_clips(clip: &ClipSpec, batch: usize) -> Vec<Vec<u8>> {
+    let noise = |seed| {
+        let stream = CounterStream::new(seed, "bench");
+        (0..clip.rgb_len() as u64).map(|index| stream.byte(index)).collect()
+    };
+    (0..batch as u64).map(noise).collect()
 }
 
 /// Most memory this process ever held, in bytes; `None` where the system does not tell.

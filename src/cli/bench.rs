@@ -8,7 +8,7 @@ use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use serde_json::json;
 
 use super::model::{self, EngineArgs};
-use crate::bench::model::{Effort, peak_rss_bytes, time_batch};
+use crate::bench::model::{Effort, LayerTiming, peak_rss_bytes, profile, time_batch};
 use crate::engine::CpuExecutor;
 use crate::model::builtin;
 use crate::model::file::Model;
@@ -48,6 +48,10 @@ struct ModelArgs {
 
     #[command(flatten)]
     engine: EngineArgs,
+
+    /// Print how each layer is computed and how long it takes, for each batch size
+    #[arg(long, conflicts_with = "json")]
+    layers: bool,
 
     /// Print one JSON object a batch size, a line each
     #[arg(long)]
@@ -89,20 +93,26 @@ fn bench_model(args: ModelArgs) -> anyhow::Result<ExitCode> {
             spec.clip.size
         );
         println!("cpu, {threads} threads, loaded in {load_seconds:.2} s");
-        println!("{:>6} {:>12} {:>10} {:>6}", "batch", "ms per clip", "clips/s", "runs");
+        println!("{:>6} {:>12} {:>10} {:>10} {:>6}", "batch", "ms per clip", "clips/s", "GFLOP/s", "runs");
     }
     for batch in args.batch {
         let timing = time_batch(&mut executor, &spec.clip, batch.into(), Effort::default())?;
+        // As if every product of direct convolution were computed: comparable between algorithms.
+        let gflops = 2e-9 * executor.multiply_adds() as f64 * timing.clips_per_second;
         if args.json {
             let line = json!({
                 "model": spec.name, "device": "cpu", "batch": timing.batch, "threads": threads,
-                "ms_per_clip": timing.ms_per_clip, "clips_per_second": timing.clips_per_second, "runs": timing.runs,
+                "ms_per_clip": timing.ms_per_clip, "clips_per_second": timing.clips_per_second,
+                "gflops_direct_equivalent": gflops, "runs": timing.runs,
                 "peak_rss_bytes": peak_rss_bytes(), "load_seconds": load_seconds,
             });
             println!("{line}");
         } else {
             let (ms, clips) = (timing.ms_per_clip, timing.clips_per_second);
-            println!("{batch:>6} {ms:>12.2} {clips:>10.2} {:>6}", timing.runs);
+            println!("{batch:>6} {ms:>12.2} {clips:>10.2} {gflops:>10.0} {:>6}", timing.runs);
+        }
+        if args.layers {
+            print_layers(&profile(&mut executor, &spec.clip, batch.into(), Effort::default())?);
         }
     }
     if !args.json
@@ -111,6 +121,21 @@ fn bench_model(args: ModelArgs) -> anyhow::Result<ExitCode> {
         println!("peak memory {:.0} MiB", peak as f64 / f64::from(1 << 20));
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn print_layers(layers: &[LayerTiming]) {
+    let total: f64 = layers.iter().map(|layer| layer.ms_per_clip).sum();
+    for LayerTiming { layer, ms_per_clip } in layers {
+        println!(
+            "       {:<24} {:<34} {:>20} {ms_per_clip:>9.3} ms {:>5.1}% {:>7.0} GFLOP/s {:>8.1} MB",
+            layer.name,
+            layer.algorithm.to_string(),
+            format!("{:?}", layer.output),
+            100.0 * ms_per_clip / total,
+            2e-6 * layer.multiply_adds as f64 / ms_per_clip,
+            layer.weight_bytes as f64 / 1e6,
+        );
+    }
 }
 
 /// A network of the paper with 400 classes and weights that mean nothing.

@@ -1,11 +1,11 @@
 //! What a worker runs: a model on a device, from pixels to logits.
 
-use candle_core::{DType, Device, Tensor};
-use candle_nn::ModuleT;
+use std::time::Duration;
+
+use candle_conv3d::plan::{Input, Layer, Plan, PlanError, PlanOptions};
 
 use crate::model::file::Model;
-use crate::model::resnet::ResNet3d;
-use crate::model::spec::ClipSpec;
+use crate::model::plan::{self, ModelPlanError};
 
 /// A model on a device.
 pub trait Executor: Send {
@@ -16,37 +16,52 @@ pub trait Executor: Send {
 /// Why a model can't be built or run.
 #[derive(Debug, thiserror::Error)]
 pub enum ExecutorError {
-    /// candle refused an operation.
+    /// The network can't be compiled.
     #[error(transparent)]
-    Candle(#[from] candle_core::Error),
+    Compile(#[from] ModelPlanError),
+    /// The plan refused its input.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
 }
 
-/// The candle network on the CPU in f32.
+/// An inference plan on the CPU in f32.
 pub struct CpuExecutor {
-    network: ResNet3d,
-    clip: ClipSpec,
+    plan: Plan,
+    classes: usize,
     /// Network input for each channel and pixel value.
     table: [[f32; 256]; 3],
 }
 
 impl CpuExecutor {
-    /// Builds the network.
-    pub fn new(model: &Model, _threads: usize, _max_batch: usize) -> Result<Self, ExecutorError> {
-        let network = ResNet3d::from_model(model, DType::F32, &Device::Cpu)?;
-        Ok(Self { network, clip: model.spec.clip, table: model.spec.preprocessing.lookup_table() })
+    /// Compiles the model for batches of up to `max_batch` clips on `threads` threads.
+    pub fn new(model: &Model, threads: usize, max_batch: usize) -> Result<Self, ExecutorError> {
+        let plan = plan::compile(model, PlanOptions { threads, max_batch, ..PlanOptions::default() })?;
+        let table = model.spec.preprocessing.lookup_table();
+        Ok(Self { plan, classes: model.layout.classes, table })
+    }
+
+    /// The plan's layers in the order they run.
+    pub fn layers(&self) -> &[Layer] {
+        self.plan.layers()
+    }
+
+    /// Multiply-adds that direct convolution would take for a clip, those with zero padding included.
+    pub fn multiply_adds(&self) -> u64 {
+        self.layers().iter().map(|layer| layer.multiply_adds).sum()
+    }
+
+    /// Runs a batch and tells the time that each of [`layers`](Self::layers) took.
+    pub fn profile(&mut self, clips: &[&[u8]]) -> Result<Vec<Duration>, ExecutorError> {
+        let mut logits = vec![0.0; clips.len() * self.classes];
+        let input = Input::Rgb { clips, table: &self.table };
+        Ok(self.plan.run_profiled(input, &mut [&mut logits])?)
     }
 }
 
 impl Executor for CpuExecutor {
     fn logits(&mut self, clips: &[&[u8]]) -> Result<Vec<f32>, ExecutorError> {
-        let ClipSpec { frames, size, .. } = self.clip;
-        let mut input = Vec::with_capacity(clips.len() * self.clip.rgb_len());
-        for clip in clips {
-            for (channel, table) in self.table.iter().enumerate() {
-                input.extend(clip.iter().skip(channel).step_by(3).map(|&pixel| table[usize::from(pixel)]));
-            }
-        }
-        let input = Tensor::from_vec(input, (clips.len(), 3, frames, size, size), &Device::Cpu)?;
-        Ok(self.network.forward_t(&input, false)?.flatten_all()?.to_vec1()?)
+        let mut logits = vec![0.0; clips.len() * self.classes];
+        self.plan.run(Input::Rgb { clips, table: &self.table }, &mut [&mut logits])?;
+        Ok(logits)
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use candle_core::{Device, Tensor};
 
-use super::counter::CounterStream;
+use super::counter;
 use super::file::{Model, ModelFileError};
 use super::spec::{Architecture, ClipSpec, Family, ModelSpec, Preprocessing, Shortcut, Stem};
 
@@ -59,11 +59,7 @@ pub fn initialise(spec: ModelSpec, seed: u64) -> Result<Model, ModelFileError> {
     for parameter in layout.parameters() {
         let len = parameter.shape.iter().product();
         let values: Vec<f32> = match parameter.shape.as_slice() {
-            [_, fan_in @ ..] if !fan_in.is_empty() => {
-                let bound = (6.0 / fan_in.iter().product::<usize>() as f64).sqrt() as f32;
-                let stream = CounterStream::new(seed, &parameter.name);
-                (0..len as u64).map(|index| stream.uniform(index) * bound).collect()
-            }
+            [_, _, ..] => counter::weight(seed, &parameter.name, &parameter.shape),
             _ if parameter.name.ends_with(".bias") || parameter.name.ends_with(".running_mean") => vec![0.0; len],
             _ => vec![1.0; len],
         };

@@ -1,9 +1,10 @@
 //! 3D ResNets: what a model file says ([`spec`]), its layers ([`layout`]), the file itself ([`file`]), the network in
-//! candle ([`resnet`]), and the model that is built in ([`builtin`]).
+//! candle ([`resnet`]) and as an inference plan ([`plan`]), and the model that is built in ([`builtin`]).
 
 pub mod builtin;
 pub mod counter;
 pub mod file;
 pub mod layout;
+pub mod plan;
 pub mod resnet;
 pub mod spec;

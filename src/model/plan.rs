@@ -1,0 +1,105 @@
+//! From a model file to an inference plan on the CPU: batch norm folded into the convolutions, residual sums and ReLU
+//! into their ends.
+
+use std::collections::HashMap;
+
+use candle_conv3d::plan::{ConvSpec, GraphBuilder, Node, Plan, PlanError, PlanOptions, Residual};
+use candle_core::{DType, Tensor};
+use rayon::iter::{IntoParallelIterator, ParallelIterator};
+
+use super::file::Model;
+use super::layout::{Block, BlockShortcut, ConvLayer};
+
+/// Added to the variance before its root: `eps` of PyTorch's batch norm.
+const NORM_EPSILON: f64 = 1e-5;
+
+/// Why a model has no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelPlanError {
+    /// The network and the plan don't fit.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// A tensor can't be read.
+    #[error(transparent)]
+    Candle(#[from] candle_core::Error),
+}
+
+/// Compiles a model for clips of its geometry. The plan has one output: logits `(n, classes)`.
+pub fn compile(model: &Model, options: PlanOptions) -> Result<Plan, ModelPlanError> {
+    let layout = &model.layout;
+    let clip = model.spec.clip;
+    let convs: Vec<&ConvLayer> = layout.convs().collect();
+    let folded: Result<HashMap<&str, Folded>, candle_core::Error> =
+        convs.into_par_iter().map(|layer| Ok((layer.conv.as_str(), fold(model, layer)?))).collect();
+    let folded = folded?;
+
+    let mut graph = GraphBuilder::new([3, clip.frames, clip.size, clip.size])?;
+    let input = graph.input();
+    let mut x = graph.conv(input, ConvSpec { relu: true, ..conv_spec(&layout.stem, &folded) })?;
+    if layout.max_pool {
+        x = graph.max_pool(x, [3; 3], [2; 3], [1; 3])?;
+    }
+    for block in &layout.blocks {
+        x = add_block(&mut graph, x, block, &folded)?;
+    }
+    let features = graph.global_avg_pool(x)?;
+    let logits = graph.linear(features, values(&model.tensors["fc.weight"])?, values(&model.tensors["fc.bias"])?)?;
+    Ok(graph.compile(&[logits], options)?)
+}
+
+fn add_block<'a>(
+    graph: &mut GraphBuilder<'a>,
+    input: Node,
+    block: &'a Block,
+    folded: &'a HashMap<&str, Folded>,
+) -> Result<Node, PlanError> {
+    let residual = match &block.shortcut {
+        BlockShortcut::Identity => Residual::Identity(input),
+        &BlockShortcut::Strided { stride, .. } => Residual::Strided { node: input, stride: [stride; 3] },
+        BlockShortcut::Projection(layer) => Residual::Identity(graph.conv(input, conv_spec(layer, folded))?),
+    };
+    let mut x = input;
+    for (index, layer) in block.convs.iter().enumerate() {
+        let is_last = index + 1 == block.convs.len();
+        let residual = is_last.then_some(residual);
+        x = graph.conv(x, ConvSpec { residual, relu: true, ..conv_spec(layer, folded) })?;
+    }
+    Ok(x)
+}
+
+fn conv_spec<'a>(layer: &'a ConvLayer, folded: &'a HashMap<&str, Folded>) -> ConvSpec<'a> {
+    let Folded { weight, bias } = &folded[layer.conv.as_str()];
+    let spec = ConvSpec::new(&layer.conv, layer.out_channels, layer.kernel, weight, bias);
+    ConvSpec { stride: layer.stride, padding: layer.padding, ..spec }
+}
+
+/// A convolution that does its batch norm too.
+struct Folded {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+/// `gamma * (conv(x) - mean) / sqrt(var + eps) + beta` as one convolution with bias.
+fn fold(model: &Model, layer: &ConvLayer) -> Result<Folded, candle_core::Error> {
+    let norm = |name: &str| values(&model.tensors[&format!("{}.{name}", layer.norm)]);
+    let (gamma, beta) = (norm("weight")?, norm("bias")?);
+    let (mean, variance) = (norm("running_mean")?, norm("running_var")?);
+    let mut weight = values(&model.tensors[&format!("{}.weight", layer.conv)])?;
+    let mut bias = Vec::with_capacity(layer.out_channels);
+    for (channel, taps) in weight.chunks_exact_mut(weight_len(layer)).enumerate() {
+        // In f64, so that folding adds nothing to the rounding of the convolution itself.
+        let scale = f64::from(gamma[channel]) / (f64::from(variance[channel]) + NORM_EPSILON).sqrt();
+        taps.iter_mut().for_each(|tap| *tap = (f64::from(*tap) * scale) as f32);
+        bias.push((f64::from(beta[channel]) - f64::from(mean[channel]) * scale) as f32);
+    }
+    Ok(Folded { weight, bias })
+}
+
+/// Weights of one output channel.
+fn weight_len(layer: &ConvLayer) -> usize {
+    layer.in_channels * layer.kernel.iter().product::<usize>()
+}
+
+fn values(tensor: &Tensor) -> Result<Vec<f32>, candle_core::Error> {
+    tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+}
