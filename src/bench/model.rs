@@ -12,7 +12,7 @@ use crate::model::spec::ClipSpec;
 /// How long one batch size is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Effort {
-    /// Runs that are not counted.
+    /// Runs that are not counted, one at least.
     pub warmup: usize,
     /// Counted runs at least.
     pub min_runs: usize,
@@ -39,16 +39,17 @@ pub struct ModelTiming {
     pub runs: usize,
 }
 
-/// Times batches of noise, `batch` clips a run.
+/// Times batches of noise, `batch` clips a run. Gives the clips' logits too.
 pub fn time_batch(
     executor: &mut dyn Executor,
     clip: &ClipSpec,
     batch: usize,
     effort: Effort,
-) -> Result<ModelTiming, ExecutorError> {
+) -> Result<(ModelTiming, Vec<f32>), ExecutorError> {
     let clips = noise_clips(clip, batch);
     let clips: Vec<&[u8]> = clips.iter().map(Vec::as_slice).collect();
-    for _ in 0..effort.warmup {
+    let logits = executor.logits(&clips)?;
+    for _ in 1..effort.warmup {
         executor.logits(&clips)?;
     }
     let mut times = Vec::new();
@@ -59,7 +60,8 @@ pub fn time_batch(
         times.push(run.elapsed());
     }
     let seconds = median(&mut times).as_secs_f64() / batch as f64;
-    Ok(ModelTiming { batch, ms_per_clip: 1e3 * seconds, clips_per_second: 1.0 / seconds, runs: times.len() })
+    let timing = ModelTiming { batch, ms_per_clip: 1e3 * seconds, clips_per_second: 1.0 / seconds, runs: times.len() };
+    Ok((timing, logits))
 }
 
 /// One layer's share of a batch.

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use anyhow::Context;
 use clap::{Args as ClapArgs, Subcommand, ValueEnum};
 use serde_json::json;
 
@@ -48,6 +49,15 @@ struct ModelArgs {
 
     #[command(flatten)]
     engine: EngineArgs,
+
+    /// Measure each batch size for at least this long
+    #[arg(long, value_name = "SECONDS", default_value_t = Effort::default().min_time.as_secs_f32(), value_parser = parse_seconds)]
+    seconds: f32,
+
+    /// Write the logits of the last batch size's clips to this file, as little-endian f32 (n, classes), to compare them
+    /// with another engine's: byte i of clip k is that of the counter stream `bench` with seed k
+    #[arg(long, value_name = "FILE")]
+    logits: Option<PathBuf>,
 
     /// Print how each layer is computed and how long it takes, for each batch size
     #[arg(long, conflicts_with = "json")]
@@ -95,8 +105,11 @@ fn bench_model(args: ModelArgs) -> anyhow::Result<ExitCode> {
         println!("cpu, {threads} threads, loaded in {load_seconds:.2} s");
         println!("{:>6} {:>12} {:>10} {:>10} {:>6}", "batch", "ms per clip", "clips/s", "GFLOP/s", "runs");
     }
+    let effort = Effort { min_time: Duration::from_secs_f32(args.seconds), ..Effort::default() };
+    let mut last_logits = Vec::new();
     for batch in args.batch {
-        let timing = time_batch(&mut executor, &spec.clip, batch.into(), Effort::default())?;
+        let (timing, logits) = time_batch(&mut executor, &spec.clip, batch.into(), effort)?;
+        last_logits = logits;
         // As if every product of direct convolution were computed: comparable between algorithms.
         let gflops = 2e-9 * executor.multiply_adds() as f64 * timing.clips_per_second;
         if args.json {
@@ -112,7 +125,7 @@ fn bench_model(args: ModelArgs) -> anyhow::Result<ExitCode> {
             println!("{batch:>6} {ms:>12.2} {clips:>10.2} {gflops:>10.0} {:>6}", timing.runs);
         }
         if args.layers {
-            print_layers(&profile(&mut executor, &spec.clip, batch.into(), Effort::default())?);
+            print_layers(&profile(&mut executor, &spec.clip, batch.into(), effort)?);
         }
     }
     if !args.json
@@ -120,7 +133,16 @@ fn bench_model(args: ModelArgs) -> anyhow::Result<ExitCode> {
     {
         println!("peak memory {:.0} MiB", peak as f64 / f64::from(1 << 20));
     }
+    if let Some(path) = &args.logits {
+        let bytes: Vec<u8> = last_logits.iter().flat_map(|logit| logit.to_le_bytes()).collect();
+        std::fs::write(path, bytes).with_context(|| format!("can't write {}", path.display()))?;
+    }
     Ok(ExitCode::SUCCESS)
+}
+
+fn parse_seconds(text: &str) -> Result<f32, String> {
+    let seconds = text.parse::<f32>().ok().filter(|seconds| (0.0..=3600.0).contains(seconds));
+    seconds.ok_or_else(|| "expected seconds from 0 to 3600".to_owned())
 }
 
 fn print_layers(layers: &[LayerTiming]) {
