@@ -31,9 +31,17 @@ const MAX_ALLOCATION: usize = 256 << 20;
 /// Bytes given to container detection; FFmpeg's own default is 5 MB, which hostile files make it use up.
 const PROBE_BYTES: &CStr = c"2000000";
 
+/// Where FFmpeg reads from.
+pub(super) enum MediaBytes {
+    /// From any place.
+    Seekable(Box<dyn ReadSeek>),
+    /// Front to back only.
+    InOrder(Box<dyn Read + Send>),
+}
+
 /// Bytes that can be read from any place.
-pub(super) trait MediaBytes: Read + Seek + Send {}
-impl<T: Read + Seek + Send> MediaBytes for T {}
+pub(super) trait ReadSeek: Read + Seek + Send {}
+impl<T: Read + Seek + Send> ReadSeek for T {}
 
 fn initialise() {
     static ONCE: Once = Once::new();
@@ -54,12 +62,16 @@ pub(super) enum OpenError {
 
 /// Opens a container and reads its stream headers. `interrupted` is asked often, and ends the call when true.
 pub(super) fn open(
-    bytes: Box<dyn MediaBytes>,
+    bytes: MediaBytes,
     limits: &Limits,
     interrupted: impl FnMut() -> bool + Send + 'static,
 ) -> Result<Input, OpenError> {
     initialise();
-    let mut io = StreamIo::from_read_seek(bytes).map_err(OpenError::Ffmpeg)?;
+    let io = match bytes {
+        MediaBytes::Seekable(bytes) => StreamIo::from_read_seek(bytes),
+        MediaBytes::InOrder(bytes) => StreamIo::from_read(bytes),
+    };
+    let mut io = io.map_err(OpenError::Ffmpeg)?;
     let interrupt = interrupt::new(Box::new(interrupted));
     let mut options = ffmpeg::Dictionary::new();
     options.set("format_whitelist", ACCEPTED_CONTAINERS);

@@ -13,6 +13,7 @@ mod limits;
 pub mod picture;
 pub mod sample;
 mod simd;
+mod spool;
 pub mod transform;
 mod weights;
 
@@ -24,10 +25,11 @@ use tokio_util::sync::CancellationToken;
 pub use decode::Source;
 pub use error::{PartialReason, VideoError};
 pub use limits::Limits;
+pub use spool::{SpoolError, SpoolOptions, SpoolReader, SpoolWriter, spool};
 pub use transform::Crop;
 
 use crate::model::spec::{ClipSpec, ColorMatrix, Preprocessing};
-use decode::{TimedFrame, VideoStream};
+use decode::{StreamInfo, TimedFrame, VideoStream};
 use frame::FrameView;
 use sample::{Place, SlidingWindow, loop_to_full_length};
 use transform::FrameTransform;
@@ -103,21 +105,7 @@ pub fn decode_clips(
     let transform = FrameTransform::new(clip.size, preprocessing, options.crop)?;
     let stream = VideoStream::open(source, &options.limits, &options.cancel, options.decoder_threads)?;
     let info = stream.info.clone();
-    let mut assembly = Assembly {
-        clip: *clip,
-        max_clips: options.limits.max_clips,
-        orientation: info.orientation,
-        matrix_from_tags: preprocessing.color_matrix == ColorMatrix::Tagged,
-        transform,
-        view: FrameView::default(),
-        window: SlidingWindow::new(clip),
-        open: None,
-        on_clip,
-        span: None,
-        size: (0, 0),
-        frames: 0,
-        clips: 0,
-    };
+    let mut assembly = Assembly::new(&info, clip, preprocessing, options, transform, on_clip);
     let decoded = match stream.decode(|frame| assembly.take(frame)) {
         Ok(decoded) => {
             // Whether the caller wants more no longer matters.
@@ -140,6 +128,32 @@ pub fn decode_clips(
         container: info.container,
         stream_index: info.index,
     })
+}
+
+/// Frames of a video and the CPU time this thread spends on them once the file is open: on decoding alone, or on
+/// the way to clips if a clip and its preprocessing are given.
+pub fn time_decoding(
+    source: &Source,
+    clips: Option<(&ClipSpec, &Preprocessing)>,
+    options: &DecodeOptions,
+) -> Result<(u64, Duration), VideoError> {
+    let stream = VideoStream::open(source, &options.limits, &options.cancel, options.decoder_threads)?;
+    let info = stream.info.clone();
+    let before = ffmpeg::thread_cpu_time();
+    let decoded = match clips {
+        None => stream.decode(|_| Ok::<(), Stop>(())),
+        Some((clip, preprocessing)) => {
+            let transform = FrameTransform::new(clip.size, preprocessing, options.crop)?;
+            let keep_going = |_| ControlFlow::Continue(());
+            let mut assembly = Assembly::new(&info, clip, preprocessing, options, transform, keep_going);
+            stream.decode(|frame| assembly.take(frame))
+        }
+    };
+    match decoded {
+        Ok(decoded) => Ok((decoded.frames, ffmpeg::thread_cpu_time() - before)),
+        Err(Stop::Failed(error)) => Err(error),
+        Err(Stop::Asked) => unreachable!("nothing above asks to stop"),
+    }
 }
 
 /// Why decoding ended before the end.
@@ -172,6 +186,31 @@ struct Assembly<F> {
 }
 
 impl<F: FnMut(Clip) -> ControlFlow<()>> Assembly<F> {
+    fn new(
+        info: &StreamInfo,
+        clip: &ClipSpec,
+        preprocessing: &Preprocessing,
+        options: &DecodeOptions,
+        transform: FrameTransform,
+        on_clip: F,
+    ) -> Self {
+        Self {
+            clip: *clip,
+            max_clips: options.limits.max_clips,
+            orientation: info.orientation,
+            matrix_from_tags: preprocessing.color_matrix == ColorMatrix::Tagged,
+            transform,
+            view: FrameView::default(),
+            window: SlidingWindow::new(clip),
+            open: None,
+            on_clip,
+            span: None,
+            size: (0, 0),
+            frames: 0,
+            clips: 0,
+        }
+    }
+
     fn take(&mut self, frame: TimedFrame<'_>) -> Result<(), Stop> {
         if self.frames == 0 {
             let (width, height) = (frame.frame.width(), frame.frame.height());

@@ -7,3 +7,4 @@ mod lengths;
 mod media;
 mod parity;
 mod pillow;
+mod streaming;

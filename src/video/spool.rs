@@ -1,0 +1,358 @@
+//! Encoded bytes that are read while they still arrive.
+//!
+//! [`spool`] gives a writer for whoever receives an upload and a reader for the decoder. A read of bytes
+//! that have not arrived waits for them; so does asking for the end. Beyond a number of bytes the spool moves to a
+//! file that has no name, so nothing is left behind however the process ends.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+/// How much a spool holds, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpoolOptions {
+    /// Bytes kept in memory; more go to disk.
+    pub max_memory: usize,
+    /// Bytes taken at most.
+    pub max_bytes: u64,
+    /// Where the file is made; the system's temporary directory if `None`.
+    pub directory: Option<PathBuf>,
+}
+
+impl Default for SpoolOptions {
+    /// 8 MiB in memory, 512 MiB in all.
+    fn default() -> Self {
+        Self { max_memory: 8 << 20, max_bytes: super::Limits::default().max_bytes, directory: None }
+    }
+}
+
+/// Why a spool takes no more bytes.
+#[derive(Debug, thiserror::Error)]
+pub enum SpoolError {
+    /// More bytes than [`SpoolOptions::max_bytes`].
+    #[error("video is at least {actual} bytes; the limit is {limit}")]
+    TooLarge {
+        /// Bytes so far, with those refused.
+        actual: u64,
+        /// Bytes allowed.
+        limit: u64,
+    },
+    /// The spool's file could not be made or written.
+    #[error("cannot write the upload to disk: {0}")]
+    Disk(#[from] io::Error),
+    /// All readers are gone: nobody wants the rest.
+    #[error("nobody reads this upload any more")]
+    Unwanted,
+}
+
+/// Makes an empty spool. Waiting reads end with an error when `cancel` is cancelled.
+pub fn spool(options: SpoolOptions, cancel: CancellationToken) -> (SpoolWriter, SpoolReader) {
+    let state = State { memory: Vec::new(), file: None, len: 0, end: End::Open };
+    let shared = Arc::new(Shared { state: Mutex::new(state), arrived: Condvar::new() });
+    let reader = SpoolReader { shared: shared.clone(), cancel, position: 0, alive: Arc::new(()) };
+    let writer = SpoolWriter { shared, options, readers: Arc::downgrade(&reader.alive) };
+    (writer, reader)
+}
+
+struct Shared {
+    state: Mutex<State>,
+    arrived: Condvar,
+}
+
+struct State {
+    /// All bytes, until they move to `file`.
+    memory: Vec<u8>,
+    file: Option<Arc<File>>,
+    len: u64,
+    end: End,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Open,
+    Complete,
+    Broken,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // The state is consistent at every point where a holder could panic.
+        self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Waits until `ready` says so of the spool, or no more bytes come.
+    fn wait_until(
+        &self,
+        cancel: &CancellationToken,
+        ready: impl Fn(&State) -> bool,
+    ) -> io::Result<MutexGuard<'_, State>> {
+        let mut state = self.lock();
+        loop {
+            if cancel.is_cancelled() {
+                return Err(io::Error::other("cancelled while waiting for the upload"));
+            }
+            if ready(&state) || state.end == End::Complete {
+                return Ok(state);
+            }
+            if state.end == End::Broken {
+                return Err(io::Error::new(ErrorKind::ConnectionAborted, "the upload broke off"));
+            }
+            let waited = self.arrived.wait_timeout(state, CANCELLATION_PERIOD);
+            state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+    }
+}
+
+/// Takes the bytes of one upload. Dropping it before [`SpoolWriter::finish`] tells readers that the upload broke off.
+pub struct SpoolWriter {
+    shared: Arc<Shared>,
+    options: SpoolOptions,
+    readers: std::sync::Weak<()>,
+}
+
+impl SpoolWriter {
+    /// Appends bytes.
+    pub fn write(&mut self, bytes: &[u8]) -> Result<(), SpoolError> {
+        if self.readers.strong_count() == 0 {
+            return Err(SpoolError::Unwanted);
+        }
+        let mut state = self.shared.lock();
+        let actual = state.len + bytes.len() as u64;
+        if actual > self.options.max_bytes {
+            return Err(SpoolError::TooLarge { actual, limit: self.options.max_bytes });
+        }
+        match state.file.clone() {
+            None if actual <= self.options.max_memory as u64 => state.memory.extend_from_slice(bytes),
+            None => {
+                let file = match &self.options.directory {
+                    Some(directory) => tempfile::tempfile_in(directory)?,
+                    None => tempfile::tempfile()?,
+                };
+                file.write_all_at(&state.memory, 0)?;
+                file.write_all_at(bytes, state.len)?;
+                state.file = Some(Arc::new(file));
+                state.memory = Vec::new();
+            }
+            Some(file) => {
+                // Readers never look beyond `len`, so they need not wait for the disk.
+                let len = state.len;
+                drop(state);
+                file.write_all_at(bytes, len)?;
+                state = self.shared.lock();
+            }
+        }
+        state.len = actual;
+        self.shared.arrived.notify_all();
+        Ok(())
+    }
+
+    /// Says that these were all bytes.
+    pub fn finish(self) {
+        self.shared.lock().end = End::Complete;
+    }
+}
+
+impl Drop for SpoolWriter {
+    fn drop(&mut self) {
+        let mut state = self.shared.lock();
+        if state.end == End::Open {
+            state.end = End::Broken;
+        }
+        self.shared.arrived.notify_all();
+    }
+}
+
+impl Write for SpoolWriter {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        Self::write(self, bytes).map(|()| bytes.len()).map_err(io::Error::other)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Reads a spool from any place. Clones have places of their own.
+#[derive(Clone)]
+pub struct SpoolReader {
+    shared: Arc<Shared>,
+    cancel: CancellationToken,
+    position: u64,
+    alive: Arc<()>,
+}
+
+/// How soon a waiting reader notices its cancellation.
+const CANCELLATION_PERIOD: Duration = Duration::from_millis(20);
+
+impl SpoolReader {
+    /// Whether all bytes have arrived.
+    pub fn is_complete(&self) -> bool {
+        self.shared.lock().end == End::Complete
+    }
+}
+
+impl Read for SpoolReader {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let state = self.shared.wait_until(&self.cancel, |state| state.len > self.position)?;
+        let n = state.len.saturating_sub(self.position).min(out.len() as u64) as usize;
+        match state.file.clone() {
+            Some(file) => {
+                drop(state);
+                file.read_exact_at(&mut out[..n], self.position)?;
+            }
+            None if n > 0 => out[..n].copy_from_slice(&state.memory[self.position as usize..][..n]),
+            None => {}
+        }
+        self.position += n as u64;
+        Ok(n)
+    }
+}
+
+impl Seek for SpoolReader {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        let position = match to {
+            SeekFrom::Start(position) => Some(position),
+            SeekFrom::Current(by) => self.position.checked_add_signed(by),
+            SeekFrom::End(by) => self.shared.wait_until(&self.cancel, |_| false)?.len.checked_add_signed(by),
+        };
+        self.position = position.ok_or_else(|| io::Error::from(ErrorKind::InvalidInput))?;
+        Ok(self.position)
+    }
+}
+
+impl std::fmt::Debug for SpoolReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SpoolReader").field("position", &self.position).finish_non_exhaustive()
+    }
+}
+
+/// Whether a file can be decoded front to back, from its first bytes on: everything can but an MP4 whose index comes
+/// after its samples. Waits for as many bytes as it takes to tell.
+pub(super) fn decodes_in_order(mut bytes: impl Read + Seek) -> io::Result<bool> {
+    bytes.seek(SeekFrom::Start(0))?;
+    // A hundred boxes before the first sample are more than any writer makes.
+    for _ in 0..100 {
+        let mut header = [0; 16];
+        if bytes.read_exact(&mut header[..8]).is_err() {
+            return Ok(true);
+        }
+        let mut len = u64::from(u32::from_be_bytes([header[0], header[1], header[2], header[3]]));
+        let mut header_len = 8;
+        match &header[4..8] {
+            b"moov" | b"moof" => return Ok(true),
+            b"mdat" => return Ok(false),
+            b"ftyp" | b"styp" | b"sidx" | b"free" | b"skip" | b"wide" | b"pnot" | b"uuid" | b"meta" | b"emsg"
+            | b"prft" | b"udta" => {}
+            _ => return Ok(true),
+        }
+        if len == 1 {
+            bytes.read_exact(&mut header[8..16])?;
+            len = u64::from_be_bytes(header[8..16].try_into().expect("eight bytes"));
+            header_len = 16;
+        }
+        let Some(rest) = len.checked_sub(header_len).and_then(|rest| i64::try_from(rest).ok()) else { return Ok(true) };
+        bytes.seek(SeekFrom::Current(rest))?;
+    }
+    Ok(true)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::thread;
+
+    fn small(max_memory: usize, max_bytes: u64) -> (SpoolWriter, SpoolReader) {
+        spool(SpoolOptions { max_memory, max_bytes, directory: None }, CancellationToken::new())
+    }
+
+    #[test]
+    fn bytes_come_back_from_memory_and_from_disk() {
+        for max_memory in [0, 5, 100] {
+            let (mut writer, mut reader) = small(max_memory, 1000);
+            for part in [b"abc".as_slice(), b"", b"defgh", b"ij"] {
+                writer.write(part).expect("below the limit");
+            }
+            writer.finish();
+            let mut all = String::new();
+            reader.read_to_string(&mut all).expect("complete");
+            assert_eq!(all, "abcdefghij", "{max_memory} bytes in memory");
+            reader.seek(SeekFrom::End(-3)).expect("complete");
+            all.clear();
+            reader.read_to_string(&mut all).expect("complete");
+            assert_eq!(all, "hij");
+        }
+    }
+
+    #[test]
+    fn reader_waits_for_bytes_and_for_the_end() {
+        let (mut writer, mut reader) = small(4, 1000);
+        let reading = thread::spawn(move || {
+            let end = reader.seek(SeekFrom::End(0)).expect("finished");
+            reader.seek(SeekFrom::Start(0)).expect("a place");
+            let mut all = Vec::new();
+            reader.read_to_end(&mut all).expect("finished");
+            (end, all)
+        });
+        for part in 0..10u8 {
+            thread::sleep(Duration::from_millis(2));
+            writer.write(&[part; 3]).expect("below the limit");
+        }
+        writer.finish();
+        let (end, all) = reading.join().expect("no panic");
+        assert_eq!((end, all.len(), all[29]), (30, 30, 9));
+    }
+
+    #[test]
+    fn upload_that_breaks_off_is_an_error_after_its_last_byte() {
+        let (mut writer, mut reader) = small(100, 1000);
+        writer.write(b"abc").expect("below the limit");
+        drop(writer);
+        let mut all = Vec::new();
+        let error = reader.read_to_end(&mut all).expect_err("broken off");
+        assert_eq!((error.kind(), all.as_slice()), (ErrorKind::ConnectionAborted, b"abc".as_slice()));
+    }
+
+    #[test]
+    fn waiting_reader_notices_cancellation() {
+        let cancel = CancellationToken::new();
+        let (_writer, mut reader) = spool(SpoolOptions::default(), cancel.clone());
+        let reading = thread::spawn(move || reader.read(&mut [0; 8]).is_err());
+        thread::sleep(Duration::from_millis(5));
+        cancel.cancel();
+        assert!(reading.join().expect("no panic"));
+    }
+
+    #[test]
+    fn too_many_bytes_are_refused() {
+        let (mut writer, _reader) = small(100, 5);
+        writer.write(b"abc").expect("below the limit");
+        let error = writer.write(b"def").expect_err("above the limit");
+        assert!(matches!(error, SpoolError::TooLarge { actual: 6, limit: 5 }), "{error}");
+    }
+
+    #[test]
+    fn writer_learns_that_nobody_reads() {
+        let (mut writer, reader) = small(100, 100);
+        drop(reader);
+        assert!(matches!(writer.write(b"abc"), Err(SpoolError::Unwanted)));
+    }
+
+    #[test]
+    fn only_samples_before_the_index_need_the_end_first() {
+        let file = |names: &[&[u8; 4]]| {
+            let boxes = names.iter().flat_map(|name| [[0, 0, 0, 8], **name].concat());
+            io::Cursor::new(boxes.collect::<Vec<u8>>())
+        };
+        let in_order = |names: &[&[u8; 4]]| decodes_in_order(file(names)).expect("in memory");
+        assert!(in_order(&[b"ftyp", b"moov", b"mdat"]));
+        assert!(!in_order(&[b"ftyp", b"free", b"mdat", b"moov"]));
+        assert!(in_order(&[b"ftyp", b"free", b"moof", b"mdat"]));
+        assert!(decodes_in_order(io::Cursor::new(b"\x1aE\xdf\xa3 not an mp4 at all")).expect("in memory"));
+        assert!(decodes_in_order(io::Cursor::new(b"")).expect("in memory"));
+    }
+}
