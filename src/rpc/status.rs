@@ -72,6 +72,7 @@ fn from_video_error(error: &VideoError) -> Status {
         VideoError::OnlyAttachedPicture { .. } => "ONLY_ATTACHED_PICTURE",
         VideoError::UnsupportedCodec { .. } => "UNSUPPORTED_CODEC",
         VideoError::NoFrames { .. } => "NO_FRAMES",
+        VideoError::NoFramesInRange { .. } => "NO_FRAMES_IN_RANGE",
         VideoError::TooManyPixels { .. } => "TOO_MANY_PIXELS",
         VideoError::TooManyFrames { .. } => "TOO_MANY_FRAMES",
         VideoError::TooManyClips { .. } => "TOO_MANY_CLIPS",

@@ -1,78 +1,33 @@
 //! From encoded bytes to frames in display order, within limits.
 
-use std::fs::File;
-use std::io::{Cursor, Read, Seek, SeekFrom};
-use std::path::PathBuf;
 use std::time::Duration;
 
-use bytes::Bytes;
 use ffmpeg_next as ffmpeg;
 use ffmpeg_next::format::context::Input;
 use ffmpeg_next::media::Type;
 use tokio_util::sync::CancellationToken;
 
+use super::DecodeOptions;
+use super::clock::{Clock, check_duration};
 use super::error::{PartialReason, VideoError};
 use super::ffmpeg as glue;
 use super::ffmpeg::{MediaBytes, OpenError};
 use super::limits::Limits;
 use super::picture::Orientation;
-use super::spool::{self, SpoolReader};
+use super::source::{Source, explain_refusal};
 
-/// Where the encoded bytes are.
-#[derive(Debug, Clone)]
-pub enum Source {
-    /// A file, read where decoding needs it.
-    Path(PathBuf),
-    /// The whole file in memory.
-    Bytes(Bytes),
-    /// An upload that may still be arriving. Frames come as soon as their bytes are there, but for an MP4 whose index
-    /// comes last, which has to arrive first.
-    Spool(SpoolReader),
+/// Part of a video by presentation time, from the start of the container's timeline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct TimeRange {
+    /// Frames shown from here on.
+    pub start: Duration,
+    /// Frames shown before this; to the end if `None`.
+    pub end: Option<Duration>,
 }
 
-impl Source {
-    /// Opens the bytes and checks their number, where that is known.
-    fn open(&self, limits: &Limits) -> Result<MediaBytes, VideoError> {
-        let (bytes, len) = match self {
-            Self::Path(path) => {
-                let file = File::open(path)?;
-                let len = file.metadata()?.len();
-                (MediaBytes::Seekable(Box::new(file)), len)
-            }
-            Self::Bytes(bytes) => (MediaBytes::Seekable(Box::new(Cursor::new(bytes.clone()))), bytes.len() as u64),
-            // Asking for more than the decoder needs next would make it wait for the whole upload.
-            Self::Spool(reader) if !reader.is_complete() && spool::decodes_in_order(reader.clone())? => {
-                return Ok(MediaBytes::InOrder(Box::new(reader.clone())));
-            }
-            Self::Spool(reader) => {
-                let len = reader.clone().seek(SeekFrom::End(0))?;
-                (MediaBytes::Seekable(Box::new(reader.clone())), len)
-            }
-        };
-        match len {
-            0 => Err(VideoError::Empty),
-            _ if len > limits.max_bytes => Err(VideoError::TooLarge { actual: len, limit: limits.max_bytes }),
-            _ => Ok(bytes),
-        }
-    }
-
-    /// The first bytes, to tell what they are.
-    fn head(&self) -> std::io::Result<Vec<u8>> {
-        const HEAD: u64 = 64 << 10;
-        let mut head = Vec::new();
-        match self {
-            Self::Path(path) => File::open(path)?.take(HEAD).read_to_end(&mut head)?,
-            Self::Bytes(bytes) => bytes.as_ref().take(HEAD).read_to_end(&mut head)?,
-            Self::Spool(reader) => {
-                let mut reader = reader.clone();
-                reader.seek(SeekFrom::Start(0))?;
-                // What arrived before an upload broke off is enough to tell.
-                let _ = reader.take(HEAD).read_to_end(&mut head);
-                head.len()
-            }
-        };
-        Ok(head)
-    }
+impl TimeRange {
+    /// The whole video.
+    pub const ALL: Self = Self { start: Duration::ZERO, end: None };
 }
 
 /// One decoded frame and where it belongs.
@@ -101,14 +56,21 @@ pub(super) struct Decoded {
     pub(super) partial: Option<PartialReason>,
 }
 
-/// A video stream, ready to be decoded from its start.
+/// A video stream, ready to be decoded.
 pub(super) struct VideoStream {
     input: Input,
     decoder: ffmpeg::decoder::Video,
     pub(super) info: StreamInfo,
     limits: Limits,
     cancel: CancellationToken,
+    range: TimeRange,
     clock: Clock,
+    /// Start of the first frame within the range.
+    first: Option<Duration>,
+    /// The frame that seeking decoded to see where it landed.
+    landed_on: Option<ffmpeg::frame::Video>,
+    /// Packets of the stream before the place where reading began, as far as the container's index knows.
+    packets_before: u64,
     packets: u64,
     decoded: Decoded,
     last_format: Option<(u32, u32, ffmpeg::format::Pixel)>,
@@ -119,16 +81,41 @@ pub(super) struct VideoStream {
 /// Errors in a row after which nothing more is expected of a container or decoder.
 const MAX_ERRORS_IN_A_ROW: u32 = 256;
 
+/// How far before the wanted time to look for a place to begin, in seconds, one after the other. The index of a
+/// container leads to the right place the first time, but for streams whose marked key frames are none.
+const SEEK_BACK: [f64; 3] = [0.0, 2.0, 20.0];
+
+/// What reading a packet came to.
+enum Reading {
+    Packet,
+    End,
+    Unreadable(String),
+}
+
 impl VideoStream {
-    /// Opens the container, chooses the stream and opens its decoder.
-    pub(super) fn open(
-        source: &Source,
-        limits: &Limits,
-        cancel: &CancellationToken,
-        decoder_threads: usize,
-    ) -> Result<Self, VideoError> {
+    /// Opens the container, chooses the stream, opens its decoder and seeks to the start of the range.
+    pub(super) fn open(source: &Source, options: &DecodeOptions) -> Result<Self, VideoError> {
+        let (mut stream, can_seek) = Self::at_start(source, options)?;
+        let range = options.range;
+        if range.start.is_zero() || !can_seek {
+            return Ok(stream);
+        }
+        for back in SEEK_BACK {
+            if stream.seek(range.start.as_secs_f64() - back)? {
+                return Ok(stream);
+            }
+        }
+        // Decoding from the start always gives the right frames.
+        Ok(Self::at_start(source, options)?.0)
+    }
+
+    /// Also tells whether seeking finds frames by the same times as decoding does. That needs timestamps in the
+    /// container for every frame, and an index.
+    fn at_start(source: &Source, options: &DecodeOptions) -> Result<(Self, bool), VideoError> {
+        let DecodeOptions { limits, cancel, range, .. } = options;
         let cpu_time_before = glue::thread_cpu_time();
         let bytes = source.open(limits)?;
+        let seekable = matches!(bytes, MediaBytes::Seekable(_));
         let token = cancel.clone();
         let mut input = glue::open(bytes, limits, move || token.is_cancelled()).map_err(|error| match error {
             OpenError::Video(error) => error,
@@ -138,86 +125,163 @@ impl VideoStream {
         let container = input.format().name().to_string();
         let index = choose_stream(&input, &container)?;
         glue::keep_only(&mut input, index);
-        let decoder = glue::open_decoder(&input, index, decoder_threads, limits)?;
+        let decoder = glue::open_decoder(&input, index, options.decoder_threads, limits)?;
         let clock = Clock::new(&input, index);
-        clock.check_declared(&input, index, limits)?;
-        let info =
-            StreamInfo { index, codec: decoder.id().name(), container, orientation: glue::orientation(&input, index) };
-        Ok(Self {
+        if *range == TimeRange::ALL {
+            check_declared(&input, index, &clock, limits)?;
+        }
+        let can_seek =
+            seekable && clock.has_origin() && ["mov", "matroska"].iter().any(|name| container.starts_with(name));
+        let orientation = glue::orientation(&input, index);
+        let stream = Self {
             input,
+            info: StreamInfo { index, codec: decoder.id().name(), container, orientation },
             decoder,
-            info,
             limits: limits.clone(),
             cancel: cancel.clone(),
+            range: *range,
             clock,
+            first: None,
+            landed_on: None,
+            packets_before: 0,
             packets: 0,
             decoded: Decoded::default(),
             last_format: None,
             format_changes: 0,
             cpu_time_before,
-        })
+        };
+        Ok((stream, can_seek))
     }
 
-    /// Decodes to the end and hands over each frame in display order. Corrupt packets are passed over and counted.
+    /// Goes to the last key frame shown at `time` (in seconds) or before. Tells whether the first frame that comes
+    /// out is in fact at or before the start of the range, so that no frame of it is missed.
+    fn seek(&mut self, time: f64) -> Result<bool, VideoError> {
+        self.decoder.flush();
+        self.clock.restart();
+        (self.packets, self.packets_before, self.decoded) = (0, 0, Decoded::default());
+        if time <= 0.0 || glue::seek(&mut self.input, self.info.index, self.clock.ticks(time)).is_err() {
+            return Ok(false);
+        }
+        let mut frame = ffmpeg::frame::Video::empty();
+        loop {
+            let mut packet = ffmpeg::Packet::empty();
+            let Reading::Packet = self.read(&mut packet)? else { return Ok(false) };
+            if self.packets == 1 {
+                let dts = packet.dts().or(packet.pts()).unwrap_or(0);
+                self.packets_before = glue::packets_before(&self.input, self.info.index, dts);
+            }
+            if self.decoder.send_packet(&packet).is_err() {
+                return Ok(false);
+            }
+            match self.decoder.receive_frame(&mut frame) {
+                Ok(()) => break,
+                Err(ffmpeg::Error::Other { errno: ffmpeg::error::EAGAIN }) => {}
+                Err(_) => return Ok(false),
+            }
+        }
+        let landed = self.clock.start_of(&frame).is_some_and(|start| start <= self.range.start);
+        self.landed_on = Some(frame);
+        Ok(landed)
+    }
+
+    /// Decodes to the end of the range and hands over each frame of it in display order. Corrupt packets are passed
+    /// over and counted.
     pub(super) fn decode<E: From<VideoError>>(
         mut self,
         mut on_frame: impl FnMut(TimedFrame<'_>) -> Result<(), E>,
     ) -> Result<Decoded, E> {
-        let mut packet = ffmpeg::Packet::empty();
-        let mut errors_in_a_row = 0;
+        if let Some(frame) = self.landed_on.take()
+            && self.hand_over(&frame, &mut on_frame)? == Progress::PastRange
+        {
+            return Ok(self.finish(None, Progress::PastRange)?);
+        }
         let mut unreadable = None;
-        loop {
-            self.check_time()?;
-            match packet.read(&mut self.input) {
-                Ok(()) => errors_in_a_row = 0,
-                Err(ffmpeg::Error::Eof) => break,
-                Err(ffmpeg::Error::InvalidData) if errors_in_a_row < MAX_ERRORS_IN_A_ROW => {
-                    errors_in_a_row += 1;
-                    self.decoded.corrupt_packets += 1;
-                    continue;
-                }
-                Err(_) if self.cancel.is_cancelled() => return Err(VideoError::Cancelled.into()),
-                Err(error) => {
-                    unreadable = Some(error.to_string());
+        let mut progress = self.receive_frames(&mut on_frame)?;
+        while progress == Progress::Going {
+            let mut packet = ffmpeg::Packet::empty();
+            match self.read(&mut packet)? {
+                Reading::Packet => {}
+                Reading::End => break,
+                Reading::Unreadable(detail) => {
+                    unreadable = Some(detail);
                     break;
                 }
             }
-            if packet.stream() != self.info.index {
-                continue;
-            }
-            self.packets += 1;
             if self.decoder.send_packet(&packet).is_err() || packet.is_corrupt() {
                 self.decoded.corrupt_packets += 1;
             }
-            self.receive_frames(&mut on_frame)?;
+            progress = self.receive_frames(&mut on_frame)?;
         }
         // A decoder that refuses to be drained has nothing more to give.
-        if self.decoder.send_eof().is_ok() {
-            self.receive_frames(&mut on_frame)?;
+        if progress == Progress::Going && self.decoder.send_eof().is_ok() {
+            progress = self.receive_frames(&mut on_frame)?;
         }
-        self.finish(unreadable).map_err(E::from)
+        Ok(self.finish(unreadable, progress)?)
+    }
+
+    /// Reads the next packet of the stream into `packet`, which must be empty.
+    fn read(&mut self, packet: &mut ffmpeg::Packet) -> Result<Reading, VideoError> {
+        let mut errors_in_a_row = 0;
+        loop {
+            self.check_time()?;
+            match packet.read(&mut self.input) {
+                Ok(()) if packet.stream() == self.info.index => {
+                    self.packets += 1;
+                    return Ok(Reading::Packet);
+                }
+                // Reading does not release what the packet held before.
+                Ok(()) => *packet = ffmpeg::Packet::empty(),
+                Err(ffmpeg::Error::Eof) => return Ok(Reading::End),
+                Err(ffmpeg::Error::InvalidData) if errors_in_a_row < MAX_ERRORS_IN_A_ROW => {
+                    errors_in_a_row += 1;
+                    self.decoded.corrupt_packets += 1;
+                }
+                Err(_) if self.cancel.is_cancelled() => return Err(VideoError::Cancelled),
+                Err(error) => return Ok(Reading::Unreadable(error.to_string())),
+            }
+        }
     }
 
     fn receive_frames<E: From<VideoError>>(
         &mut self,
         on_frame: &mut impl FnMut(TimedFrame<'_>) -> Result<(), E>,
-    ) -> Result<(), E> {
+    ) -> Result<Progress, E> {
         let mut frame = ffmpeg::frame::Video::empty();
         for _ in 0..MAX_ERRORS_IN_A_ROW {
             loop {
                 match self.decoder.receive_frame(&mut frame) {
                     Ok(()) => {}
-                    Err(ffmpeg::Error::Eof | ffmpeg::Error::Other { errno: ffmpeg::error::EAGAIN }) => return Ok(()),
+                    Err(ffmpeg::Error::Eof | ffmpeg::Error::Other { errno: ffmpeg::error::EAGAIN }) => {
+                        return Ok(Progress::Going);
+                    }
                     Err(_) => break,
                 }
-                self.check_time()?;
-                self.check_frame(&frame)?;
-                let (start, end) = self.clock.place(&frame, &self.limits)?;
-                on_frame(TimedFrame { frame: &frame, start, end })?;
+                if self.hand_over(&frame, on_frame)? == Progress::PastRange {
+                    return Ok(Progress::PastRange);
+                }
             }
             self.decoded.corrupt_packets += 1;
         }
-        Ok(())
+        Ok(Progress::Going)
+    }
+
+    fn hand_over<E: From<VideoError>>(
+        &mut self,
+        frame: &ffmpeg::frame::Video,
+        on_frame: &mut impl FnMut(TimedFrame<'_>) -> Result<(), E>,
+    ) -> Result<Progress, E> {
+        self.check_time()?;
+        let (start, end) = self.clock.place(frame);
+        if start < self.range.start {
+            return Ok(Progress::Going);
+        }
+        if self.range.end.is_some_and(|range_end| start >= range_end) {
+            return Ok(Progress::PastRange);
+        }
+        self.check_frame(frame)?;
+        check_duration(end.saturating_sub(*self.first.get_or_insert(start)), &self.limits)?;
+        on_frame(TimedFrame { frame, start, end })?;
+        Ok(Progress::Going)
     }
 
     fn check_time(&self) -> Result<(), VideoError> {
@@ -250,9 +314,11 @@ impl VideoStream {
         Ok(())
     }
 
-    fn finish(mut self, unreadable: Option<String>) -> Result<Decoded, VideoError> {
-        let indexed = glue::indexed_packets(&self.input, self.info.index);
+    fn finish(mut self, unreadable: Option<String>, progress: Progress) -> Result<Decoded, VideoError> {
         let corrupt_packets = self.decoded.corrupt_packets;
+        if self.decoded.frames == 0 && self.range != TimeRange::ALL && self.clock.has_seen_frames() {
+            return Err(VideoError::NoFramesInRange { start: self.range.start, end: self.range.end });
+        }
         if self.decoded.frames == 0 {
             return Err(VideoError::NoFrames {
                 codec: self.info.codec.to_string(),
@@ -260,8 +326,9 @@ impl VideoStream {
                 corrupt_packets,
             });
         }
-        self.decoded.partial = if self.packets < indexed {
-            Some(PartialReason::Truncated { expected: indexed, actual: self.packets })
+        let expected = glue::indexed_packets(&self.input, self.info.index).saturating_sub(self.packets_before);
+        self.decoded.partial = if progress == Progress::Going && self.packets < expected {
+            Some(PartialReason::Truncated { expected, actual: self.packets })
         } else if let Some(detail) = unreadable {
             Some(PartialReason::Unreadable { packets: self.packets, detail })
         } else {
@@ -271,30 +338,20 @@ impl VideoStream {
     }
 }
 
-/// Says what a file is that FFmpeg would not open.
-fn explain_refusal(source: &Source, error: ffmpeg::Error) -> VideoError {
-    let head = match source.head() {
-        Ok(head) => head,
-        Err(error) => return VideoError::Read(error),
-    };
-    if let ffmpeg::Error::Other { errno: ffmpeg::error::ENOMEM } = error {
-        return VideoError::Ffmpeg { operation: "open the container", source: error };
-    }
-    match glue::detect_format(&head) {
-        None if head.is_empty() => VideoError::Empty,
-        None => VideoError::NotAVideo { detail: "no container format was recognised".to_string() },
-        Some(format) if format.ends_with("_pipe") || format == "image2" || format == "apng" => {
-            VideoError::Image { format: format.trim_end_matches("_pipe").to_string() }
-        }
-        Some(format) if is_accepted(&format) => {
-            VideoError::NotAVideo { detail: format!("the {format} header is missing, damaged or cut off ({error})") }
-        }
-        Some(format) => VideoError::Container { format, accepted: glue::ACCEPTED_CONTAINERS },
-    }
+/// Whether more frames of the range may come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Going,
+    PastRange,
 }
 
-fn is_accepted(format: &str) -> bool {
-    format.split(',').any(|name| glue::ACCEPTED_CONTAINERS.split(',').any(|accepted| accepted == name))
+/// Refuses by what the header says, before anything is decoded.
+fn check_declared(input: &Input, index: usize, clock: &Clock, limits: &Limits) -> Result<(), VideoError> {
+    let stream = input.stream(index).expect("the stream was chosen from this input");
+    if u64::try_from(stream.frames()).is_ok_and(|frames| frames > limits.max_frames) {
+        return Err(VideoError::TooManyFrames { limit: limits.max_frames });
+    }
+    check_duration(clock.length_of(stream.duration()), limits)
 }
 
 /// FFmpeg's best video stream that is not an attached picture.
@@ -315,61 +372,4 @@ fn choose_stream(input: &Input, container: &str) -> Result<usize, VideoError> {
         .find(|stream| !attached(stream))
         .map(|stream| stream.index())
         .ok_or_else(|| VideoError::OnlyAttachedPicture { container: container.to_string() })
-}
-
-/// Turns FFmpeg's timestamps into times from the start of the container's timeline.
-struct Clock {
-    seconds_per_tick: f64,
-    origin: Option<f64>,
-    default_frame: f64,
-    first: Option<f64>,
-    last: Option<(f64, f64)>,
-}
-
-impl Clock {
-    fn new(input: &Input, index: usize) -> Self {
-        let stream = input.stream(index).expect("the stream was chosen from this input");
-        let rate = f64::from(stream.avg_frame_rate());
-        Self {
-            seconds_per_tick: f64::from(stream.time_base()),
-            origin: glue::start_time(input).map(|start| start as f64 / f64::from(ffmpeg::ffi::AV_TIME_BASE)),
-            default_frame: if rate.is_finite() && rate > 0.0 { 1.0 / rate } else { 0.04 },
-            first: None,
-            last: None,
-        }
-    }
-
-    /// Refuses by what the header says, before anything is decoded.
-    fn check_declared(&self, input: &Input, index: usize, limits: &Limits) -> Result<(), VideoError> {
-        let stream = input.stream(index).expect("the stream was chosen from this input");
-        if u64::try_from(stream.frames()).is_ok_and(|frames| frames > limits.max_frames) {
-            return Err(VideoError::TooManyFrames { limit: limits.max_frames });
-        }
-        check_duration(stream.duration() as f64 * self.seconds_per_tick, limits)
-    }
-
-    /// Start and end of the next frame in display order.
-    fn place(&mut self, frame: &ffmpeg::frame::Video, limits: &Limits) -> Result<(Duration, Duration), VideoError> {
-        let following = self.last.map_or(0.0, |(_, end)| end);
-        let stamped = frame.timestamp().map(|ticks| ticks as f64 * self.seconds_per_tick);
-        let origin = *self.origin.get_or_insert(stamped.unwrap_or(0.0));
-        let earliest = self.last.map_or(0.0, |(start, _)| start);
-        let start = stamped.map_or(following, |time| time - origin).max(earliest);
-        let length = frame.packet().duration as f64 * self.seconds_per_tick;
-        let end = start + if length > 0.0 { length } else { self.default_frame };
-        self.last = Some((start, end));
-        check_duration(end - *self.first.get_or_insert(start), limits)?;
-        Ok((seconds(start), seconds(end)))
-    }
-}
-
-fn check_duration(actual: f64, limits: &Limits) -> Result<(), VideoError> {
-    if actual > limits.max_duration.as_secs_f64() {
-        return Err(VideoError::TooLong { actual: seconds(actual), limit: limits.max_duration });
-    }
-    Ok(())
-}
-
-fn seconds(value: f64) -> Duration {
-    Duration::try_from_secs_f64(value).unwrap_or(if value > 0.0 { Duration::MAX } else { Duration::ZERO })
 }

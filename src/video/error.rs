@@ -68,6 +68,14 @@ pub enum VideoError {
         /// Packets the decoder refused.
         corrupt_packets: u64,
     },
+    /// The video has frames, but none within the asked time.
+    #[error("no frame is shown between {start:?} and {}", .end.map_or("the end".to_string(), |end| format!("{end:?}")))]
+    NoFramesInRange {
+        /// Start of the range.
+        start: Duration,
+        /// End of the range; the video's end if `None`.
+        end: Option<Duration>,
+    },
     /// More pixels a frame than [`Limits::max_pixels`](super::Limits::max_pixels).
     #[error("frames are {width}x{height} pixels ({actual}); the limit is {limit} pixels")]
     TooManyPixels {

@@ -237,6 +237,22 @@ pub(super) fn indexed_packets(input: &Input, stream: usize) -> u64 {
     entries.max(0) as u64
 }
 
+/// Goes to the last key frame of the stream at or before timestamp `ticks`.
+pub(super) fn seek(input: &mut Input, stream: usize, ticks: i64) -> Result<(), ffmpeg::Error> {
+    // SAFETY: the context is open and ours; FFmpeg checks the stream's number.
+    let result = unsafe { ffi::av_seek_frame(input.as_mut_ptr(), stream as c_int, ticks, ffi::AVSEEK_FLAG_BACKWARD) };
+    if result < 0 { Err(ffmpeg::Error::from(result)) } else { Ok(()) }
+}
+
+/// Packets of a stream that the container's index lists before decoding time `dts`.
+pub(super) fn packets_before(input: &Input, stream: usize, dts: i64) -> u64 {
+    let stream = input.stream(stream).expect("the stream was chosen from this input");
+    let flags = ffi::AVSEEK_FLAG_BACKWARD | ffi::AVSEEK_FLAG_ANY;
+    // SAFETY: the stream belongs to the open context; the search only reads its index.
+    let entry = unsafe { ffi::av_index_search_timestamp(stream.as_ptr().cast_mut(), dts, flags) };
+    entry.max(0) as u64
+}
+
 /// Where the container's timeline begins, if it says so.
 pub(super) fn start_time(input: &Input) -> Option<i64> {
     // SAFETY: reads a plain field of the open context.

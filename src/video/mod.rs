@@ -4,6 +4,7 @@
 //! which clip, [`transform`] makes pixels of the network's input size. It is synchronous and uses one thread; callers
 //! choose where it blocks.
 
+mod clock;
 mod decode;
 mod error;
 mod ffmpeg;
@@ -13,6 +14,7 @@ mod limits;
 pub mod picture;
 pub mod sample;
 mod simd;
+mod source;
 mod spool;
 pub mod transform;
 mod weights;
@@ -22,9 +24,10 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-pub use decode::Source;
+pub use decode::TimeRange;
 pub use error::{PartialReason, VideoError};
 pub use limits::Limits;
+pub use source::Source;
 pub use spool::{SpoolError, SpoolOptions, SpoolReader, SpoolWriter, spool};
 pub use transform::Crop;
 
@@ -41,6 +44,8 @@ pub struct DecodeOptions {
     pub limits: Limits,
     /// Ends decoding with [`VideoError::Cancelled`]; looked at for each packet and frame.
     pub cancel: CancellationToken,
+    /// Which part of the video is decoded; all of it. Clips are counted from the first frame within.
+    pub range: TimeRange,
     /// Which part of each frame is used; the middle unless training.
     pub crop: Crop,
     /// Threads of the decoder; 1. Many videos at a time, each on one thread, decode more frames a second in all.
@@ -49,7 +54,13 @@ pub struct DecodeOptions {
 
 impl Default for DecodeOptions {
     fn default() -> Self {
-        Self { limits: Limits::default(), cancel: CancellationToken::new(), crop: Crop::Center, decoder_threads: 1 }
+        Self {
+            limits: Limits::default(),
+            cancel: CancellationToken::new(),
+            range: TimeRange::ALL,
+            crop: Crop::Center,
+            decoder_threads: 1,
+        }
     }
 }
 
@@ -103,7 +114,7 @@ pub fn decode_clips(
     on_clip: impl FnMut(Clip) -> ControlFlow<()>,
 ) -> Result<VideoSummary, VideoError> {
     let transform = FrameTransform::new(clip.size, preprocessing, options.crop)?;
-    let stream = VideoStream::open(source, &options.limits, &options.cancel, options.decoder_threads)?;
+    let stream = VideoStream::open(source, options)?;
     let info = stream.info.clone();
     let mut assembly = Assembly::new(&info, clip, preprocessing, options, transform, on_clip);
     let decoded = match stream.decode(|frame| assembly.take(frame)) {
@@ -137,7 +148,7 @@ pub fn time_decoding(
     clips: Option<(&ClipSpec, &Preprocessing)>,
     options: &DecodeOptions,
 ) -> Result<(u64, Duration), VideoError> {
-    let stream = VideoStream::open(source, &options.limits, &options.cancel, options.decoder_threads)?;
+    let stream = VideoStream::open(source, options)?;
     let info = stream.info.clone();
     let before = ffmpeg::thread_cpu_time();
     let decoded = match clips {

@@ -7,4 +7,5 @@ mod lengths;
 mod media;
 mod parity;
 mod pillow;
+mod ranges;
 mod streaming;

@@ -1,0 +1,96 @@
+//! Where encoded bytes come from, and what they are if they are no video.
+
+use std::fs::File;
+use std::io::{Cursor, Read, Seek, SeekFrom};
+use std::path::PathBuf;
+
+use bytes::Bytes;
+
+use super::error::VideoError;
+use super::ffmpeg as glue;
+use super::ffmpeg::MediaBytes;
+use super::limits::Limits;
+use super::spool::{self, SpoolReader};
+
+/// Where the encoded bytes are.
+#[derive(Debug, Clone)]
+pub enum Source {
+    /// A file, read where decoding needs it.
+    Path(PathBuf),
+    /// The whole file in memory.
+    Bytes(Bytes),
+    /// An upload that may still be arriving. Frames come as soon as their bytes are there, but for an MP4 whose index
+    /// comes last, which has to arrive first.
+    Spool(SpoolReader),
+}
+
+impl Source {
+    /// Opens the bytes and checks their number, where that is known.
+    pub(super) fn open(&self, limits: &Limits) -> Result<MediaBytes, VideoError> {
+        let (bytes, len) = match self {
+            Self::Path(path) => {
+                let file = File::open(path)?;
+                let len = file.metadata()?.len();
+                (MediaBytes::Seekable(Box::new(file)), len)
+            }
+            Self::Bytes(bytes) => (MediaBytes::Seekable(Box::new(Cursor::new(bytes.clone()))), bytes.len() as u64),
+            // Asking for more than the decoder needs next would make it wait for the whole upload.
+            Self::Spool(reader) if !reader.is_complete() && spool::decodes_in_order(reader.clone())? => {
+                return Ok(MediaBytes::InOrder(Box::new(reader.clone())));
+            }
+            Self::Spool(reader) => {
+                let len = reader.clone().seek(SeekFrom::End(0))?;
+                (MediaBytes::Seekable(Box::new(reader.clone())), len)
+            }
+        };
+        match len {
+            0 => Err(VideoError::Empty),
+            _ if len > limits.max_bytes => Err(VideoError::TooLarge { actual: len, limit: limits.max_bytes }),
+            _ => Ok(bytes),
+        }
+    }
+
+    /// The first bytes, to tell what they are.
+    fn head(&self) -> std::io::Result<Vec<u8>> {
+        const HEAD: u64 = 64 << 10;
+        let mut head = Vec::new();
+        match self {
+            Self::Path(path) => File::open(path)?.take(HEAD).read_to_end(&mut head)?,
+            Self::Bytes(bytes) => bytes.as_ref().take(HEAD).read_to_end(&mut head)?,
+            Self::Spool(reader) => {
+                let mut reader = reader.clone();
+                reader.seek(SeekFrom::Start(0))?;
+                // What arrived before an upload broke off is enough to tell.
+                let _ = reader.take(HEAD).read_to_end(&mut head);
+                head.len()
+            }
+        };
+        Ok(head)
+    }
+}
+
+/// Says what a file is that FFmpeg would not open.
+pub(super) fn explain_refusal(source: &Source, error: ffmpeg_next::Error) -> VideoError {
+    let head = match source.head() {
+        Ok(head) => head,
+        Err(error) => return VideoError::Read(error),
+    };
+    if let ffmpeg_next::Error::Other { errno: ffmpeg_next::error::ENOMEM } = error {
+        return VideoError::Ffmpeg { operation: "open the container", source: error };
+    }
+    match glue::detect_format(&head) {
+        None if head.is_empty() => VideoError::Empty,
+        None => VideoError::NotAVideo { detail: "no container format was recognised".to_string() },
+        Some(format) if format.ends_with("_pipe") || format == "image2" || format == "apng" => {
+            VideoError::Image { format: format.trim_end_matches("_pipe").to_string() }
+        }
+        Some(format) if is_accepted(&format) => {
+            VideoError::NotAVideo { detail: format!("the {format} header is missing, damaged or cut off ({error})") }
+        }
+        Some(format) => VideoError::Container { format, accepted: glue::ACCEPTED_CONTAINERS },
+    }
+}
+
+fn is_accepted(format: &str) -> bool {
+    format.split(',').any(|name| glue::ACCEPTED_CONTAINERS.split(',').any(|accepted| accepted == name))
+}
