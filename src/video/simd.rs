@@ -1,12 +1,12 @@
-//! Picks the fastest build of the inner loops that the CPU can run.
+//! The inner loops of [`super::kernel`] for CPUs with AVX2, and the choice between both.
 
 #![allow(unsafe_code)]
 
-use super::kernel::{self, ColorCoefficients, Sample};
+use super::kernel::{self, ColorCoefficients};
 use super::picture::Plane;
 use super::weights::Taps;
 
-/// The inner loops as compiled for one kind of CPU. Every kernel gives the same bytes.
+/// The inner loops as written for one kind of CPU. Every kernel gives the same bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Kernel(Build);
 
@@ -30,10 +30,27 @@ impl Kernel {
         Self::PORTABLE
     }
 
-    /// See [`kernel::resize_plane`].
-    pub(super) fn resize_plane<T: Sample>(
+    /// Resizes a plane of 8-bit samples; see [`kernel::resize_plane`].
+    pub(super) fn resize_bytes(
         self,
-        plane: &Plane<'_, T>,
+        plane: &Plane<'_, u8>,
+        rows: &Taps,
+        columns: &Taps,
+        scratch: &mut Vec<i16>,
+        out: &mut [i16],
+    ) {
+        match self.0 {
+            Build::Portable => kernel::resize_plane(plane, 8, rows, columns, scratch, out),
+            // SAFETY: `detect`, the only way to this variant, found AVX2 on this CPU.
+            #[cfg(target_arch = "x86_64")]
+            Build::Avx2 => unsafe { avx2::resize_bytes(plane, rows, columns, scratch, out) },
+        }
+    }
+
+    /// Resizes a plane of samples of `depth` bits; see [`kernel::resize_plane`].
+    pub(super) fn resize_words(
+        self,
+        plane: &Plane<'_, u16>,
         depth: u32,
         rows: &Taps,
         columns: &Taps,
@@ -42,59 +59,313 @@ impl Kernel {
     ) {
         match self.0 {
             Build::Portable => kernel::resize_plane(plane, depth, rows, columns, scratch, out),
-            // SAFETY: `detect`, the only way to this variant, found AVX2 on this CPU.
+            // SAFETY: as in `resize_bytes`.
             #[cfg(target_arch = "x86_64")]
-            Build::Avx2 => unsafe { avx2::resize_plane(plane, depth, rows, columns, scratch, out) },
+            Build::Avx2 => unsafe { avx2::resize_words(plane, depth, rows, columns, scratch, out) },
         }
     }
 
     /// See [`kernel::ycbcr_to_rgb`].
     pub(super) fn ycbcr_to_rgb(self, planes: [&[i16]; 3], coefficients: &ColorCoefficients, rgb: &mut [u8]) {
-        let [y, u, v] = planes;
         match self.0 {
-            Build::Portable => kernel::ycbcr_to_rgb(y, u, v, coefficients, rgb),
-            // SAFETY: as in `resize_plane`.
+            Build::Portable => kernel::ycbcr_to_rgb(planes, coefficients, rgb),
+            // SAFETY: as in `resize_bytes`.
             #[cfg(target_arch = "x86_64")]
-            Build::Avx2 => unsafe { avx2::ycbcr_to_rgb(y, u, v, coefficients, rgb) },
+            Build::Avx2 => unsafe { avx2::ycbcr_to_rgb(planes, coefficients, rgb) },
         }
     }
 
     /// See [`kernel::planes_to_rgb`].
     pub(super) fn planes_to_rgb(self, planes: [&[i16]; 3], rgb: &mut [u8]) {
-        let [r, g, b] = planes;
         match self.0 {
-            Build::Portable => kernel::planes_to_rgb(r, g, b, rgb),
-            // SAFETY: as in `resize_plane`.
+            Build::Portable => kernel::planes_to_rgb(planes, rgb),
+            // SAFETY: as in `resize_bytes`.
             #[cfg(target_arch = "x86_64")]
-            Build::Avx2 => unsafe { avx2::planes_to_rgb(r, g, b, rgb) },
+            Build::Avx2 => unsafe { avx2::planes_to_rgb(planes, rgb) },
         }
     }
 }
 
-/// The portable loops once more, compiled with AVX2.
+/// 16-bit samples and weights meet in `madd`, which adds two products of neighbours into a 32-bit sum, so rows (and
+/// colour planes) are taken in pairs and interleaved.
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
-    use super::*;
+    use std::arch::x86_64::*;
+
+    use super::kernel::{COLOR_SHIFT, ColorCoefficients, MAX_WORD, NEUTRAL, SAMPLE_BITS};
+    use super::{Plane, Taps, kernel};
+    use crate::video::weights::{TAP_GROUP, WEIGHT_BITS};
+
+    /// 32 bytes of `slice` from element `at` on.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn load<T: Copy>(slice: &[T], at: usize) -> __m256i {
+        let part = &slice[at..][..32 / size_of::<T>()];
+        // SAFETY: `part` is 32 bytes long; the load needs no alignment, and any bits make a vector.
+        unsafe { _mm256_loadu_si256(part.as_ptr().cast()) }
+    }
+
+    /// Writes 16 words to `slice` from element `at` on.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn store(slice: &mut [i16], at: usize, words: __m256i) {
+        let part = &mut slice[at..][..16];
+        // SAFETY: `part` is 32 bytes long and ours to write; the store needs no alignment.
+        unsafe { _mm256_storeu_si256(part.as_mut_ptr().cast(), words) }
+    }
+
+    /// Writes 16 bytes worth of elements to `slice` from element `at` on.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn store_half<T: Copy>(slice: &mut [T], at: usize, bits: __m128i) {
+        let part = &mut slice[at..][..16 / size_of::<T>()];
+        // SAFETY: `part` is 16 bytes long and ours to write; the store needs no alignment. `T` is `u8` or `i16`, of which
+        // any bits are a value.
+        unsafe { _mm_storeu_si128(part.as_mut_ptr().cast(), bits) }
+    }
+
+    /// Two weights in each 32-bit lane, the first in the lower half.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn pair(first: i16, second: i16) -> __m256i {
+        _mm256_set1_epi32(i32::from(first) & 0xffff | i32::from(second) << 16)
+    }
+
+    /// The starts of blocks of `block` that cover `len >= block` elements; the last may overlap the one before.
+    #[inline]
+    fn blocks(len: usize, block: usize) -> impl Iterator<Item = usize> {
+        (0..len.div_ceil(block)).map(move |i| (i * block).min(len - block))
+    }
 
     #[target_feature(enable = "avx2")]
-    pub(super) fn resize_plane<T: Sample>(
-        plane: &Plane<'_, T>,
+    pub(super) fn resize_bytes(
+        plane: &Plane<'_, u8>,
+        rows: &Taps,
+        columns: &Taps,
+        scratch: &mut Vec<i16>,
+        out: &mut [i16],
+    ) {
+        let width = columns.end - columns.first;
+        scratch.clear();
+        scratch.resize(width + columns.width(), 0);
+        for (y, out) in out.chunks_exact_mut(columns.len()).enumerate() {
+            let (start, weights) = rows.band(y);
+            if width < 32 {
+                kernel::blend_rows(plane, start, weights, columns.first, 8, &mut scratch[..width]);
+            } else {
+                blend_bytes(plane, start, weights, columns.first, &mut scratch[..width]);
+            }
+            shrink_row(scratch, columns, out);
+        }
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub(super) fn resize_words(
+        plane: &Plane<'_, u16>,
         depth: u32,
         rows: &Taps,
         columns: &Taps,
         scratch: &mut Vec<i16>,
         out: &mut [i16],
     ) {
-        kernel::resize_plane(plane, depth, rows, columns, scratch, out);
+        let width = columns.end - columns.first;
+        scratch.clear();
+        scratch.resize(width + columns.width(), 0);
+        for (y, out) in out.chunks_exact_mut(columns.len()).enumerate() {
+            let (start, weights) = rows.band(y);
+            if width < 16 {
+                kernel::blend_rows(plane, start, weights, columns.first, depth, &mut scratch[..width]);
+            } else {
+                blend_words(plane, start, weights, columns.first, depth, &mut scratch[..width]);
+            }
+            shrink_row(scratch, columns, out);
+        }
+    }
+
+    /// See [`kernel::blend_rows`]; `out` has at least 32 elements.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn blend_bytes(plane: &Plane<'_, u8>, start: usize, weights: &[i16], first: usize, out: &mut [i16]) {
+        let zero = _mm256_setzero_si256();
+        for x in blocks(out.len(), 32) {
+            let mut sums = [_mm256_set1_epi32(1 << 7); 4];
+            for (i, two) in weights.chunks(2).enumerate() {
+                // An odd last row is paired with itself at weight zero.
+                let weights = pair(two[0], if two.len() == 2 { two[1] } else { 0 });
+                let y = start + 2 * i;
+                let upper = load(plane.row(y), first + x);
+                let lower = load(plane.row(y + two.len() - 1), first + x);
+                let (left, right) = (_mm256_unpacklo_epi8(upper, lower), _mm256_unpackhi_epi8(upper, lower));
+                let pairs = [
+                    _mm256_unpacklo_epi8(left, zero),
+                    _mm256_unpackhi_epi8(left, zero),
+                    _mm256_unpacklo_epi8(right, zero),
+                    _mm256_unpackhi_epi8(right, zero),
+                ];
+                for (sum, pair) in sums.iter_mut().zip(pairs) {
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pair, weights));
+                }
+            }
+            let [a, b, c, d] = sums.map(|sum| _mm256_srai_epi32::<8>(sum));
+            // Unpacking worked in halves: columns 0-7 and 16-23 are in the first pack, the others in the second.
+            let (even, odd) = (_mm256_packs_epi32(a, b), _mm256_packs_epi32(c, d));
+            store(out, x, _mm256_permute2x128_si256::<0x20>(even, odd));
+            store(out, x + 16, _mm256_permute2x128_si256::<0x31>(even, odd));
+        }
+    }
+
+    /// See [`kernel::blend_rows`]; `out` has at least 16 elements.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn blend_words(plane: &Plane<'_, u16>, start: usize, weights: &[i16], first: usize, depth: u32, out: &mut [i16]) {
+        let mask = _mm256_set1_epi16(MAX_WORD as i16);
+        let shift = _mm_cvtsi32_si128(depth as i32);
+        for x in blocks(out.len(), 16) {
+            let mut sums = [_mm256_set1_epi32(1 << (depth - 1)); 2];
+            for (i, two) in weights.chunks(2).enumerate() {
+                let weights = pair(two[0], if two.len() == 2 { two[1] } else { 0 });
+                let y = start + 2 * i;
+                let upper = _mm256_and_si256(load(plane.row(y), first + x), mask);
+                let lower = _mm256_and_si256(load(plane.row(y + two.len() - 1), first + x), mask);
+                let pairs = [_mm256_unpacklo_epi16(upper, lower), _mm256_unpackhi_epi16(upper, lower)];
+                for (sum, pair) in sums.iter_mut().zip(pairs) {
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pair, weights));
+                }
+            }
+            let [a, b] = sums.map(|sum| _mm256_sra_epi32(sum, shift));
+            store(out, x, _mm256_packs_epi32(a, b));
+        }
+    }
+
+    /// See [`kernel::shrink_row`]; `row` has room for the padding of the last taps.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn shrink_row(row: &[i16], columns: &Taps, out: &mut [i16]) {
+        if out.len() < 8 {
+            return kernel::shrink_row(row, columns.first, columns, out);
+        }
+        // Most videos are at most four times the clip's size, where one or two groups of taps are all.
+        match columns.width() / TAP_GROUP {
+            1 => shrink_row_by::<1>(row, columns, out),
+            2 => shrink_row_by::<2>(row, columns, out),
+            3 => shrink_row_by::<3>(row, columns, out),
+            _ => shrink_row_by::<0>(row, columns, out),
+        }
+    }
+
+    /// `GROUPS` is the number of groups of taps, 0 for any.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn shrink_row_by<const GROUPS: usize>(row: &[i16], columns: &Taps, out: &mut [i16]) {
+        let width = if GROUPS == 0 { columns.width() } else { GROUPS * TAP_GROUP };
+        let (offsets, weights) = (columns.offsets(), columns.padded_weights());
+        assert!(width == columns.width() && weights.len() == offsets.len() * width && out.len() == offsets.len());
+        let last = columns.end - columns.first - 1;
+        assert!(row.len() > last + width);
+        // The bounds are checked above, once a row: checks at each load double the time.
+        let weighted = |o: usize| {
+            let offset = offsets[o] as usize;
+            debug_assert!(offset <= last);
+            // SAFETY: `Taps` guarantees offsets of at most `last`, and the row is longer than `last + width`; output `o` has
+            // `width` weights, as asserted. The loads below read `width` words from both, and need no alignment.
+            let (samples, weights) = unsafe { (row.as_ptr().add(offset), weights.as_ptr().add(o * width)) };
+            let mut sum = _mm_setzero_si128();
+            let mut tap = 0;
+            while tap < width {
+                // SAFETY: `tap + 8 <= width`, which is a multiple of 8.
+                let (samples, weights) =
+                    unsafe { (_mm_loadu_si128(samples.add(tap).cast()), _mm_loadu_si128(weights.add(tap).cast())) };
+                sum = _mm_add_epi32(sum, _mm_madd_epi16(samples, weights));
+                tap += TAP_GROUP;
+            }
+            sum
+        };
+        let round = _mm_set1_epi32(1 << (WEIGHT_BITS - 1));
+        for o in blocks(out.len(), 8) {
+            let (a, b) =
+                (_mm_hadd_epi32(weighted(o), weighted(o + 1)), _mm_hadd_epi32(weighted(o + 2), weighted(o + 3)));
+            let (c, d) =
+                (_mm_hadd_epi32(weighted(o + 4), weighted(o + 5)), _mm_hadd_epi32(weighted(o + 6), weighted(o + 7)));
+            let left = _mm_srai_epi32::<{ WEIGHT_BITS as i32 }>(_mm_add_epi32(_mm_hadd_epi32(a, b), round));
+            let right = _mm_srai_epi32::<{ WEIGHT_BITS as i32 }>(_mm_add_epi32(_mm_hadd_epi32(c, d), round));
+            store_half(out, o, _mm_packs_epi32(left, right));
+        }
     }
 
     #[target_feature(enable = "avx2")]
-    pub(super) fn ycbcr_to_rgb(y: &[i16], u: &[i16], v: &[i16], coefficients: &ColorCoefficients, rgb: &mut [u8]) {
-        kernel::ycbcr_to_rgb(y, u, v, coefficients, rgb);
+    pub(super) fn ycbcr_to_rgb(planes: [&[i16]; 3], c: &ColorCoefficients, rgb: &mut [u8]) {
+        let [y, u, v] = planes;
+        if y.len() < 16 {
+            return kernel::ycbcr_to_rgb(planes, c, rgb);
+        }
+        let (black, neutral) = (_mm256_set1_epi16(c.black), _mm256_set1_epi16(NEUTRAL));
+        let round = _mm256_set1_epi32(1 << (COLOR_SHIFT - 1));
+        let (red, blue) = (pair(c.luma, c.red_v), pair(c.luma, c.blue_u));
+        let (green, green_v) = (pair(c.luma, c.green_u), pair(0, c.green_v));
+        for at in blocks(y.len(), 16) {
+            let y = _mm256_subs_epi16(load(y, at), black);
+            let u = _mm256_subs_epi16(load(u, at), neutral);
+            let v = _mm256_subs_epi16(load(v, at), neutral);
+            let yu = [_mm256_unpacklo_epi16(y, u), _mm256_unpackhi_epi16(y, u)];
+            let yv = [_mm256_unpacklo_epi16(y, v), _mm256_unpackhi_epi16(y, v)];
+            let narrow = |sums: [__m256i; 2]| {
+                let [a, b] = sums.map(|sum| _mm256_srai_epi32::<{ COLOR_SHIFT as i32 }>(_mm256_add_epi32(sum, round)));
+                to_bytes(_mm256_packs_epi32(a, b))
+            };
+            let r = narrow(yv.map(|yv| _mm256_madd_epi16(yv, red)));
+            let b = narrow(yu.map(|yu| _mm256_madd_epi16(yu, blue)));
+            let luma_u = yu.map(|yu| _mm256_madd_epi16(yu, green));
+            let from_v = yv.map(|yv| _mm256_madd_epi16(yv, green_v));
+            let g = narrow([_mm256_add_epi32(luma_u[0], from_v[0]), _mm256_add_epi32(luma_u[1], from_v[1])]);
+            store_pixels(rgb, at, r, g, b);
+        }
     }
 
     #[target_feature(enable = "avx2")]
-    pub(super) fn planes_to_rgb(r: &[i16], g: &[i16], b: &[i16], rgb: &mut [u8]) {
-        kernel::planes_to_rgb(r, g, b, rgb);
+    pub(super) fn planes_to_rgb(planes: [&[i16]; 3], rgb: &mut [u8]) {
+        const SHIFT: u32 = SAMPLE_BITS - 8;
+        if planes[0].len() < 16 {
+            return kernel::planes_to_rgb(planes, rgb);
+        }
+        let round = _mm256_set1_epi16(1 << (SHIFT - 1));
+        for at in blocks(planes[0].len(), 16) {
+            let [r, g, b] = planes.map(|plane| {
+                let rounded = _mm256_adds_epi16(load(plane, at), round);
+                to_bytes(_mm256_srai_epi16::<{ SHIFT as i32 }>(rounded))
+            });
+            store_pixels(rgb, at, r, g, b);
+        }
     }
+
+    /// 16 words as bytes, saturated.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn to_bytes(words: __m256i) -> __m128i {
+        _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words))
+    }
+
+    /// Interleaves 16 pixels and writes them to `rgb` from pixel `at` on.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn store_pixels(rgb: &mut [u8], at: usize, r: __m128i, g: __m128i, b: __m128i) {
+        for (third, [of_r, of_g, of_b]) in INTERLEAVE.iter().enumerate() {
+            let pick = |color: __m128i, mask: &[i8; 16]| {
+                // SAFETY: the mask is 16 bytes long; the load needs no alignment.
+                _mm_shuffle_epi8(color, unsafe { _mm_loadu_si128(mask.as_ptr().cast()) })
+            };
+            let bytes = _mm_or_si128(_mm_or_si128(pick(r, of_r), pick(g, of_g)), pick(b, of_b));
+            store_half(rgb, at * 3 + third * 16, bytes);
+        }
+    }
+
+    /// For each third of 48 interleaved bytes and each colour: which of 16 samples goes where, -1 for none.
+    const INTERLEAVE: [[[i8; 16]; 3]; 3] = {
+        let mut masks = [[[-1i8; 16]; 3]; 3];
+        let mut byte = 0;
+        while byte < 48 {
+            masks[byte / 16][byte % 3][byte % 16] = (byte / 3) as i8;
+            byte += 1;
+        }
+        masks
+    };
 }

@@ -6,8 +6,8 @@
 //! resolution, and only the crop's pixels are computed.
 
 use super::error::VideoError;
-use super::kernel::{COLOR_BITS, ColorCoefficients, SAMPLE_BITS, Sample};
-use super::picture::{Color, Layout, Matrix, Picture, Plane, Planes};
+use super::kernel::{COLOR_BITS, ColorCoefficients, NEUTRAL, SAMPLE_BITS};
+use super::picture::{Color, Layout, Matrix, Picture, Planes};
 use super::simd::Kernel;
 use super::weights::{Span, Taps, Weights};
 use crate::model::spec::{ColorMatrix, Preprocessing, Resize};
@@ -93,10 +93,7 @@ impl FrameTransform {
         if self.plan.as_ref().is_none_or(|(layout, _)| *layout != picture.layout) {
             self.plan = Some((picture.layout, self.plan_for(&picture.layout)));
         }
-        match &picture.planes {
-            Planes::U8(planes) => self.resize(picture.layout.depth, planes),
-            Planes::U16(planes) => self.resize(picture.layout.depth, planes),
-        }
+        self.resize(picture);
         if picture.layout.orientation.transpose {
             let mut upright = std::mem::take(&mut self.upright);
             upright.resize(rgb.len(), 0);
@@ -108,18 +105,24 @@ impl FrameTransform {
         }
     }
 
-    fn resize<T: Sample>(&mut self, depth: u32, planes: &[Plane<'_, T>]) {
+    fn resize(&mut self, picture: &Picture<'_>) {
         let Some((_, plan)) = &self.plan else { return };
-        for (i, (plane, out)) in planes.iter().zip(&mut self.resized).enumerate() {
-            let taps = if i == 0 { &plan.luma } else { plan.chroma.as_ref().unwrap_or(&plan.luma) };
-            self.kernel.resize_plane(plane, depth, &taps.rows, &taps.columns, &mut self.scratch, out);
+        let depth = picture.layout.depth;
+        for (i, out) in self.resized.iter_mut().enumerate().take(planes_of(picture)) {
+            let PlaneTaps { rows, columns } =
+                if i == 0 { &plan.luma } else { plan.chroma.as_ref().unwrap_or(&plan.luma) };
+            match &picture.planes {
+                Planes::U8(planes) => self.kernel.resize_bytes(&planes[i], rows, columns, &mut self.scratch, out),
+                Planes::U16(planes) => {
+                    self.kernel.resize_words(&planes[i], depth, rows, columns, &mut self.scratch, out)
+                }
+            }
         }
     }
 
     fn combine(&mut self, planes: usize, rgb: &mut [u8]) {
         let Some((_, plan)) = &self.plan else { return };
         if planes == 1 {
-            const NEUTRAL: i16 = 1 << (SAMPLE_BITS - 1);
             self.resized[1].fill(NEUTRAL);
             self.resized[2].fill(NEUTRAL);
         }
@@ -218,7 +221,7 @@ fn color_coefficients(matrix: Matrix, full_range: bool) -> ColorCoefficients {
     let (red, blue) = matrix.red_and_blue_weights();
     let green = 1.0 - red - blue;
     let (luma_gain, chroma_gain) = if full_range { (1.0, 1.0) } else { (255.0 / 219.0, 255.0 / 224.0) };
-    let fixed = |value: f64| (value * f64::from(1 << COLOR_BITS)).round() as i32;
+    let fixed = |value: f64| (value * f64::from(1 << COLOR_BITS)).round() as i16;
     let (red_v, blue_u) = (2.0 * (1.0 - red) * chroma_gain, 2.0 * (1.0 - blue) * chroma_gain);
     ColorCoefficients {
         luma: fixed(luma_gain),
@@ -241,7 +244,7 @@ fn transpose(from: &[u8], size: usize, to: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::video::picture::Orientation;
+    use crate::video::picture::{Orientation, Plane};
     use proptest::prelude::*;
 
     fn plane<T>(samples: &[T], width: usize, height: usize) -> Plane<'_, T> {

@@ -118,9 +118,9 @@ impl Weights {
         let end = bands.iter().map(|(start, weights)| start + weights.len()).max().unwrap_or(0);
         let longest = bands.iter().map(|(_, weights)| weights.len()).max().unwrap_or(0);
         let width = longest.next_multiple_of(TAP_GROUP);
-        let mut taps = Taps { first, end, starts: Vec::new(), lens: Vec::new(), width, weights: Vec::new() };
+        let mut taps = Taps { first, end, offsets: Vec::new(), lens: Vec::new(), width, weights: Vec::new() };
         for (start, weights) in &mut bands {
-            taps.starts.push(*start);
+            taps.offsets.push((*start - first) as u32);
             taps.lens.push(weights.len());
             weights.resize(width, 0);
             taps.weights.append(weights);
@@ -172,7 +172,8 @@ pub(super) struct Taps {
     pub(super) first: usize,
     /// One past the last source sample with any weight.
     pub(super) end: usize,
-    starts: Vec<usize>,
+    /// First source sample of each output, from `first` on; less than `end - first`.
+    offsets: Vec<u32>,
     lens: Vec<usize>,
     width: usize,
     weights: Vec<i16>,
@@ -181,7 +182,7 @@ pub(super) struct Taps {
 impl Taps {
     /// Output samples.
     pub(super) fn len(&self) -> usize {
-        self.starts.len()
+        self.offsets.len()
     }
 
     /// Weights stored for each output, a multiple of [`TAP_GROUP`].
@@ -192,12 +193,12 @@ impl Taps {
     /// First source sample of output `o`, and its weights without padding.
     #[inline]
     pub(super) fn band(&self, o: usize) -> (usize, &[i16]) {
-        (self.starts[o], &self.weights[o * self.width..][..self.lens[o]])
+        (self.first + self.offsets[o] as usize, &self.weights[o * self.width..][..self.lens[o]])
     }
 
-    /// First source sample of each output.
-    pub(super) fn starts(&self) -> &[usize] {
-        &self.starts
+    /// First source sample of each output, from [`Taps::first`] on.
+    pub(super) fn offsets(&self) -> &[u32] {
+        &self.offsets
     }
 
     /// Weights of all outputs, [`Taps::width`] for each.
