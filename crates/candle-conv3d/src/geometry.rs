@@ -98,6 +98,13 @@ impl Window {
         Ok(output)
     }
 
+    /// The input places along `axis` that window number `place` covers.
+    pub(crate) fn covered(&self, axis: usize, place: usize, input: usize) -> std::ops::Range<usize> {
+        let start = place * self.stride[axis];
+        let end = (start + self.kernel[axis]).saturating_sub(self.padding[axis]).min(input);
+        start.saturating_sub(self.padding[axis])..end
+    }
+
     /// Refuses padding of more than half the kernel, as PyTorch's pools do.
     pub(crate) fn check_pool_padding(&self) -> std::result::Result<(), GeometryError> {
         for (i, axis) in AXES.into_iter().enumerate() {

@@ -30,6 +30,7 @@
 //!
 //! A global average pool needs no layer: `x.flatten_from(2)?.mean(2)?` is (n, c).
 
+mod batch_norm;
 mod conv3d;
 mod cpu;
 mod geometry;
@@ -38,6 +39,7 @@ pub mod plan;
 pub mod reference;
 mod train;
 
+pub use batch_norm::{Activation, BatchNormOutput, batch_norm};
 pub use conv3d::{Conv3d, Conv3dConfig, conv3d, conv3d_no_bias};
 pub use geometry::GeometryError;
 pub use max_pool3d::{MaxPool3d, MaxPool3dConfig};

@@ -7,7 +7,7 @@
 use candle_core::{DType, Error, Result, Tensor};
 
 use crate::geometry::{GeometryError, volume_dims};
-use crate::{Conv3dConfig, MaxPool3dConfig};
+use crate::{Activation, BatchNormOutput, Conv3dConfig, MaxPool3dConfig};
 
 /// 3D convolution (cross-correlation, as in PyTorch) of `input` (n, ic, t, h, w) with `weight`
 /// (oc, ic, kt, kh, kw), giving (n, oc, t', h', w').
@@ -98,6 +98,31 @@ pub fn max_pool3d(input: &Tensor, config: &MaxPool3dConfig) -> Result<Tensor> {
         }
     }
     pooled.contiguous()
+}
+
+/// [`batch_norm`](crate::batch_norm) of `input` (n, c, ...); half precision is normalised in f32.
+pub fn batch_norm(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    epsilon: f64,
+    activation: Activation,
+) -> Result<BatchNormOutput> {
+    let dtype = input.dtype();
+    let inner = if matches!(dtype, DType::F16 | DType::BF16) { DType::F32 } else { dtype };
+    let channels = input.dim(1)?;
+    // (c, n ...), so that a channel is a row.
+    let rows = input.to_dtype(inner)?.transpose(0, 1)?.flatten_from(1)?;
+    let mean = rows.mean_keepdim(1)?;
+    let centred = rows.broadcast_sub(&mean)?;
+    let variance = centred.sqr()?.mean_keepdim(1)?;
+    let scale = (weight.to_dtype(inner)?.reshape((channels, 1))? / (&variance + epsilon)?.sqrt()?)?;
+    let rows = centred.broadcast_mul(&scale)?.broadcast_add(&bias.to_dtype(inner)?.reshape((channels, 1))?)?;
+    let mut transposed = input.dims().to_vec();
+    transposed.swap(0, 1);
+    let output = rows.reshape(transposed)?.transpose(0, 1)?.contiguous()?.to_dtype(dtype)?;
+    let output = if activation == Activation::Relu { output.relu()? } else { output };
+    Ok(BatchNormOutput { output, mean: mean.flatten_all()?.detach(), variance: variance.flatten_all()?.detach() })
 }
 
 /// Every `step`-th slice along `dim`: `start`, `start + step`, ..., `count` of them. Made of shape operations

@@ -1,6 +1,6 @@
 //! Random shapes against seven plain loops, and gradients against finite differences.
 
-use candle_conv3d::{Conv3d, Conv3dConfig, MaxPool3d, MaxPool3dConfig, conv3d, reference};
+use candle_conv3d::{Activation, Conv3d, Conv3dConfig, MaxPool3d, MaxPool3dConfig, batch_norm, conv3d, reference};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Module, VarBuilder, VarMap};
 use proptest::prelude::*;
@@ -198,6 +198,44 @@ fn pool_gradient_equals_finite_differences_away_from_ties() -> Result<()> {
     // A shuffled ramp: no two values are closer than 1, so no step changes a winner.
     let ramp: Vec<f64> = (0..2 * 3 * 4 * 5).map(|i| f64::from(i * 77 % 120)).collect();
     assert_gradient(&Var::from_vec(ramp, (1, 2, 3, 4, 5), &Device::Cpu)?, |x| pool.forward(x))
+}
+
+#[test]
+fn batch_norm_equals_the_reference_forward_and_backward() -> Result<()> {
+    for (activation, dims) in [(Activation::Relu, [3, 5, 2, 7, 9]), (Activation::Identity, [2, 17, 4, 8, 8])] {
+        // A mean far from zero: the variance must not drown in it.
+        let input = Var::from_tensor(&(randn(dims) * 3.)?.affine(1., 100.)?)?;
+        let weight = Var::randn(0f32, 1., dims[1], &Device::Cpu)?;
+        let bias = Var::randn(0f32, 1., dims[1], &Device::Cpu)?;
+        let fast = batch_norm(&input, &weight, &bias, 1e-5, activation)?;
+        let plain = reference::batch_norm(&input, &weight, &bias, 1e-5, activation)?;
+        let upstream = randn(dims);
+        let gradients =
+            [&fast, &plain].map(|y| (&y.output * &upstream).unwrap().sum_all().unwrap().backward().unwrap());
+        let mut pairs = vec![
+            (fast.output.clone(), plain.output.clone()),
+            (fast.mean.clone(), plain.mean.clone()),
+            (fast.variance.clone(), plain.variance.clone()),
+        ];
+        for var in [&input, &weight, &bias] {
+            let [fast, plain] = [&gradients[0], &gradients[1]].map(|g| g.get(var).expect("a gradient").clone());
+            pairs.push((fast, plain));
+        }
+        for (fast, plain) in pairs {
+            for (fast, plain) in values(&fast).into_iter().zip(values(&plain)) {
+                // The reference's sums are f32 around a mean of 100, whose steps are 8e-6.
+                assert!((fast - plain).abs() < 2e-3 * plain.abs().max(1.), "{fast} instead of {plain}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn batch_norm_gradients_equal_finite_differences() -> Result<()> {
+    let input = Var::randn(0f64, 1., (2, 2, 1, 2, 3), &Device::Cpu)?;
+    let (weight, bias) = (Tensor::new(&[1.5f64, -0.5], &Device::Cpu)?, Tensor::new(&[0.1f64, 0.2], &Device::Cpu)?);
+    assert_gradient(&input, |x| Ok(batch_norm(x, &weight, &bias, 1e-5, Activation::Identity)?.output))
 }
 
 #[test]

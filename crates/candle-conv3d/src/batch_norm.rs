@@ -1,0 +1,52 @@
+//! Batch normalisation in training.
+
+use candle_core::{Error, Result, Tensor};
+
+use crate::geometry::GeometryError;
+use crate::{reference, train};
+
+/// What follows a batch normalisation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// Nothing.
+    Identity,
+    /// max(x, 0).
+    Relu,
+}
+
+/// What [`batch_norm`] gives.
+#[derive(Debug, Clone)]
+pub struct BatchNormOutput {
+    /// The normalised input, of its shape.
+    pub output: Tensor,
+    /// Mean of each channel (c), without gradient.
+    pub mean: Tensor,
+    /// Biased variance of each channel (c), without gradient. Running variances want it times count / (count - 1).
+    pub variance: Tensor,
+}
+
+/// Normalises each channel of `input` (n, c, ...) by its mean and variance over the batch, scales it by `weight`
+/// (c), moves it by `bias` (c) and applies `activation`. Differentiable in all three.
+///
+/// The statistics come along so that the caller can keep running ones. One fused operation on CPUs in f32, where
+/// candle's own operations would pass over the activations some thirty times in a training step.
+pub fn batch_norm(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    epsilon: f64,
+    activation: Activation,
+) -> Result<BatchNormOutput> {
+    let channels = input.dim(1)?;
+    for parameter in [weight, bias] {
+        if parameter.dims() != [channels] {
+            let bias = parameter.dims().to_vec();
+            return Err(Error::wrap(GeometryError::Bias { bias, out_channels: channels }));
+        }
+    }
+    let relu = activation == Activation::Relu;
+    match train::batch_norm(input, weight, bias, epsilon, relu)? {
+        Some((output, mean, variance)) => Ok(BatchNormOutput { output, mean, variance }),
+        None => reference::batch_norm(input, weight, bias, epsilon, activation),
+    }
+}
