@@ -200,6 +200,41 @@ fn pool_gradient_equals_finite_differences_away_from_ties() -> Result<()> {
     assert_gradient(&Var::from_vec(ramp, (1, 2, 3, 4, 5), &Device::Cpu)?, |x| pool.forward(x))
 }
 
+/// Large enough for the Winograd kernels: odd sizes that fill no whole tiles, one and several frames, a purely spatial
+/// kernel, more than one task.
+#[test]
+fn residual_convolutions_equal_the_reference_forward_and_backward() -> Result<()> {
+    for (input, out_channels, kt, pt) in [
+        ([2, 16, 3, 21, 18], 32, 3, 1),
+        ([1, 32, 1, 45, 45], 16, 3, 1),
+        ([3, 16, 2, 28, 28], 16, 1, 0),
+        ([1, 16, 6, 19, 28], 16, 3, 2),
+        ([1, 16, 5, 30, 23], 48, 4, 0),
+    ] {
+        let config = Conv3dConfig { stride: [1; 3], padding: [pt, 1, 1] };
+        let input = Var::from_tensor(&randn(input))?;
+        let weight = Var::from_tensor(&randn([out_channels, input.dim(1)?, kt, 3, 3]))?;
+        let plain = reference::conv3d(&input, &weight, &config)?;
+        let fast = Conv3d::new(weight.as_tensor().clone(), None, config).forward(&input)?;
+        let upstream = plain.randn_like(0., 1.)?;
+        let mut pairs = vec![(fast.clone(), plain.clone())];
+        let gradients = [fast, plain].map(|y| (y * &upstream).unwrap().sum_all().unwrap().backward().unwrap());
+        for var in [&input, &weight] {
+            let [fast, plain] = [&gradients[0], &gradients[1]].map(|g| g.get(var).expect("a gradient").clone());
+            pairs.push((fast, plain));
+        }
+        for (fast, plain) in pairs {
+            let (fast, plain) = (values(&fast), values(&plain));
+            let largest = plain.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+            for (fast, plain) in fast.into_iter().zip(plain) {
+                // F(4x4, 3x3) loses two to three bits of f32, relative to the largest value.
+                assert!((fast - plain).abs() < 2e-5 * largest, "{fast} instead of {plain}, largest {largest}");
+            }
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn batch_norm_equals_the_reference_forward_and_backward() -> Result<()> {
     for (activation, dims) in [(Activation::Relu, [3, 5, 2, 7, 9]), (Activation::Identity, [2, 17, 4, 8, 8])] {

@@ -62,19 +62,12 @@ impl Shapes {
 /// Output (n, oc, t', h', w') of `input` (n, ic, t, h, w) and `weight` (oc, ic, kt, kh, kw).
 pub(crate) fn forward(shapes: &Shapes, input: &[f32], weight: &[f32]) -> Vec<f32> {
     let source = shapes.padded_input(input);
-    let (channels, taps) = (shapes.in_channels, shapes.taps());
-    let panels = weight_panels(shapes.out_channels, taps * channels, |first, count, panel| {
-        let weight = &weight[first * channels * taps..];
-        // Columns are (ic, tap), rows of the panel (tap, ic).
-        let place = |column: usize| (column % taps * channels + column / taps) * PANEL;
-        transpose([count, channels * taps], weight, |oc| oc * channels * taps, panel, place);
-    });
+    let panels = forward_panels(shapes, weight);
     let mut output = vec![0f32; shapes.output_dims().iter().product()];
     let correlation = Correlation {
         source: &source,
         clips: shapes.clips,
         panels: &panels,
-        panel_len: taps * channels * PANEL,
         first_row: 0,
         taps: shapes.window.kernel,
         step: shapes.window.stride,
@@ -127,7 +120,7 @@ pub(crate) fn input_gradient(shapes: &Shapes, weight: &[f32], upstream: &[f32]) 
     let used: Vec<(usize, usize)> =
         tap_row.iter().enumerate().filter_map(|(tap, row)| row.map(|row| (tap, row))).collect();
     debug_assert!(used.len() <= kt * kh * kw);
-    let panels = weight_panels(in_channels, rows, |first, count, panel| {
+    let panels = Panels::new(in_channels, rows, |first, count, panel| {
         for oc in 0..out_channels {
             let weight = &weight[(oc * in_channels + first) * taps..];
             if used.len() == taps {
@@ -149,7 +142,6 @@ pub(crate) fn input_gradient(shapes: &Shapes, weight: &[f32], upstream: &[f32]) 
             source: &source,
             clips: shapes.clips,
             panels: &panels,
-            panel_len: rows * PANEL,
             first_row,
             taps: phases.map(|phase| phase.taps),
             step: [1; 3],
@@ -225,27 +217,68 @@ pub(crate) fn weight_gradient(shapes: &Shapes, input: &[f32], upstream: &[f32]) 
         }
     });
 
-    let taps = shapes.taps();
-    let mut gradient = vec![0f32; shapes.out_channels * channels * taps];
-    gradient.par_chunks_mut(PANEL * channels * taps).zip(panels.par_chunks(taps * channels * PANEL)).for_each(
-        |(gradient, panel)| {
-            let count = gradient.len() / (channels * taps);
-            let row = |row: usize| (row % taps * channels + row / taps) * PANEL;
-            transpose([channels * taps, count], panel, row, gradient, |oc| oc * channels * taps);
-        },
-    );
-    gradient
+    unpacked_weight(shapes, &panels)
 }
 
-/// Weights for `channels` result channels as panels (channels / 16, rows, 16). `fill(first channel, channels, panel)`
-/// writes one of them.
-fn weight_panels(channels: usize, rows: usize, fill: impl Fn(usize, usize, &mut [f32]) + Sync) -> Vec<f32> {
-    let mut panels = vec![0f32; channels.div_ceil(PANEL) * rows * PANEL];
-    panels.par_chunks_mut((rows * PANEL).max(1)).enumerate().for_each(|(i, panel)| {
-        let first = i * PANEL;
-        fill(first, PANEL.min(channels - first), panel);
-    });
-    panels
+/// Weights as panels (c / 16, rows, 16), the last filled up with zeros.
+pub(crate) struct Panels {
+    pub(crate) data: Vec<f32>,
+    pub(crate) count: usize,
+    pub(crate) rows: usize,
+}
+
+impl Panels {
+    /// Panels for `channels` result channels. `fill(first channel, channels, panel)` writes one of them.
+    fn new(channels: usize, rows: usize, fill: impl Fn(usize, usize, &mut [f32]) + Sync) -> Self {
+        let count = channels.div_ceil(PANEL);
+        let mut data = vec![0f32; count * rows * PANEL];
+        data.par_chunks_mut((rows * PANEL).max(1)).enumerate().for_each(|(i, panel)| {
+            let first = i * PANEL;
+            fill(first, PANEL.min(channels - first), panel);
+        });
+        Self { data, count, rows }
+    }
+
+    fn panel(&self, index: usize) -> &[f32] {
+        &self.data[index * self.rows * PANEL..][..self.rows * PANEL]
+    }
+}
+
+/// `weight` (oc, ic, kt, kh, kw) as panels of output channels with rows (kt, kh, kw, ic).
+pub(crate) fn forward_panels(shapes: &Shapes, weight: &[f32]) -> Panels {
+    let (channels, taps) = (shapes.in_channels, shapes.taps());
+    Panels::new(shapes.out_channels, taps * channels, |first, count, panel| {
+        let weight = &weight[first * channels * taps..];
+        // Columns are (ic, tap), rows of the panel (tap, ic).
+        let place = |column: usize| (column % taps * channels + column / taps) * PANEL;
+        transpose([count, channels * taps], weight, |oc| oc * channels * taps, panel, place);
+    })
+}
+
+/// `weight` (oc, ic, kt, kh, kw) as panels of input channels with rows (kt, kh, kw, oc), the taps in reverse.
+pub(crate) fn flipped_panels(shapes: &Shapes, weight: &[f32]) -> Panels {
+    let (in_channels, out_channels, taps) = (shapes.in_channels, shapes.out_channels, shapes.taps());
+    Panels::new(in_channels, taps * out_channels, |first, count, panel| {
+        for oc in 0..out_channels {
+            let weight = &weight[(oc * in_channels + first) * taps..];
+            let place = |tap: usize| ((taps - 1 - tap) * out_channels + oc) * PANEL;
+            transpose([count, taps], weight, |ic| ic * taps, panel, place);
+        }
+    })
+}
+
+/// `panels` of output channels with rows (kt, kh, kw, ic) as a weight (oc, ic, kt, kh, kw).
+pub(crate) fn unpacked_weight(shapes: &Shapes, panels: &[f32]) -> Vec<f32> {
+    let (channels, taps) = (shapes.in_channels, shapes.taps());
+    let mut weight = vec![0f32; shapes.out_channels * channels * taps];
+    weight.par_chunks_mut(PANEL * channels * taps).zip(panels.par_chunks(taps * channels * PANEL)).for_each(
+        |(weight, panel)| {
+            let count = weight.len() / (channels * taps);
+            let row = |row: usize| (row % taps * channels + row / taps) * PANEL;
+            transpose([channels * taps, count], panel, row, weight, |oc| oc * channels * taps);
+        },
+    );
+    weight
 }
 
 /// Where the results of a [`Correlation`] go in (n, c, t, h, w): place p of an axis to `first + p * stride`.
@@ -260,9 +293,8 @@ struct Places {
 struct Correlation<'a> {
     source: &'a Padded,
     clips: usize,
-    /// (c / 16, ...): `panel_len` floats each, of which rows from `first_row` on are (kt, kh, kw, source channels, 16).
-    panels: &'a [f32],
-    panel_len: usize,
+    panels: &'a Panels,
+    /// The rows of each panel from here on are (kt, kh, kw, source channels).
     first_row: usize,
     taps: [usize; 3],
     step: [usize; 3],
@@ -336,7 +368,7 @@ impl Correlation<'_> {
         let mut result = vec![0f32; rows.len() * PANEL];
         for panel in panels {
             let row = self.first_row + first_tap * kh * run_len;
-            let weights = &self.panels[panel * self.panel_len + row * PANEL..(panel + 1) * self.panel_len];
+            let weights = &self.panels.panel(panel)[row * PANEL..];
             product(left, weights, &mut result);
             for (clip, result) in clips.clone().zip(result.chunks_exact(area.len() * PANEL)) {
                 // SAFETY: tasks differ in frame, clips, area or panels, so no other one writes to these places.

@@ -30,6 +30,17 @@ pub(crate) fn has_avx2() -> bool {
     *HAS_AVX2
 }
 
+/// Runs `f` compiled for the best vectors this machine has, as far as it is inlined.
+#[inline(always)]
+pub(crate) fn vectorized<T>(f: impl FnOnce() -> T) -> T {
+    #[cfg(target_arch = "x86_64")]
+    if has_avx2() {
+        // SAFETY: AVX2 and FMA were detected.
+        return unsafe { avx2::run(f) };
+    }
+    f()
+}
+
 /// The left matrix of a product, read in place: row `r` is the concatenation, over `runs`, of the `run_len` floats
 /// that start at `data[rows[r] + run]`.
 #[derive(Clone, Copy)]
@@ -230,6 +241,13 @@ mod avx2 {
     use std::arch::x86_64::*;
 
     use super::{Gathered, PANEL};
+
+    /// # Safety
+    /// Needs AVX2 and FMA.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn run<T>(f: impl FnOnce() -> T) -> T {
+        f()
+    }
 
     /// # Safety
     /// Needs AVX2 and FMA, R rows in `left`, all of whose runs lie in its data, `panel` of (k, 16) and `out` of (R, 16).

@@ -7,7 +7,9 @@ mod direct;
 mod kernel;
 mod norm;
 mod pool;
+mod tile_transform;
 mod volume;
+mod winograd;
 
 use std::sync::OnceLock;
 
@@ -77,13 +79,18 @@ fn fits(tensor: &Tensor) -> bool {
 
 struct Convolution(Shapes);
 
+/// Gradient of one operand from the other and the upstream gradient.
+type Gradient = fn(&Shapes, &[f32], &[f32]) -> Vec<f32>;
+
 impl CustomOp2 for Convolution {
     fn name(&self) -> &'static str {
         "conv3d"
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let output = direct::forward(&self.0, contiguous(s1, l1)?, contiguous(s2, l2)?);
+        let (input, weight) = (contiguous(s1, l1)?, contiguous(s2, l2)?);
+        let forward = if winograd::applies(&self.0) { winograd::forward } else { direct::forward };
+        let output = forward(&self.0, input, weight);
         Ok((CpuStorage::F32(output), Shape::from(self.0.output_dims().as_slice())))
     }
 
@@ -95,14 +102,18 @@ impl CustomOp2 for Convolution {
         upstream: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let upstream = upstream.contiguous()?;
+        let (input_gradient, weight_gradient): (Gradient, Gradient) = if winograd::applies(&self.0) {
+            (winograd::input_gradient, winograd::weight_gradient)
+        } else {
+            (direct::input_gradient, direct::weight_gradient)
+        };
         let of_input = || {
             let gradient =
-                with_slices(weight, &upstream, |weight, upstream| direct::input_gradient(&self.0, weight, upstream))?;
+                with_slices(weight, &upstream, |weight, upstream| input_gradient(&self.0, weight, upstream))?;
             Tensor::from_vec(gradient, input.shape(), &Device::Cpu)
         };
         let of_weight = || {
-            let gradient =
-                with_slices(input, &upstream, |input, upstream| direct::weight_gradient(&self.0, input, upstream))?;
+            let gradient = with_slices(input, &upstream, |input, upstream| weight_gradient(&self.0, input, upstream))?;
             Tensor::from_vec(gradient, weight.shape(), &Device::Cpu)
         };
         Ok((input.track_op().then(of_input).transpose()?, weight.track_op().then(of_weight).transpose()?))
