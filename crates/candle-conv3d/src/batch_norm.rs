@@ -1,4 +1,4 @@
-//! Batch normalisation in training.
+//! What stands between convolutions in training: batch normalisation and the end of a residual block.
 
 use candle_core::{Error, Result, Tensor};
 
@@ -48,5 +48,13 @@ pub fn batch_norm(
     match train::batch_norm(input, weight, bias, epsilon, relu)? {
         Some((output, mean, variance)) => Ok(BatchNormOutput { output, mean, variance }),
         None => reference::batch_norm(input, weight, bias, epsilon, activation),
+    }
+}
+
+/// relu(`a` + `b`), the end of a residual block, for two tensors of one shape. One fused operation on CPUs in f32.
+pub fn add_relu(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    match train::add_relu(a, b)? {
+        Some(output) => Ok(output),
+        None => (a + b)?.relu(),
     }
 }

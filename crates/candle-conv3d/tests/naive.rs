@@ -200,6 +200,29 @@ fn pool_gradient_equals_finite_differences_away_from_ties() -> Result<()> {
     assert_gradient(&Var::from_vec(ramp, (1, 2, 3, 4, 5), &Device::Cpu)?, |x| pool.forward(x))
 }
 
+/// Compares output and both gradients of the layer with those of the reference. Winograd's transforms lose two to
+/// three bits of f32, relative to the largest value.
+fn assert_equals_reference(input: [usize; 5], weight: [usize; 5], config: Conv3dConfig) -> Result<()> {
+    let (input, weight) = (Var::from_tensor(&randn(input))?, Var::from_tensor(&randn(weight))?);
+    let plain = reference::conv3d(&input, &weight, &config)?;
+    let fast = Conv3d::new(weight.as_tensor().clone(), None, config).forward(&input)?;
+    let upstream = plain.randn_like(0., 1.)?;
+    let mut pairs = vec![(fast.clone(), plain.clone())];
+    let gradients = [fast, plain].map(|y| (y * &upstream).unwrap().sum_all().unwrap().backward().unwrap());
+    for var in [&input, &weight] {
+        let [fast, plain] = [&gradients[0], &gradients[1]].map(|g| g.get(var).expect("a gradient").clone());
+        pairs.push((fast, plain));
+    }
+    for (fast, plain) in pairs {
+        let (fast, plain) = (values(&fast), values(&plain));
+        let largest = plain.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+        for (fast, plain) in fast.into_iter().zip(plain) {
+            assert!((fast - plain).abs() < 2e-5 * largest, "{fast} instead of {plain}, largest {largest}");
+        }
+    }
+    Ok(())
+}
+
 /// Large enough for the Winograd kernels: odd sizes that fill no whole tiles, one and several frames, a purely spatial
 /// kernel, more than one task.
 #[test]
@@ -212,25 +235,18 @@ fn residual_convolutions_equal_the_reference_forward_and_backward() -> Result<()
         ([1, 16, 5, 30, 23], 48, 4, 0),
     ] {
         let config = Conv3dConfig { stride: [1; 3], padding: [pt, 1, 1] };
-        let input = Var::from_tensor(&randn(input))?;
-        let weight = Var::from_tensor(&randn([out_channels, input.dim(1)?, kt, 3, 3]))?;
-        let plain = reference::conv3d(&input, &weight, &config)?;
-        let fast = Conv3d::new(weight.as_tensor().clone(), None, config).forward(&input)?;
-        let upstream = plain.randn_like(0., 1.)?;
-        let mut pairs = vec![(fast.clone(), plain.clone())];
-        let gradients = [fast, plain].map(|y| (y * &upstream).unwrap().sum_all().unwrap().backward().unwrap());
-        for var in [&input, &weight] {
-            let [fast, plain] = [&gradients[0], &gradients[1]].map(|g| g.get(var).expect("a gradient").clone());
-            pairs.push((fast, plain));
-        }
-        for (fast, plain) in pairs {
-            let (fast, plain) = (values(&fast), values(&plain));
-            let largest = plain.iter().fold(0f32, |largest, value| largest.max(value.abs()));
-            for (fast, plain) in fast.into_iter().zip(plain) {
-                // F(4x4, 3x3) loses two to three bits of f32, relative to the largest value.
-                assert!((fast - plain).abs() < 2e-5 * largest, "{fast} instead of {plain}, largest {largest}");
-            }
-        }
+        assert_equals_reference(input, [out_channels, input[1], kt, 3, 3], config)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn stem_convolutions_equal_the_reference_forward_and_backward() -> Result<()> {
+    for (input, out_channels, kt, pt) in
+        [([2, 3, 5, 22, 18], 32, 7, 3), ([1, 1, 1, 8, 14], 16, 3, 1), ([1, 4, 3, 16, 32], 16, 1, 0)]
+    {
+        let config = Conv3dConfig { stride: [1, 2, 2], padding: [pt, 3, 3] };
+        assert_equals_reference(input, [out_channels, input[1], kt, 7, 7], config)?;
     }
     Ok(())
 }

@@ -104,12 +104,12 @@ pub(crate) fn input_gradient(shapes: &Shapes, weight: &[f32], upstream: &[f32]) 
     for t in &phases[0] {
         for h in &phases[1] {
             for w in &phases[2] {
-                for tap in 0..taps {
+                for (tap, place) in tap_row.iter_mut().enumerate() {
                     let (a, b, c) = (tap / (kh * kw), tap / kw % kh, tap % kw);
                     if let (Some(a), Some(b), Some(c)) =
                         (t.place(a, stride[0]), h.place(b, stride[1]), w.place(c, stride[2]))
                     {
-                        tap_row[tap] = Some(rows + ((a * h.taps + b) * w.taps + c) * out_channels);
+                        *place = Some(rows + ((a * h.taps + b) * w.taps + c) * out_channels);
                     }
                 }
                 blocks.push(([*t, *h, *w], rows));
@@ -223,8 +223,7 @@ pub(crate) fn weight_gradient(shapes: &Shapes, input: &[f32], upstream: &[f32]) 
 /// Weights as panels (c / 16, rows, 16), the last filled up with zeros.
 pub(crate) struct Panels {
     pub(crate) data: Vec<f32>,
-    pub(crate) count: usize,
-    pub(crate) rows: usize,
+    rows: usize,
 }
 
 impl Panels {
@@ -236,7 +235,7 @@ impl Panels {
             let first = i * PANEL;
             fill(first, PANEL.min(channels - first), panel);
         });
-        Self { data, count, rows }
+        Self { data, rows }
     }
 
     fn panel(&self, index: usize) -> &[f32] {

@@ -4,9 +4,12 @@
 //! operations, [`crate::reference`], are what they are tested against and what other devices and types use.
 
 mod direct;
+mod join;
 mod kernel;
 mod norm;
 mod pool;
+mod residual;
+mod stem;
 mod tile_transform;
 mod volume;
 mod winograd;
@@ -73,14 +76,57 @@ pub(crate) fn batch_norm(
     Ok(Some((output, statistic(mean)?, statistic(variance)?)))
 }
 
+/// relu(a + b) by the fast kernels, or `None` where they don't apply.
+pub(crate) fn add_relu(a: &Tensor, b: &Tensor) -> Result<Option<Tensor>> {
+    if !fits(a) || !fits(b) || a.shape() != b.shape() {
+        return Ok(None);
+    }
+    a.contiguous()?.apply_op2(&b.contiguous()?, join::AddRelu).map(Some)
+}
+
 fn fits(tensor: &Tensor) -> bool {
     tensor.dtype() == DType::F32 && matches!(tensor.device(), Device::Cpu)
 }
 
 struct Convolution(Shapes);
 
-/// Gradient of one operand from the other and the upstream gradient.
-type Gradient = fn(&Shapes, &[f32], &[f32]) -> Vec<f32>;
+/// One of the operands' or the result's floats from two others.
+type Kernel = fn(&Shapes, &[f32], &[f32]) -> Vec<f32>;
+
+struct Kernels {
+    /// From input and weight.
+    forward: Kernel,
+    /// From weight and upstream gradient.
+    input_gradient: Kernel,
+    /// From input and upstream gradient.
+    weight_gradient: Kernel,
+}
+
+impl Convolution {
+    /// The fastest kernels for these shapes.
+    fn kernels(&self) -> Kernels {
+        if residual::applies(&self.0) {
+            Kernels {
+                forward: residual::forward,
+                input_gradient: residual::input_gradient,
+                weight_gradient: residual::weight_gradient,
+            }
+        } else if stem::applies(&self.0) {
+            Kernels {
+                forward: stem::forward,
+                // A network's input is data and has no gradient, so this is rarely called.
+                input_gradient: direct::input_gradient,
+                weight_gradient: stem::weight_gradient,
+            }
+        } else {
+            Kernels {
+                forward: direct::forward,
+                input_gradient: direct::input_gradient,
+                weight_gradient: direct::weight_gradient,
+            }
+        }
+    }
+}
 
 impl CustomOp2 for Convolution {
     fn name(&self) -> &'static str {
@@ -89,8 +135,7 @@ impl CustomOp2 for Convolution {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (input, weight) = (contiguous(s1, l1)?, contiguous(s2, l2)?);
-        let forward = if winograd::applies(&self.0) { winograd::forward } else { direct::forward };
-        let output = forward(&self.0, input, weight);
+        let output = (self.kernels().forward)(&self.0, input, weight);
         Ok((CpuStorage::F32(output), Shape::from(self.0.output_dims().as_slice())))
     }
 
@@ -102,11 +147,7 @@ impl CustomOp2 for Convolution {
         upstream: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let upstream = upstream.contiguous()?;
-        let (input_gradient, weight_gradient): (Gradient, Gradient) = if winograd::applies(&self.0) {
-            (winograd::input_gradient, winograd::weight_gradient)
-        } else {
-            (direct::input_gradient, direct::weight_gradient)
-        };
+        let Kernels { input_gradient, weight_gradient, .. } = self.kernels();
         let of_input = || {
             let gradient =
                 with_slices(weight, &upstream, |weight, upstream| input_gradient(&self.0, weight, upstream))?;

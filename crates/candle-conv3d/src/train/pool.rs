@@ -44,8 +44,8 @@ pub(crate) fn forward(shapes: &Shapes, input: &[f32]) -> (Vec<f32>, Vec<u32>) {
                         let first = ((t * height + y) * width) as u32;
                         for (span, out) in w_spans.iter().zip(out) {
                             let mut best = (row[span.start], first + span.start as u32);
-                            for x in span.start + 1..span.end {
-                                best = better(best, (row[x], first + x as u32));
+                            for (x, &value) in row.iter().enumerate().take(span.end).skip(span.start + 1) {
+                                best = better(best, (value, first + x as u32));
                             }
                             *out = best;
                         }

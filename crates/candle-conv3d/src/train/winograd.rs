@@ -1,25 +1,19 @@
-//! Winograd convolution for kernels of (kt, 3, 3) with stride 1: F(4x4, 3x3) over height and width, the temporal taps
-//! summed as they are. A quarter of the arithmetic of [`direct`](super::direct).
+//! Winograd convolution over height and width with output tiles of 4 x 4; the temporal taps are summed as they are. A
+//! quarter of the arithmetic of [`direct`](super::direct).
 //!
-//! For each of the 36 points the convolution is a matrix product over (frame and tile) x channels, with the temporal
-//! taps as runs. [`tile_transform`](super::tile_transform) has the mathematics.
+//! For each point the convolution is a matrix product over (frame and tile) x channels, with the temporal taps as
+//! runs. [`tile_transform`](super::tile_transform) has the mathematics.
 
 #![allow(unsafe_code)]
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::direct::{self, Panels, Shapes};
 use super::kernel::{Gathered, PANEL, Shared, accumulate_transposed, product, transpose_shared, vectorized};
-use super::tile_transform::{self, Lanes, OUT, POINTS, Square, TAPS, zeros};
+use super::tile_transform::{Axis, Lanes, OUT, Square, both_axes, zeros};
 use super::volume::Padded;
-
-/// Points of the transform over both axes.
-const SQUARE: usize = POINTS * POINTS;
-
-/// Rows of the matrix products below which transforming the weights costs more than it saves.
-const LEAST_ROWS: usize = 128;
 
 /// Floats of transformed input that a task works on, so that they and the products fit into a second-level cache
 /// of 1 MB.
@@ -32,95 +26,42 @@ const HELD_FLOATS: usize = 4 << 20;
 /// Places that one call of the transposed product sums over, as in the direct weight gradient.
 const SUMMED_PLACES: usize = 128;
 
-/// Whether this convolution can run here and is worth it.
-pub(crate) fn applies(shapes: &Shapes) -> bool {
-    let window = shapes.window;
-    let rows = shapes.clips * shapes.input[0] * Tiles::new(shapes).count();
-    window.kernel[1..] == [TAPS; 2]
-        && window.stride == [1; 3]
-        && window.padding[1..] == [1; 2]
-        && shapes.in_channels.is_multiple_of(PANEL)
-        && shapes.out_channels.is_multiple_of(PANEL)
-        && rows >= LEAST_ROWS
-}
-
-/// As [`direct::forward`].
-pub(crate) fn forward(shapes: &Shapes, input: &[f32], weight: &[f32]) -> Vec<f32> {
-    let points = transformed_weights(&direct::forward_panels(shapes, weight), shapes.window.kernel[0]);
-    Correlation {
-        clips: shapes.clips,
-        channels: [shapes.in_channels, shapes.out_channels],
-        frames: [shapes.input[0], shapes.output[0]],
-        area: [shapes.input[1], shapes.input[2]],
-        taps: shapes.window.kernel[0],
-        padding: shapes.window.padding[0],
-        tiles: Tiles::new(shapes),
-        points: &points,
-    }
-    .run(input)
-}
-
-/// As [`direct::input_gradient`].
-pub(crate) fn input_gradient(shapes: &Shapes, weight: &[f32], upstream: &[f32]) -> Vec<f32> {
-    let points = transformed_weights(&direct::flipped_panels(shapes, weight), shapes.window.kernel[0]);
-    Correlation {
-        clips: shapes.clips,
-        channels: [shapes.out_channels, shapes.in_channels],
-        frames: [shapes.output[0], shapes.input[0]],
-        area: [shapes.input[1], shapes.input[2]],
-        taps: shapes.window.kernel[0],
-        padding: shapes.window.kernel[0] - 1 - shapes.window.padding[0],
-        tiles: Tiles::new(shapes),
-        points: &points,
-    }
-    .run(upstream)
-}
-
 /// Tiles of an image, along height and width.
 #[derive(Debug, Clone, Copy)]
-struct Tiles {
-    down: usize,
-    across: usize,
+pub(crate) struct Tiles {
+    pub(crate) down: usize,
+    pub(crate) across: usize,
 }
 
 impl Tiles {
-    fn new(shapes: &Shapes) -> Self {
-        Self { down: shapes.input[1].div_ceil(OUT), across: shapes.input[2].div_ceil(OUT) }
+    /// Tiles that cover (h, w) of an output.
+    pub(crate) fn covering([h, w]: [usize; 2]) -> Self {
+        Self { down: h.div_ceil(OUT), across: w.div_ceil(OUT) }
     }
 
-    fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.down * self.across
     }
 }
 
-/// The volume with a border for the kernel, filled up to whole tiles.
-fn bordered(src: &[f32], dims: [usize; 5], tiles: Tiles) -> Padded {
-    let after = [tiles.down * OUT + 1 - dims[3], tiles.across * OUT + 1 - dims[4]];
-    Padded::new(src, dims, [1, 1], after)
-}
-
-/// `panels` (c / 16, kt, 3, 3, source channels, 16) as (36, c / 16, kt, source channels, 16).
-fn transformed_weights(panels: &Panels, kt: usize) -> Vec<f32> {
-    let channels = panels.rows / (kt * TAPS * TAPS);
-    let point_len = panels.count * kt * channels * PANEL;
-    let mut points = vec![0f32; SQUARE * point_len];
-    let target = Shared::new(&mut points);
-    panels.data.par_chunks(TAPS * TAPS * channels * PANEL).enumerate().for_each(|(i, taps)| {
-        vectorized(|| {
-            for c in 0..channels {
-                let mut square = zeros::<TAPS>();
-                for (tap, lanes) in square.as_flattened_mut().iter_mut().enumerate() {
-                    *lanes = lanes_at(taps, (tap * channels + c) * PANEL);
-                }
-                for (point, lanes) in tile_transform::weight(&square).as_flattened().iter().enumerate() {
-                    // SAFETY: this task alone writes the rows of its panel and temporal tap.
-                    unsafe { target.slice(point * point_len + (i * channels + c) * PANEL, PANEL) }
-                        .copy_from_slice(lanes);
-                }
-            }
-        });
-    });
-    points
+/// A convolution of stride 1 with T x T spatial taps, transformed by `A` to P x P points.
+///
+/// Its source is padded so that the tap (0, 0) of output (0, 0) meets its corner and whole tiles fit. It has a
+/// multiple of 16 channels, of which the first `channels` are summed over.
+pub(crate) struct Winograd<A, const T: usize, const P: usize> {
+    pub(crate) clips: usize,
+    /// Source channels that the sum runs over.
+    pub(crate) channels: usize,
+    /// Result channels, a multiple of 16.
+    pub(crate) out_channels: usize,
+    /// Frames of the source and of the result.
+    pub(crate) frames: [usize; 2],
+    /// Height and width of the result.
+    pub(crate) area: [usize; 2],
+    /// Temporal taps; result frame t sums source frames t + tap - padding.
+    pub(crate) taps: usize,
+    pub(crate) padding: usize,
+    pub(crate) axis: PhantomData<A>,
 }
 
 #[inline(always)]
@@ -128,97 +69,106 @@ fn lanes_at(data: &[f32], index: usize) -> Lanes {
     *data[index..].first_chunk().expect("16 channels at every index")
 }
 
-/// The transformed tile of `padded` whose corner lies at `corner`, 16 channels of it; `put` takes point and lanes.
+/// The square of N x N places whose corner lies at `corner`, 16 channels of it.
 #[inline(always)]
-fn transform_input(padded: &Padded, corner: usize, mut put: impl FnMut(usize, &Lanes)) {
-    let mut tile: Square<POINTS> = zeros();
-    for (y, row) in tile.iter_mut().enumerate() {
+fn square_at<const N: usize>(volume: &Padded, corner: usize) -> Square<N> {
+    let mut square: Square<N> = zeros();
+    for (y, row) in square.iter_mut().enumerate() {
         for (x, lanes) in row.iter_mut().enumerate() {
-            *lanes = lanes_at(&padded.data, corner + y * padded.row_len() + x * padded.channels);
+            *lanes = lanes_at(&volume.data, corner + y * volume.row_len() + x * volume.channels);
         }
     }
-    for (point, lanes) in tile_transform::input(&tile).as_flattened().iter().enumerate() {
-        put(point, lanes);
-    }
+    square
 }
 
-/// A convolution of stride 1 that keeps height and width.
-struct Correlation<'a> {
-    clips: usize,
-    /// Of the source and of the result.
-    channels: [usize; 2],
-    /// Of the source and of the result.
-    frames: [usize; 2],
-    /// Height and width.
-    area: [usize; 2],
-    /// Temporal taps; result frame t sums source frames t + tap - padding.
-    taps: usize,
-    padding: usize,
-    tiles: Tiles,
-    /// Weights (36, c / 16, kt, source channels, 16).
-    points: &'a [f32],
-}
+impl<A: Axis<T, P> + Sync, const T: usize, const P: usize> Winograd<A, T, P> {
+    const SQUARE: usize = P * P;
 
-impl Correlation<'_> {
-    fn run(&self, source: &[f32]) -> Vec<f32> {
-        let [height, width] = self.area;
-        let padded = bordered(source, [self.clips, self.channels[0], self.frames[0], height, width], self.tiles);
-        let mut result = vec![0f32; self.clips * self.channels[1] * self.frames[1] * height * width];
+    /// Result (n, oc, t', h, w) of `source` and the taps `panels` (oc / 16, kt, T, T, channels, 16).
+    pub(crate) fn correlate(&self, source: &Padded, panels: &[f32]) -> Vec<f32> {
+        let points = self.transformed_weights(panels);
+        let ([height, width], tiles) = (self.area, Tiles::covering(self.area));
+        let mut result = vec![0f32; self.clips * self.out_channels * self.frames[1] * height * width];
         let target = Shared::new(&mut result);
-        let band = SQUARE * self.frames[0] * self.tiles.across * self.channels[0];
-        let down = (TASK_FLOATS / band).clamp(1, self.tiles.down);
-        let bands = self.tiles.down.div_ceil(down);
+        let band =
+            Self::SQUARE * tiles.across * (self.frames[0] * source.channels).max(self.frames[1] * self.out_channels);
+        let down = (TASK_FLOATS / band).clamp(1, tiles.down);
+        let bands = tiles.down.div_ceil(down);
         (0..self.clips * bands).into_par_iter().for_each_init(
             || (Vec::new(), Vec::new()),
             |(transformed, products), task| {
                 let (clip, first) = (task / bands, task % bands * down);
-                let rows = first..self.tiles.down.min(first + down);
-                self.transform(&padded, clip, rows.clone(), transformed);
-                self.multiply(rows.len() * self.tiles.across, transformed, products);
+                let rows = first..tiles.down.min(first + down);
+                self.transform(source, clip, rows.clone(), transformed);
+                self.multiply(rows.len() * tiles.across, source.channels, &points, transformed, products);
                 self.store(products, clip, rows, &target);
             },
         );
         result
     }
 
-    /// Tile rows `rows` of a clip as (36, source frame, tile, source channels).
-    fn transform(&self, padded: &Padded, clip: usize, rows: Range<usize>, transformed: &mut Vec<f32>) {
-        let (channels, across) = (self.channels[0], self.tiles.across);
+    /// The weights as (points, oc / 16, kt, channels, 16).
+    fn transformed_weights(&self, panels: &[f32]) -> Vec<f32> {
+        let channels = self.channels;
+        let point_len = self.out_channels * self.taps * channels;
+        let mut points = vec![0f32; Self::SQUARE * point_len];
+        let target = Shared::new(&mut points);
+        panels.par_chunks(T * T * channels * PANEL).enumerate().for_each(|(i, taps)| {
+            vectorized(|| {
+                for c in 0..channels {
+                    let mut square: Square<T> = zeros();
+                    for (tap, lanes) in square.as_flattened_mut().iter_mut().enumerate() {
+                        *lanes = lanes_at(taps, (tap * channels + c) * PANEL);
+                    }
+                    for (point, lanes) in both_axes(&square, A::weight).as_flattened().iter().enumerate() {
+                        let place = point * point_len + (i * channels + c) * PANEL;
+                        // SAFETY: this task alone writes the rows of its panel and temporal tap.
+                        unsafe { target.slice(place, PANEL) }.copy_from_slice(lanes);
+                    }
+                }
+            });
+        });
+        points
+    }
+
+    /// Tile rows `rows` of a clip as (points, source frame, tile, source channels).
+    fn transform(&self, source: &Padded, clip: usize, rows: Range<usize>, transformed: &mut Vec<f32>) {
+        let (channels, across) = (source.channels, Tiles::covering(self.area).across);
         let tiles = rows.len() * across;
         let point_len = self.frames[0] * tiles * channels;
-        transformed.resize(SQUARE * point_len, 0.);
+        transformed.resize(Self::SQUARE * point_len, 0.);
         for frame in 0..self.frames[0] {
-            let start = clip * padded.clip_len() + frame * padded.frame_len();
+            let start = clip * source.clip_len() + frame * source.frame_len();
             for tile in 0..tiles {
                 let (y, x) = (rows.start + tile / across, tile % across);
-                let corner = start + y * OUT * padded.row_len() + x * OUT * channels;
+                let corner = start + y * OUT * source.row_len() + x * OUT * channels;
                 let row = (frame * tiles + tile) * channels;
                 vectorized(|| {
                     for c in (0..channels).step_by(PANEL) {
-                        transform_input(padded, corner + c, |point, lanes| {
+                        let square = both_axes(&square_at(source, corner + c), A::input);
+                        for (point, lanes) in square.as_flattened().iter().enumerate() {
                             transformed[point * point_len + row + c..][..PANEL].copy_from_slice(lanes);
-                        });
+                        }
                     }
                 });
             }
         }
     }
 
-    /// The products (36, c / 16, result frame, tile, 16).
-    fn multiply(&self, tiles: usize, transformed: &[f32], products: &mut Vec<f32>) {
-        let (channels, panels) = (self.channels[0], self.channels[1] / PANEL);
+    /// The products (points, oc / 16, result frame, tile, 16).
+    fn multiply(&self, tiles: usize, stride: usize, points: &[f32], transformed: &[f32], products: &mut Vec<f32>) {
+        let (channels, panels) = (self.channels, self.out_channels / PANEL);
         let panel_len = self.taps * channels * PANEL;
         let frames = self.frames[1];
-        products.resize(SQUARE * panels * frames * tiles * PANEL, 0.);
+        products.resize(Self::SQUARE * panels * frames * tiles * PANEL, 0.);
         let spans = self.spans();
-        let matrices = transformed.chunks_exact(self.frames[0] * tiles * channels);
-        let weights = self.points.chunks_exact(panels * panel_len);
+        let matrices = transformed.chunks_exact(self.frames[0] * tiles * stride);
+        let weights = points.chunks_exact(panels * panel_len);
         let products = products.chunks_exact_mut(panels * frames * tiles * PANEL);
-        let rows: Vec<usize> = (0..frames * tiles).map(|row| row * channels).collect();
+        let rows: Vec<usize> = (0..frames * tiles).map(|row| row * stride).collect();
         for ((data, weights), products) in matrices.zip(weights).zip(products) {
-            for (panel, products) in
-                weights.chunks_exact(panel_len).zip(products.chunks_exact_mut(frames * tiles * PANEL))
-            {
+            let products = products.chunks_exact_mut(frames * tiles * PANEL);
+            for (panel, products) in weights.chunks_exact(panel_len).zip(products) {
                 for (frames, taps) in &spans {
                     let out = &mut products[frames.start * tiles * PANEL..frames.end * tiles * PANEL];
                     if taps.is_empty() {
@@ -226,7 +176,7 @@ impl Correlation<'_> {
                         continue;
                     }
                     let runs: Vec<usize> =
-                        taps.clone().map(|tap| (frames.start + tap - self.padding) * tiles * channels).collect();
+                        taps.clone().map(|tap| (frames.start + tap - self.padding) * tiles * stride).collect();
                     let left = Gathered { data, rows: &rows[..frames.len() * tiles], runs: &runs, run_len: channels };
                     product(left, &panel[taps.start * channels * PANEL..], out);
                 }
@@ -250,8 +200,9 @@ impl Correlation<'_> {
 
     /// Transforms the products back and writes the images.
     fn store(&self, products: &[f32], clip: usize, rows: Range<usize>, target: &Shared) {
-        let ([height, width], across, frames) = (self.area, self.tiles.across, self.frames[1]);
-        let (tiles, panels) = (rows.len() * across, self.channels[1] / PANEL);
+        let ([height, width], frames) = (self.area, self.frames[1]);
+        let across = Tiles::covering(self.area).across;
+        let (tiles, panels) = (rows.len() * across, self.out_channels / PANEL);
         let point_len = panels * frames * tiles * PANEL;
         let mut strip = vec![0f32; OUT * width * PANEL];
         for panel in 0..panels {
@@ -261,11 +212,11 @@ impl Correlation<'_> {
                     let down = OUT.min(height - y * OUT);
                     vectorized(|| {
                         for x in 0..across {
-                            let mut square: Square<POINTS> = zeros();
+                            let mut square: Square<P> = zeros();
                             for (point, lanes) in square.as_flattened_mut().iter_mut().enumerate() {
                                 *lanes = lanes_at(products, point * point_len + first + x * PANEL);
                             }
-                            let tile = tile_transform::output(&square);
+                            let tile = both_axes(&square, A::output);
                             for (row, lanes) in tile.iter().enumerate().take(down) {
                                 for (column, lanes) in lanes.iter().enumerate().take(width - x * OUT) {
                                     let place = row * width + x * OUT + column;
@@ -275,7 +226,7 @@ impl Correlation<'_> {
                         }
                     });
                     let plane = |c: usize| {
-                        let channel = clip * self.channels[1] + panel * PANEL + c;
+                        let channel = clip * self.out_channels + panel * PANEL + c;
                         ((channel * frames + frame) * height + y * OUT) * width
                     };
                     // SAFETY: a task owns these tile rows of this clip.
@@ -284,113 +235,117 @@ impl Correlation<'_> {
             }
         }
     }
-}
 
-/// As [`direct::weight_gradient`].
-pub(crate) fn weight_gradient(shapes: &Shapes, input: &[f32], upstream: &[f32]) -> Vec<f32> {
-    let tiles = Tiles::new(shapes);
-    let (kt, pt) = (shapes.window.kernel[0], shapes.window.padding[0]);
-    let [channels, out_channels] = [shapes.in_channels, shapes.out_channels];
-    let (t_in, t_out, panels) = (shapes.input[0], shapes.output[0], out_channels / PANEL);
-    let input = bordered(input, shapes.input_dims(), tiles);
-    let upstream = bordered(upstream, shapes.output_dims(), tiles);
+    /// Gradient of the taps (oc / 16, kt, T, T, channels, 16) from the source of [`Self::correlate`] and the upstream
+    /// gradient, whose padding `upstream.before` is skipped and which is filled up to whole tiles.
+    pub(crate) fn tap_gradient(&self, source: &Padded, upstream: &Padded) -> Vec<f32> {
+        let tiles = Tiles::covering(self.area);
+        let [t_in, t_out] = self.frames;
+        let (channels, panels) = (self.channels, self.out_channels / PANEL);
 
-    let clip_rows = [t_in * tiles.count(), t_out * tiles.count()];
-    let clip_floats = SQUARE * (clip_rows[0] * channels + clip_rows[1] * out_channels);
-    let group = (HELD_FLOATS / clip_floats).clamp(1, shapes.clips);
-    // (36, clip, frame, tile, channels) and (36, c / 16, clip, frame, tile, 16).
-    let mut left = vec![0f32; SQUARE * group * clip_rows[0] * channels];
-    let mut right = vec![0f32; SQUARE * group * clip_rows[1] * out_channels];
-    // (36, c / 16, kt, channels, 16)
-    let point_len = panels * kt * channels * PANEL;
-    let mut sums = vec![0f32; SQUARE * point_len];
-    for first in (0..shapes.clips).step_by(group) {
-        let clips = group.min(shapes.clips - first);
-        let [left_len, right_len] = [clips * clip_rows[0] * channels, clips * clip_rows[1] * out_channels];
-        let (left_target, right_target) = (Shared::new(&mut left), Shared::new(&mut right));
-        (0..clips * (t_in + t_out)).into_par_iter().for_each(|task| {
-            let (clip, frame) = (task / (t_in + t_out), task % (t_in + t_out));
-            if let Some(frame) = frame.checked_sub(t_in) {
-                let start = (first + clip) * upstream.clip_len() + frame * upstream.frame_len();
-                let row = (clip * t_out + frame) * tiles.count();
+        // The clips are cut into bands of tile rows, and as many bands are held at a time as the cache allows.
+        let row_floats = Self::SQUARE * tiles.across * (t_in * source.channels + t_out * self.out_channels);
+        let down = (HELD_FLOATS / row_floats).clamp(1, tiles.down);
+        let bands = tiles.down.div_ceil(down);
+        let units = self.clips * bands;
+        let group = (HELD_FLOATS / (down * row_floats)).clamp(1, units);
+        let band = |unit: usize| {
+            let first = unit % bands * down;
+            first..tiles.down.min(first + down)
+        };
+        let most = down * tiles.across;
+        // (points, unit, frame, tile, channels) and (points, oc / 16, unit, frame, tile, 16).
+        let [left_unit, right_unit] = [t_in * most * source.channels, t_out * most * PANEL];
+        let [left_point, right_point] = [group * left_unit, panels * group * right_unit];
+        let mut left = vec![0f32; Self::SQUARE * left_point];
+        let mut right = vec![0f32; Self::SQUARE * right_point];
+        // (points, oc / 16, kt, channels, 16)
+        let point_len = panels * self.taps * channels * PANEL;
+        let mut sums = vec![0f32; Self::SQUARE * point_len];
+        let rows: Vec<usize> = (0..t_out * most).map(|row| row * source.channels).collect();
+
+        for first in (0..units).step_by(group) {
+            let count = group.min(units - first);
+            let (left_target, right_target) = (Shared::new(&mut left), Shared::new(&mut right));
+            (0..count * (t_in + t_out)).into_par_iter().for_each(|task| {
+                let (i, frame) = (task / (t_in + t_out), task % (t_in + t_out));
+                let (clip, band) = ((first + i) / bands, band(first + i));
+                let places = band.flat_map(|y| (0..tiles.across).map(move |x| (y * OUT, x * OUT)));
+                let count = places.clone().count();
                 vectorized(|| {
-                    for tile in 0..tiles.count() {
-                        // Past the border of one place that the input needs and the upstream gradient doesn't.
-                        let (y, x) = (tile / tiles.across * OUT + 1, tile % tiles.across * OUT + 1);
-                        let corner = start + y * upstream.row_len() + x * out_channels;
-                        for panel in 0..panels {
-                            let mut square: Square<OUT> = zeros();
-                            for (place, lanes) in square.as_flattened_mut().iter_mut().enumerate() {
-                                let (y, x) = (place / OUT, place % OUT);
-                                let place = corner + y * upstream.row_len() + x * out_channels + panel * PANEL;
-                                *lanes = lanes_at(&upstream.data, place);
+                    if let Some(frame) = frame.checked_sub(t_in) {
+                        let start = clip * upstream.clip_len() + frame * upstream.frame_len();
+                        for (tile, (y, x)) in places.enumerate() {
+                            let (y, x) = (y + upstream.before[0], x + upstream.before[1]);
+                            let corner = start + y * upstream.row_len() + x * upstream.channels;
+                            for panel in 0..panels {
+                                let square = both_axes(&square_at(upstream, corner + panel * PANEL), A::upstream);
+                                let row = (panel * group + i) * right_unit + (frame * count + tile) * PANEL;
+                                for (point, lanes) in square.as_flattened().iter().enumerate() {
+                                    // SAFETY: this task alone writes the rows of its unit and frame.
+                                    unsafe { right_target.slice(point * right_point + row, PANEL) }
+                                        .copy_from_slice(lanes);
+                                }
                             }
-                            let row = (panel * clips * clip_rows[1] + row + tile) * PANEL;
-                            for (point, lanes) in tile_transform::upstream(&square).as_flattened().iter().enumerate() {
-                                // SAFETY: this task alone writes the rows of its clip and frame.
-                                unsafe { right_target.slice(point * right_len + row, PANEL) }.copy_from_slice(lanes);
+                        }
+                    } else {
+                        let start = clip * source.clip_len() + frame * source.frame_len();
+                        for (tile, (y, x)) in places.enumerate() {
+                            let corner = start + y * source.row_len() + x * source.channels;
+                            for c in (0..source.channels).step_by(PANEL) {
+                                let square = both_axes(&square_at(source, corner + c), A::input);
+                                let row = i * left_unit + (frame * count + tile) * source.channels + c;
+                                for (point, lanes) in square.as_flattened().iter().enumerate() {
+                                    // SAFETY: this task alone writes the rows of its unit and frame.
+                                    unsafe { left_target.slice(point * left_point + row, PANEL) }
+                                        .copy_from_slice(lanes);
+                                }
                             }
                         }
                     }
                 });
-            } else {
-                let start = (first + clip) * input.clip_len() + frame * input.frame_len();
-                let row = (clip * t_in + frame) * tiles.count();
-                vectorized(|| {
-                    for tile in 0..tiles.count() {
-                        let (y, x) = (tile / tiles.across * OUT, tile % tiles.across * OUT);
-                        let corner = start + y * input.row_len() + x * channels;
-                        for c in (0..channels).step_by(PANEL) {
-                            transform_input(&input, corner + c, |point, lanes| {
-                                let place = point * left_len + (row + tile) * channels + c;
-                                // SAFETY: this task alone writes the rows of its clip and frame.
-                                unsafe { left_target.slice(place, PANEL) }.copy_from_slice(lanes);
-                            });
+            });
+            sums.par_chunks_mut(self.taps * channels * PANEL).enumerate().for_each(|(task, sums)| {
+                let (point, panel) = (task / panels, task % panels);
+                let left = &left[point * left_point..][..left_point];
+                let right = &right[point * right_point + panel * group * right_unit..][..group * right_unit];
+                for i in 0..count {
+                    let tiles = band(first + i).len() * tiles.across;
+                    let (left, right) = (&left[i * left_unit..][..left_unit], &right[i * right_unit..][..right_unit]);
+                    for (tap, sums) in sums.chunks_exact_mut(channels * PANEL).enumerate() {
+                        // Result frames t whose source frame t + tap - padding exists.
+                        let start = self.padding.saturating_sub(tap);
+                        let end = t_out.min((t_in + self.padding).saturating_sub(tap));
+                        let count = end.saturating_sub(start) * tiles;
+                        if count == 0 {
+                            continue;
                         }
-                    }
-                });
-            }
-        });
-        let rows: Vec<usize> = (0..t_out.min(t_in) * tiles.count()).map(|row| row * channels).collect();
-        sums.par_chunks_mut(kt * channels * PANEL).enumerate().for_each(|(task, sums)| {
-            let (point, panel) = (task / panels, task % panels);
-            let data = &left[point * left_len..][..left_len];
-            let right =
-                &right[point * right_len + panel * clips * clip_rows[1] * PANEL..][..clips * clip_rows[1] * PANEL];
-            for clip in 0..clips {
-                for (tap, sums) in sums.chunks_exact_mut(channels * PANEL).enumerate() {
-                    // Output frames t whose source frame t + tap - padding exists.
-                    let start = pt.saturating_sub(tap);
-                    let end = t_out.min((t_in + pt).saturating_sub(tap));
-                    let count = end.saturating_sub(start) * tiles.count();
-                    if count == 0 {
-                        continue;
-                    }
-                    let frame = clip * t_in + start + tap - pt;
-                    let runs = &[frame * tiles.count() * channels];
-                    let right = &right[(clip * t_out + start) * tiles.count() * PANEL..][..count * PANEL];
-                    for (rows, right) in rows[..count].chunks(SUMMED_PLACES).zip(right.chunks(SUMMED_PLACES * PANEL)) {
-                        accumulate_transposed(Gathered { data, rows, runs, run_len: channels }, right, sums);
+                        let runs = &[(start + tap - self.padding) * tiles * source.channels];
+                        let right = &right[start * tiles * PANEL..][..count * PANEL];
+                        let blocks = rows[..count].chunks(SUMMED_PLACES).zip(right.chunks(SUMMED_PLACES * PANEL));
+                        for (rows, right) in blocks {
+                            let left = Gathered { data: left, rows, runs, run_len: channels };
+                            accumulate_transposed(left, right, sums);
+                        }
                     }
                 }
-            }
+            });
+        }
+
+        let mut taps = vec![0f32; panels * self.taps * T * T * channels * PANEL];
+        taps.par_chunks_mut(T * T * channels * PANEL).enumerate().for_each(|(i, taps)| {
+            vectorized(|| {
+                for c in 0..channels {
+                    let mut square: Square<P> = zeros();
+                    for (point, lanes) in square.as_flattened_mut().iter_mut().enumerate() {
+                        *lanes = lanes_at(&sums, point * point_len + (i * channels + c) * PANEL);
+                    }
+                    for (tap, lanes) in both_axes(&square, A::weight_gradient).as_flattened().iter().enumerate() {
+                        taps[(tap * channels + c) * PANEL..][..PANEL].copy_from_slice(lanes);
+                    }
+                }
+            });
         });
+        taps
     }
-
-    // Back to (c / 16, kt, 3, 3, channels, 16).
-    let mut taps = vec![0f32; panels * kt * TAPS * TAPS * channels * PANEL];
-    taps.par_chunks_mut(TAPS * TAPS * channels * PANEL).enumerate().for_each(|(i, taps)| {
-        vectorized(|| {
-            for c in 0..channels {
-                let mut square: Square<POINTS> = zeros();
-                for (point, lanes) in square.as_flattened_mut().iter_mut().enumerate() {
-                    *lanes = lanes_at(&sums, point * point_len + (i * channels + c) * PANEL);
-                }
-                for (tap, lanes) in tile_transform::weight_gradient(&square).as_flattened().iter().enumerate() {
-                    taps[(tap * channels + c) * PANEL..][..PANEL].copy_from_slice(lanes);
-                }
-            }
-        });
-    });
-    direct::unpacked_weight(shapes, &taps)
 }
