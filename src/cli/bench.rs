@@ -26,6 +26,29 @@ pub(super) struct Args {
 enum Target {
     /// Time a model on clips of noise: from 8-bit RGB to logits
     Model(ModelArgs),
+    /// Time decoding alone and with the transform to clips, as CPU time, on real videos
+    #[cfg(feature = "video")]
+    Decode(DecodeArgs),
+}
+
+#[cfg(feature = "video")]
+#[derive(Debug, ClapArgs)]
+struct DecodeArgs {
+    /// Video files
+    #[arg(required = true, value_name = "FILE")]
+    videos: Vec<PathBuf>,
+
+    /// Threads that decode at a time, each the whole file, for the frames a second
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: u16,
+
+    /// Rounds; medians are printed
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    rounds: u16,
+
+    /// Print one JSON object a video, a line each
+    #[arg(long)]
+    json: bool,
 }
 
 #[derive(Debug, ClapArgs)]
@@ -77,7 +100,43 @@ enum ShortcutArg {
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.target {
         Target::Model(args) => bench_model(args),
+        #[cfg(feature = "video")]
+        Target::Decode(args) => bench_decode(args),
     }
+}
+
+#[cfg(feature = "video")]
+fn bench_decode(args: DecodeArgs) -> anyhow::Result<ExitCode> {
+    use crate::bench::decode::measure;
+
+    if !args.json {
+        println!("{:>9} {:>12} {:>12} {:>7} {:>10}  video", "frames", "decode", "+ transform", "ratio", "frames/s");
+    }
+    let mut failed = false;
+    for video in &args.videos {
+        let row = match measure(video, args.threads.into(), args.rounds.into()) {
+            Ok(row) => row,
+            Err(error) => {
+                failed = true;
+                eprintln!("kinetoscope: {}: {error}", video.display());
+                continue;
+            }
+        };
+        if args.json {
+            println!("{}", serde_json::to_string(&row)?);
+        } else {
+            println!(
+                "{:>9} {:>9.3} ms {:>9.3} ms {:>6.2}x {:>10.0}  {}",
+                row.frames,
+                row.decode_ms_per_frame,
+                row.decode_transform_ms_per_frame,
+                row.ratio,
+                row.frames_per_second,
+                row.video
+            );
+        }
+    }
+    Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn bench_model(args: ModelArgs) -> anyhow::Result<ExitCode> {
