@@ -20,6 +20,7 @@ pub(crate) mod simd;
 #[cfg(target_arch = "x86_64")]
 mod simd_x86;
 pub(crate) mod team;
+pub(crate) mod winograd;
 
 /// Activations hold a multiple of this many channels: one AVX-512 vector, two AVX2 vectors.
 pub(crate) const CHANNEL_BLOCK: usize = 16;

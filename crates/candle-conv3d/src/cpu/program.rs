@@ -8,6 +8,7 @@ use super::output::StoreOutput;
 use super::pooling::{GlobalAvgPool, MaxPool};
 use super::simd::{Kernel, Simd, dispatch};
 use super::team::{Member, Team};
+use super::winograd::Winograd;
 use super::{InstructionSet, Shape};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -40,6 +41,7 @@ pub(crate) struct Context<'a> {
 pub(crate) enum Step {
     LoadInput(LoadInput),
     Direct(Direct),
+    Winograd(Winograd),
     MaxPool(MaxPool),
     GlobalAvgPool(GlobalAvgPool),
     Linear(Linear),
@@ -51,6 +53,7 @@ impl Step {
     fn scratch_len(&self, threads: usize) -> usize {
         match self {
             Self::Direct(step) => step.scratch_len() * threads,
+            Self::Winograd(step) => step.scratch_len(threads),
             _ => 0,
         }
     }
@@ -59,6 +62,7 @@ impl Step {
     pub(crate) fn weight_bytes(&self) -> usize {
         match self {
             Self::Direct(step) => step.weight_bytes(),
+            Self::Winograd(step) => step.weight_bytes(),
             Self::Linear(step) => step.weight_bytes(),
             _ => 0,
         }
@@ -79,6 +83,7 @@ impl Kernel for Run<'_> {
         match self.step {
             Step::LoadInput(step) => step.run::<S>(self.context),
             Step::Direct(step) => step.run::<S>(self.context),
+            Step::Winograd(step) => step.run::<S>(self.context),
             Step::MaxPool(step) => step.run::<S>(self.context),
             Step::GlobalAvgPool(step) => step.run::<S>(self.context),
             Step::Linear(step) => step.run::<S>(self.context),

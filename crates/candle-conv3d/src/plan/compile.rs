@@ -10,10 +10,18 @@ use crate::cpu::output::StoreOutput;
 use crate::cpu::pooling::{GlobalAvgPool, MaxPool};
 use crate::cpu::program::{Epilogue, Program, ResidualSource, Step};
 use crate::cpu::team::Team;
+use crate::cpu::winograd::Winograd;
 use crate::cpu::{CHANNEL_BLOCK, InstructionSet, Shape, Window};
 
 const MAX_THREADS: usize = 1024;
 const MAX_BATCH: usize = 4096;
+
+/// Rates behind the choice of algorithms: multiply-adds of two cores at the peak of AVX2, and reading weights from
+/// memory. Measured on Zen 3 and Zen 4; only their ratio matters.
+const PRODUCTS_PER_SECOND: f64 = 90e9;
+const WEIGHT_BYTES_PER_SECOND: f64 = 25e9;
+/// Direct convolution spends no time on transforms.
+const DIRECT_ADVANTAGE: f64 = 0.6;
 
 impl GraphBuilder<'_> {
     /// Compiles the part of the graph that `outputs` need.
@@ -36,6 +44,7 @@ impl GraphBuilder<'_> {
             arena: Arena::new(max_batch),
             lanes: instruction_set.lanes(),
             winograd,
+            max_batch,
             slots: Vec::new(),
             steps: Vec::new(),
             layers: Vec::new(),
@@ -111,6 +120,7 @@ struct Compiler {
     arena: Arena,
     lanes: usize,
     winograd: bool,
+    max_batch: usize,
     /// Of each node seen so far.
     slots: Vec<Option<Slot>>,
     steps: Vec<Step>,
@@ -140,17 +150,17 @@ impl Compiler {
                 let epilogue = Epilogue::new(&bias, relu, residual, shape);
                 let storage = if node.0 == 0 { self.storage.0 } else { Storage::Activation };
                 let multiply_adds = (shape.len() * weight.len() / shape.c) as u64;
-                let step = Step::Direct(Direct::new(
-                    input,
-                    output,
-                    window,
-                    storage,
-                    &weight,
-                    epilogue,
-                    self.lanes,
-                    &mut self.team,
-                ));
-                self.push(name, Algorithm::Direct, step, from, shape, multiply_adds);
+                let algorithm = self.choose(from, shape, window, storage);
+                let (lanes, team) = (self.lanes, &mut self.team);
+                let step = match algorithm {
+                    Algorithm::Winograd { tile } => {
+                        let kt = window.kernel[0];
+                        let batch = self.max_batch;
+                        Step::Winograd(Winograd::new(input, output, kt, tile, &weight, epilogue, batch, lanes, team))
+                    }
+                    _ => Step::Direct(Direct::new(input, output, window, storage, &weight, epilogue, lanes, team)),
+                };
+                self.push(name, algorithm, step, from, shape, multiply_adds);
             }
             Operation::MaxPool { window, .. } => {
                 let step = Step::MaxPool(MaxPool::new(input, output, window));
@@ -166,6 +176,28 @@ impl Compiler {
                 self.push(name, Algorithm::MatrixProduct, step, from, shape, multiply_adds);
             }
         }
+    }
+
+    /// The algorithm with the least estimated time for a whole batch. Not a function of the number of threads, so that
+    /// results are not either.
+    fn choose(&self, from: Shape, to: Shape, window: Window, storage: Storage) -> Algorithm {
+        if !self.winograd || storage == Storage::Haloed || !Winograd::serves(&window) {
+            return Algorithm::Direct;
+        }
+        let channels = [from.cp(), to.cp()];
+        let seconds = |(products, weights): (usize, usize)| {
+            (self.max_batch * products) as f64 / PRODUCTS_PER_SECOND + (4 * weights) as f64 / WEIGHT_BYTES_PER_SECOND
+        };
+        let taps = window.kernel.iter().product::<usize>() * channels[0] * channels[1];
+        let positions = to.t * to.h * to.w;
+        [
+            (Algorithm::Winograd { tile: 4 }, seconds(Winograd::cost(to, channels, window.kernel[0], 4))),
+            (Algorithm::Winograd { tile: 2 }, seconds(Winograd::cost(to, channels, window.kernel[0], 2))),
+            (Algorithm::Direct, DIRECT_ADVANTAGE * seconds((positions * taps, taps))),
+        ]
+        .into_iter()
+        .min_by(|a, b| a.1.total_cmp(&b.1))
+        .map_or(Algorithm::Direct, |best| best.0)
     }
 
     fn push(&mut self, name: String, algorithm: Algorithm, step: Step, from: Shape, to: Shape, multiply_adds: u64) {

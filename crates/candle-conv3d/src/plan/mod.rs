@@ -207,6 +207,11 @@ pub enum Algorithm {
     Load,
     /// Direct convolution as an implicit matrix product.
     Direct,
+    /// Winograd's algorithm on tiles of `tile` x `tile` outputs, and in time.
+    Winograd {
+        /// Outputs of a tile's side.
+        tile: usize,
+    },
     /// Pooling.
     Pooling,
     /// Matrix product.
@@ -220,6 +225,7 @@ impl fmt::Display for Algorithm {
         match self {
             Self::Load => f.write_str("load"),
             Self::Direct => f.write_str("direct"),
+            Self::Winograd { tile } => write!(f, "Winograd {tile}x{tile}"),
             Self::Pooling => f.write_str("pooling"),
             Self::MatrixProduct => f.write_str("matrix product"),
             Self::Store => f.write_str("store"),

@@ -1,0 +1,197 @@
+//! Winograd convolution: 3x3x3 (or 1x3x3) kernels, stride 1, padding 1.
+//!
+//! A group of spatial tiles goes through three phases:
+//! 1. the spatial data transform of every frame, into `V[point][t][tile][channel]`;
+//! 2. for each spatial point: the temporal transform, one matrix product a temporal point with the input channels as
+//!    its inner dimension, the temporal inverse, back into `V`;
+//! 3. the spatial inverse, bias, residual and ReLU.
+//!
+//! Where the weights fit the second-level cache's neighbourhood, each thread takes groups of its own through all phases;
+//! otherwise the team shares large groups and splits the points, so that each weight is read once a group.
+
+mod phases;
+mod time;
+mod transform;
+mod weights;
+
+use super::memory::{Buffer, Slot};
+use super::program::{Context, Epilogue};
+use super::simd::Simd;
+use super::team::Team;
+use super::{Shape, Window};
+use phases::{DataTransform, InverseTransform, PointProducts};
+use time::Time;
+use transform::Axis;
+
+/// Floats of `V` of a group that one thread takes through all phases: it should stay in the second-level cache.
+const PRIVATE_GROUP: usize = 160 << 10;
+/// Floats of `V` of a group that the team shares: it should stay in the last-level cache.
+const SHARED_GROUP: usize = 2 << 20;
+/// Weights up to this many floats are read once a private group.
+const PRIVATE_WEIGHTS: usize = 1 << 20;
+
+/// A convolution by Winograd's algorithm.
+pub(crate) struct Winograd {
+    input: Slot,
+    output: Slot,
+    y: Axis,
+    x: Axis,
+    time: Time,
+    /// `[spatial point][temporal point]`, each packed in panels.
+    weights: Buffer,
+    epilogue: Epilogue,
+    /// Tiles of a group.
+    group: usize,
+    /// Whether a group belongs to one thread.
+    private: bool,
+}
+
+/// Tiles `begin..end`, counted over clips, and where their `V` is.
+#[derive(Clone, Copy)]
+struct Group {
+    begin: usize,
+    end: usize,
+    v: *mut f32,
+}
+
+impl Winograd {
+    /// Whether the algorithm serves a convolution.
+    pub(crate) fn serves(window: &Window) -> bool {
+        let Window { kernel, stride, padding } = *window;
+        stride == [1; 3] && matches!((kernel, padding), ([3, 3, 3], [1, 1, 1]) | ([1, 3, 3], [0, 1, 1]))
+    }
+
+    /// Multiplications of one clip and floats of transformed weights, for tiles of `tile` (2 or 4) outputs a side.
+    pub(crate) fn cost(shape: Shape, channels: [usize; 2], kt: usize, tile: usize) -> (usize, usize) {
+        let (y, x, time) = (Axis::new(shape.h, tile), Axis::new(shape.w, tile), Time::new(kt, shape.t));
+        let [ic, oc] = channels;
+        let products = y.products() * x.products() * time.products() * ic * oc;
+        (products, y.points() * x.points() * time.points() * ic * oc)
+    }
+
+    /// `weight` is (out, in, kt, 3, 3); `tile` 2 or 4; groups are sized for `max_batch` clips and the team.
+    #[expect(clippy::too_many_arguments, reason = "one call site; each has its own meaning")]
+    pub(crate) fn new(
+        input: Slot,
+        output: Slot,
+        kt: usize,
+        tile: usize,
+        weight: &[f32],
+        epilogue: Epilogue,
+        max_batch: usize,
+        lanes: usize,
+        team: &mut Team,
+    ) -> Self {
+        let Shape { t, h, w, c } = output.shape;
+        let (y, x, time) = (Axis::new(h, tile), Axis::new(w, tile), Time::new(kt, t));
+        let weights = weights::transform(weight, [c, input.shape.c], kt, [y.points(), x.points()], time, lanes, team);
+        let tile_floats = y.points() * x.points() * t * input.shape.cp().max(output.shape.cp());
+        let all_tiles = max_batch * y.tiles() * x.tiles();
+        let private_tiles = (PRIVATE_GROUP / tile_floats).max(1);
+        // At least two groups a thread, or the last ones leave threads idle.
+        let private = weights.len() <= PRIVATE_WEIGHTS
+            && private_tiles >= 4
+            && all_tiles.div_ceil(private_tiles) >= 2 * team.threads();
+        let group = if private { private_tiles } else { (SHARED_GROUP / tile_floats).max(8) }.min(all_tiles);
+        Self { input, output, y, x, time, weights, epilogue, group, private }
+    }
+
+    pub(crate) fn weight_bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
+    /// Floats of `V` between two spatial points. An odd number of cache lines: with a power of two the points of one
+    /// channel would all compete for the same few lines of the first-level cache.
+    fn point_stride(&self) -> usize {
+        let lines = self.group * self.output.shape.t * self.input.shape.cp().max(self.output.shape.cp()) / 16;
+        (lines | 1) * 16
+    }
+
+    fn v_len(&self) -> usize {
+        self.y.points() * self.x.points() * self.point_stride()
+    }
+
+    fn product_len(&self) -> usize {
+        self.time.scratch_len(self.group, self.input.shape.cp(), self.output.shape.cp()).next_multiple_of(16)
+    }
+
+    /// Floats of scratch that all threads need together.
+    pub(crate) fn scratch_len(&self, threads: usize) -> usize {
+        if self.private {
+            threads * (self.v_len() + self.product_len())
+        } else {
+            self.v_len() + threads * self.product_len()
+        }
+    }
+
+    /// # Safety
+    /// As [`Context`] says; the scratch has [`scratch_len`](Self::scratch_len) floats.
+    #[inline(always)]
+    pub(crate) unsafe fn run<S: Simd>(&self, context: &Context) {
+        let member = context.member;
+        let tiles = context.batch * self.y.tiles() * self.x.tiles();
+        let groups = tiles.div_ceil(self.group);
+        // Balanced: no short group at the end.
+        let group_at =
+            |index: usize, v: *mut f32| Group { begin: tiles * index / groups, end: tiles * (index + 1) / groups, v };
+        let t = self.output.shape.t;
+        let points = self.y.points() * self.x.points();
+        if self.private {
+            let own = context.scratch.at(member.index() * (self.v_len() + self.product_len()));
+            let scratch = own.add(self.v_len());
+            member.share(groups, |index| {
+                let group = group_at(index, own);
+                for tile in group.begin..group.end {
+                    S::call(DataTransform { layer: self, context, group, tile, frames: (0, t) });
+                }
+                for point in 0..points {
+                    S::call(PointProducts { layer: self, group, point, scratch });
+                }
+                for tile in group.begin..group.end {
+                    S::call(InverseTransform { layer: self, context, group, tile, frames: (0, t) });
+                }
+            });
+            return;
+        }
+        let scratch = context.scratch.at(self.v_len() + member.index() * self.product_len());
+        for index in 0..groups {
+            let group = group_at(index, context.scratch.at(0));
+            let count = (group.end - group.begin) * t;
+            member.share(count, |item| {
+                let (tile, frame) = (group.begin + item / t, item % t);
+                S::call(DataTransform { layer: self, context, group, tile, frames: (frame, frame + 1) });
+            });
+            member.barrier();
+            member.share(points, |point| S::call(PointProducts { layer: self, group, point, scratch }));
+            member.barrier();
+            member.share(count, |item| {
+                let (tile, frame) = (group.begin + item / t, item % t);
+                S::call(InverseTransform { layer: self, context, group, tile, frames: (frame, frame + 1) });
+            });
+            // The next group's data transform overwrites V.
+            member.barrier();
+        }
+    }
+
+    /// Tiles before `tile` that have point (`qy`, `qx`), counted over clips.
+    #[inline(always)]
+    fn tiles_before(&self, tile: usize, qy: usize, qx: usize) -> usize {
+        let (rows, columns) = (self.y.tiles_with(qy), self.x.tiles_with(qx));
+        let (clip, ty, tx) = self.tile_at(tile);
+        let in_row = if ty < rows { tx.min(columns) } else { 0 };
+        (clip * rows + ty.min(rows)) * columns + in_row
+    }
+
+    /// Clip, row and column of a tile.
+    #[inline(always)]
+    fn tile_at(&self, tile: usize) -> (usize, usize, usize) {
+        let (rows, columns) = (self.y.tiles(), self.x.tiles());
+        (tile / columns / rows, tile / columns % rows, tile % columns)
+    }
+
+    /// Tiles of a group that have point (`qy`, `qx`).
+    #[inline(always)]
+    fn rows(&self, group: &Group, qy: usize, qx: usize) -> usize {
+        self.tiles_before(group.end, qy, qx) - self.tiles_before(group.begin, qy, qx)
+    }
+}
