@@ -5,7 +5,8 @@ use std::path::Path;
 
 use candle_core::{DType, Tensor};
 use kinetoscope::convert::{Checkpoint, CheckpointError, ConvertError, ConvertOptions, convert};
-use kinetoscope::model::spec::Preprocessing;
+use kinetoscope::model::layout::DEPTHS;
+use kinetoscope::model::spec::{Architecture, Family, Preprocessing, Shortcut, Stem};
 use proptest::prelude::*;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
@@ -330,6 +331,45 @@ fn networks_of_another_kind_are_named() {
     let error = refusal(Dict(vec![(Text("conv1.weight"), six(0, &[6], &[1]))]));
     assert_eq!(error.to_string(), "tensor conv1.weight has shape [6]; expected [channels, 3, frames, 7, 7]");
     assert!(!directory.path().join("output.safetensors").exists());
+}
+
+/// A checkpoint with the tensors of a network, all zero and all in one storage.
+fn zeros(architecture: &Architecture, classes: usize) -> Vec<u8> {
+    let parameters = architecture.layout(classes).unwrap().parameters();
+    let sizes: Vec<usize> = parameters.iter().map(|parameter| parameter.shape.iter().product()).collect();
+    // Large enough that the file doesn't look like a bomb.
+    let total = sizes.iter().sum::<usize>().div_ceil(8).max(*sizes.iter().max().unwrap());
+    let tensors = parameters.iter().map(|parameter| {
+        let mut strides = vec![1];
+        for &size in parameter.shape[1..].iter().rev() {
+            strides.insert(0, strides[0] * size);
+        }
+        let numbers = |numbers: &[usize]| Tuple(numbers.iter().map(|&number| Int(number as i32)).collect());
+        let storage = storage("FloatStorage", "0", total as i32, Object::None);
+        let args = vec![storage, Int(0), numbers(&parameter.shape), numbers(&strides)];
+        (Text(Box::leak(parameter.name.clone().into_boxed_str())), call("torch._utils", "_rebuild_tensor", args))
+    });
+    legacy(&Dict(tensors.collect()), &[("0", vec![0; 4 * total])])
+}
+
+#[test]
+fn every_published_depth_and_shortcut_is_recognised() {
+    let directory = tempfile::tempdir().unwrap();
+    let input = directory.path().join("input.pth");
+    std::fs::write(directory.path().join("labels.txt"), "a\nb\nc\n").unwrap();
+    for depth in DEPTHS {
+        for (family, shortcut, stem) in [
+            (Family::ResNet3d, Shortcut::A, Stem::AUTHORS),
+            (Family::ResNet3d, Shortcut::B, Stem { kernel_t: 5, ..Stem::AUTHORS }),
+            (Family::TorchvisionR3d, Shortcut::B, Stem::TORCHVISION),
+        ] {
+            let architecture = Architecture { family, depth, shortcut, widen_factor: 3.0 / 128.0, stem };
+            std::fs::write(&input, zeros(&architecture, 3)).unwrap();
+            let options = ConvertOptions::new(directory.path().join("labels.txt"), Preprocessing::AUTHORS_2020);
+            let report = convert(&input, &directory.path().join("output.safetensors"), &options).unwrap();
+            assert_eq!(report.spec.architecture, architecture);
+        }
+    }
 }
 
 #[test]

@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor};
 use zip::result::ZipError;
 
 use super::pickle::{Pickle, PickleError, Value, ValueId};
-use super::storage::{Container, Storage, check_unpacked};
+use super::storage::{Container, Storage, check_unpacked, is_plain};
 
 /// Most dimensions of a tensor; a 3D convolution's weight has five.
 const MAX_RANK: usize = 8;
@@ -401,7 +401,9 @@ fn numbers(pickle: &Pickle<'_>, id: ValueId) -> Option<Vec<u64>> {
 }
 
 fn entries(pickle: &Pickle<'_>, items: &[(ValueId, ValueId)]) -> BTreeMap<String, Entry> {
-    let named: Vec<_> = items.iter().filter_map(|&(key, value)| Some((pickle.as_str(key)?, value))).collect();
+    // No layer has a name that is not plain.
+    let named = items.iter().filter_map(|&(key, value)| Some((pickle.as_str(key)?, value)));
+    let named: Vec<_> = named.filter(|(name, _)| is_plain(name)).collect();
     let parallel = named.iter().all(|(name, _)| name.starts_with("module."));
     let entry = |value| match StoredTensor::from_value(pickle, value) {
         Some(tensor) => Entry::Tensor(tensor),

@@ -56,13 +56,11 @@ pub(super) fn infer(checkpoint: &Checkpoint, hints: &Hints) -> Result<(Architect
         return Err(ConvertError::Depth { found: depth, expected, blocks, bottleneck });
     }
 
-    // Of all widths the last gives the factor exactly: with a factor w it is floor(512 w), and then every
-    // floor(64 w) is the floor of an eighth of it.
     let last_name = format!("layer4.0.conv1.{suffix}");
     let &[last_width, _, _, _, _] = checkpoint.shape(&last_name)? else {
         return Err(shape(checkpoint, &last_name, "[channels, channels, t, h, w]"));
     };
-    let widen_factor = last_width as f64 / 512.0;
+    let widen_factor = widen_factor(last_width);
 
     let projection = "layer2.0.downsample.0.weight";
     let shortcut = if checkpoint.contains(projection) { Shortcut::B } else { Shortcut::A };
@@ -78,11 +76,32 @@ pub(super) fn infer(checkpoint: &Checkpoint, hints: &Hints) -> Result<(Architect
     Ok((Architecture { family, depth, shortcut, widen_factor, stem }, classes))
 }
 
+/// The factor that gives the same channels everywhere as the unknown one that gave the last stage `last_width`. Only
+/// the last stage tells: with a factor `w` it has `floor(512 w)` channels, and the others are floors of parts of that.
+fn widen_factor(last_width: usize) -> f64 {
+    last_width as f64 / 512.0
+}
+
 fn shape(checkpoint: &Checkpoint, name: &str, expected: &str) -> ConvertError {
     match checkpoint.shape(name) {
         Ok(found) => {
             ConvertError::Shape { name: name.to_owned(), found: found.to_vec(), expected: expected.to_owned() }
         }
         Err(error) => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn widths_of_every_stage_follow_from_the_last() {
+        for thousandths in 16..4000 {
+            let factor = f64::from(thousandths) / 1000.0;
+            let widths = |factor: f64| [64.0, 128.0, 256.0, 512.0].map(|width| (width * factor) as usize);
+            let [_, _, _, last] = widths(factor);
+            assert_eq!(widths(widen_factor(last)), widths(factor), "{factor}");
+        }
     }
 }

@@ -90,11 +90,7 @@ impl Storage {
             }
             _ => (0, total),
         };
-        let key = match pickle.get(*key) {
-            Value::Str(key) => (*key).to_owned(),
-            Value::Int(key) => key.to_string(),
-            _ => return None,
-        };
+        let key = storage_key(pickle, *key)?;
         Some(Self { key, element: Element::from_class(class)?, total, start, length })
     }
 }
@@ -161,7 +157,7 @@ impl Container {
             let entry = archive.by_index_raw(index)?;
             unpacked = unpacked.saturating_add(entry.size());
             match entry.name()?.split_once('/') {
-                Some((root, "data.pkl")) => prefix = Some(root.to_owned()),
+                Some((root, "data.pkl")) if is_plain(root) => prefix = Some(root.to_owned()),
                 Some((_, "constants.pkl")) => torch_script = true,
                 _ => {}
             }
@@ -224,16 +220,16 @@ impl Container {
         let mut storages = HashMap::new();
         let mut offset = keys_end as u64;
         for &key in keys_in_order {
-            let key = match keys.get(key) {
-                Value::Str(key) => (*key).to_owned(),
-                Value::Int(key) => key.to_string(),
-                _ => return Err(CheckpointError::StorageKeys),
-            };
+            let key = storage_key(&keys, key).ok_or(CheckpointError::StorageKeys)?;
             let storage = referenced.get(&key).ok_or(CheckpointError::StorageKeys)?;
             file.seek(SeekFrom::Start(offset))?;
             let mut count = [0; 8];
             if file.read_exact(&mut count).is_err() {
-                return Err(CheckpointError::StorageTruncated { key, expected: 8, available: file_bytes - offset });
+                return Err(CheckpointError::StorageTruncated {
+                    key,
+                    expected: 8,
+                    available: file_bytes.saturating_sub(offset),
+                });
             }
             let count = u64::from_le_bytes(count);
             let start = offset + 8;
@@ -242,7 +238,11 @@ impl Container {
                 Some(end) if end <= file_bytes => offset = end,
                 _ => {
                     let expected = bytes.unwrap_or(u64::MAX);
-                    return Err(CheckpointError::StorageTruncated { key, expected, available: file_bytes - start });
+                    return Err(CheckpointError::StorageTruncated {
+                        key,
+                        expected,
+                        available: file_bytes.saturating_sub(start),
+                    });
                 }
             }
             storages.insert(key, (start, count));
@@ -290,6 +290,19 @@ impl Container {
                 Ok(bytes)
             }
         }
+    }
+}
+
+/// Whether a name may stand in a message. Real ones are short and printable; others could garble a terminal.
+pub(super) fn is_plain(name: &str) -> bool {
+    name.len() <= 256 && !name.chars().any(char::is_control)
+}
+
+fn storage_key(pickle: &Pickle<'_>, key: ValueId) -> Option<String> {
+    match pickle.get(key) {
+        Value::Str(key) if is_plain(key) => Some((*key).to_owned()),
+        Value::Int(key) => Some(key.to_string()),
+        _ => None,
     }
 }
 
