@@ -181,7 +181,7 @@ mod tests {
             let buffer = Buffer::zeroed(len);
             assert_eq!(buffer.len(), len);
             assert!(buffer.iter().all(|&x| x == 0.0));
-            assert!(len == 0 || buffer.as_ptr() as usize % CACHE_LINE == 0);
+            assert!(len == 0 || (buffer.as_ptr() as usize).is_multiple_of(CACHE_LINE));
         }
     }
 }

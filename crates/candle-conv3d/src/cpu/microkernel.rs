@@ -28,7 +28,7 @@ pub(crate) fn packed_index(k_len: usize, columns: usize, lanes: usize, k: usize,
 #[inline(always)]
 pub(crate) fn row_blocks(rows: usize, max: usize) -> impl Iterator<Item = (usize, usize)> {
     let blocks = rows.div_ceil(max);
-    let (base, longer) = if blocks == 0 { (0, 0) } else { (rows / blocks, rows % blocks) };
+    let (base, longer) = (rows.checked_div(blocks).unwrap_or(0), rows.checked_rem(blocks).unwrap_or(0));
     let mut first = 0;
     (0..blocks).map(move |i| {
         let len = base + usize::from(i < longer);

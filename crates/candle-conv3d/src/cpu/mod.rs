@@ -7,6 +7,7 @@
 //! Activations are channels-last, `(clip, t, h, w, c)`, with the channels padded to [`CHANNEL_BLOCK`]; the padding
 //! channels are always zero.
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)]
+#![allow(clippy::needless_range_loop, reason = "an index that walks several arrays at once is clearer than zips")]
 
 pub(crate) mod direct;
 pub(crate) mod input;
