@@ -10,9 +10,11 @@ use candle_conv3d::{Conv3d, Conv3dConfig};
 use candle_core::{Device, Result, Tensor, Var};
 use candle_nn::Module;
 
-/// (name, convolutions of this shape, in channels, out channels, kernel, stride, input (t, h, w)).
+/// Name, convolutions of this shape, in channels, out channels, kernel, stride, input (t, h, w).
+type Layer = (&'static str, usize, usize, usize, usize, [usize; 3], [usize; 3]);
+
 #[rustfmt::skip]
-const LAYERS: [(&str, usize, usize, usize, usize, [usize; 3], [usize; 3]); 8] = [
+const LAYERS: [Layer; 8] = [
     ("conv1", 1, 3, 64, 7, [1, 2, 2], [16, 112, 112]),
     ("layer1", 6, 64, 64, 3, [1, 1, 1], [8, 28, 28]),
     ("layer2.0", 1, 64, 128, 3, [2, 2, 2], [8, 28, 28]),

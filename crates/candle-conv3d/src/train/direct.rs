@@ -9,6 +9,7 @@
 use rayon::prelude::*;
 
 use super::kernel::{Gathered, PANEL, Shared, accumulate_transposed, product, transpose, transpose_shared};
+use super::scratch::Scratch;
 use super::volume::{Padded, channel_panels};
 use crate::geometry::Window;
 
@@ -202,7 +203,7 @@ pub(crate) fn weight_gradient(shapes: &Shapes, input: &[f32], upstream: &[f32]) 
         .collect();
     // (oc / 16, kt, kh, kw, ic, 16): a task owns one (oc / 16, kt).
     let run_len = kw * channels;
-    let mut panels = vec![0f32; shapes.out_channels.div_ceil(PANEL) * kt * kh * run_len * PANEL];
+    let mut panels = Scratch::zeros(shapes.out_channels.div_ceil(PANEL) * kt * kh * run_len * PANEL);
     panels.par_chunks_mut(kh * run_len * PANEL).enumerate().for_each(|(task, sums)| {
         let (panel, tap) = (task / kt, task % kt);
         for t in 0..t_out {
@@ -222,7 +223,7 @@ pub(crate) fn weight_gradient(shapes: &Shapes, input: &[f32], upstream: &[f32]) 
 
 /// Weights as panels (c / 16, rows, 16), the last filled up with zeros.
 pub(crate) struct Panels {
-    pub(crate) data: Vec<f32>,
+    pub(crate) data: Scratch,
     rows: usize,
 }
 
@@ -230,7 +231,7 @@ impl Panels {
     /// Panels for `channels` result channels. `fill(first channel, channels, panel)` writes one of them.
     fn new(channels: usize, rows: usize, fill: impl Fn(usize, usize, &mut [f32]) + Sync) -> Self {
         let count = channels.div_ceil(PANEL);
-        let mut data = vec![0f32; count * rows * PANEL];
+        let mut data = Scratch::zeros(count * rows * PANEL);
         data.par_chunks_mut((rows * PANEL).max(1)).enumerate().for_each(|(i, panel)| {
             let first = i * PANEL;
             fill(first, PANEL.min(channels - first), panel);
@@ -364,7 +365,7 @@ impl Correlation<'_> {
         let run_len = kw * source.channels;
         let left = Gathered { data: &source.data, rows: &rows, runs: &runs, run_len };
 
-        let mut result = vec![0f32; rows.len() * PANEL];
+        let mut result = Scratch::any(rows.len() * PANEL);
         for panel in panels {
             let row = self.first_row + first_tap * kh * run_len;
             let weights = &self.panels.panel(panel)[row * PANEL..];

@@ -9,6 +9,7 @@ mod kernel;
 mod norm;
 mod pool;
 mod residual;
+mod scratch;
 mod stem;
 mod tile_transform;
 mod volume;

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use super::direct::{Shapes, flipped_panels, forward_panels, unpacked_weight};
 use super::kernel::PANEL;
 use super::tile_transform::{OUT, ThreeTaps};
-use super::volume::Padded;
+use super::volume::Bordered;
 use super::winograd::{Tiles, Winograd};
 
 /// Rows of the matrix products below which transforming the weights costs more than it saves.
@@ -25,7 +25,7 @@ pub(crate) fn applies(shapes: &Shapes) -> bool {
 
 /// As [`direct::forward`](super::direct::forward).
 pub(crate) fn forward(shapes: &Shapes, input: &[f32], weight: &[f32]) -> Vec<f32> {
-    winograd(shapes).correlate(&bordered(input, shapes.input_dims()), &forward_panels(shapes, weight).data)
+    winograd(shapes).correlate(&bordered(input, shapes.input_dims(), 1), &forward_panels(shapes, weight).data)
 }
 
 /// As [`direct::input_gradient`](super::direct::input_gradient): the convolution of the upstream gradient with the
@@ -36,12 +36,12 @@ pub(crate) fn input_gradient(shapes: &Shapes, weight: &[f32], upstream: &[f32]) 
     let padding = forward.taps - 1 - forward.padding;
     let (channels, out_channels) = (forward.out_channels, forward.channels);
     Winograd { channels, out_channels, frames: [result, source], padding, ..forward }
-        .correlate(&bordered(upstream, shapes.output_dims()), &flipped_panels(shapes, weight).data)
+        .correlate(&bordered(upstream, shapes.output_dims(), 1), &flipped_panels(shapes, weight).data)
 }
 
 /// As [`direct::weight_gradient`](super::direct::weight_gradient).
 pub(crate) fn weight_gradient(shapes: &Shapes, input: &[f32], upstream: &[f32]) -> Vec<f32> {
-    let (input, upstream) = (bordered(input, shapes.input_dims()), bordered(upstream, shapes.output_dims()));
+    let (input, upstream) = (bordered(input, shapes.input_dims(), 1), bordered(upstream, shapes.output_dims(), 0));
     unpacked_weight(shapes, &winograd(shapes).tap_gradient(&input, &upstream))
 }
 
@@ -58,8 +58,8 @@ fn winograd(shapes: &Shapes) -> Winograd<ThreeTaps, 3, 6> {
     }
 }
 
-/// The volume with a border for the kernel, filled up to whole tiles.
-fn bordered(src: &[f32], dims: [usize; 5]) -> Padded {
-    let tiles = Tiles::covering([dims[3], dims[4]]);
-    Padded::new(src, dims, [1, 1], [tiles.down * OUT + 1 - dims[3], tiles.across * OUT + 1 - dims[4]])
+/// The volume with a border of `border` for the kernel, filled up to whole tiles across.
+fn bordered(src: &[f32], dims: [usize; 5], border: usize) -> Bordered<'_> {
+    let columns = Tiles::covering([dims[3], dims[4]]).across * OUT + 2 * border;
+    Bordered { src, dims, before: border, columns }
 }

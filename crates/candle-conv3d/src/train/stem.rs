@@ -5,12 +5,10 @@
 
 use std::marker::PhantomData;
 
-use rayon::prelude::*;
-
 use super::direct::Shapes;
 use super::kernel::PANEL;
 use super::tile_transform::{FourTaps, OUT};
-use super::volume::Padded;
+use super::volume::{Banded, Bordered};
 use super::winograd::{Tiles, Winograd};
 
 const KERNEL: usize = 7;
@@ -30,16 +28,15 @@ pub(crate) fn applies(shapes: &Shapes) -> bool {
 pub(crate) fn forward(shapes: &Shapes, input: &[f32], weight: &[f32]) -> Vec<f32> {
     let mut panels = vec![0f32; shapes.out_channels * shapes.window.kernel[0] * 4 * 4 * 4 * shapes.in_channels];
     for_each_weight(shapes, |place, index| panels[place] = weight[index]);
-    winograd(shapes).correlate(&phases(shapes, input), &panels)
+    winograd(shapes).correlate(&Phases::new(shapes, input), &panels)
 }
 
 /// As [`direct::weight_gradient`](super::direct::weight_gradient).
 pub(crate) fn weight_gradient(shapes: &Shapes, input: &[f32], upstream: &[f32]) -> Vec<f32> {
     let [_, height, width] = shapes.output;
-    let tiles = Tiles::covering([height, width]);
-    let after = [tiles.down * OUT - height, tiles.across * OUT - width];
-    let upstream = Padded::new(upstream, shapes.output_dims(), [0, 0], after);
-    let panels = winograd(shapes).tap_gradient(&phases(shapes, input), &upstream);
+    let columns = Tiles::covering([height, width]).across * OUT;
+    let upstream = Bordered { src: upstream, dims: shapes.output_dims(), before: 0, columns };
+    let panels = winograd(shapes).tap_gradient(&Phases::new(shapes, input), &upstream);
     let mut gradient = vec![0f32; shapes.out_channels * shapes.in_channels * shapes.taps()];
     for_each_weight(shapes, |place, index| gradient[index] = panels[place]);
     gradient
@@ -58,28 +55,50 @@ fn winograd(shapes: &Shapes) -> Winograd<FourTaps, 4, 7> {
     }
 }
 
-/// `input` (n, c, t, h, w) as (n, t, h / 2, w / 2, 16) with the channels (phase of h, phase of w, c), two rows and
+/// A volume (n, c, t, h, w) as (n, t, h / 2, w / 2, 16) with the channels (phase of h, phase of w, c), two rows and
 /// columns of zeros before it (four of the input: three of padding and one for the eighth tap) and whole tiles.
-fn phases(shapes: &Shapes, input: &[f32]) -> Padded {
-    let [n, channels, frames, h, w] = shapes.input_dims();
-    let tiles = Tiles::covering([shapes.output[1], shapes.output[2]]);
-    let (rows, columns) = (tiles.down * OUT + 3, tiles.across * OUT + 3);
-    let mut data = vec![0f32; n * frames * rows * columns * PANEL];
-    data.par_chunks_mut(rows * columns * PANEL).enumerate().for_each(|(frame, data)| {
-        let (clip, t) = (frame / frames, frame % frames);
-        for c in 0..channels {
-            let plane = &input[((clip * channels + c) * frames + t) * h * w..][..h * w];
-            for (y, row) in plane.chunks_exact(w).enumerate() {
-                let out = &mut data[((y / 2 + 2) * columns + 2) * PANEL..][..w / 2 * PANEL];
-                let phase = y % 2 * 2 * channels + c;
-                for (pair, out) in row.as_chunks::<2>().0.iter().zip(out.as_chunks_mut::<PANEL>().0) {
-                    out[phase] = pair[0];
-                    out[phase + channels] = pair[1];
+struct Phases<'a> {
+    src: &'a [f32],
+    /// (n, c, t, h, w) of `src`.
+    dims: [usize; 5],
+    columns: usize,
+}
+
+/// Rows and columns of zeros before the phases.
+const BEFORE: usize = 2;
+
+impl<'a> Phases<'a> {
+    fn new(shapes: &Shapes, src: &'a [f32]) -> Self {
+        let columns = Tiles::covering([shapes.output[1], shapes.output[2]]).across * OUT + 3;
+        Self { src, dims: shapes.input_dims(), columns }
+    }
+}
+
+impl Banded for Phases<'_> {
+    fn columns(&self) -> usize {
+        self.columns
+    }
+
+    fn channels(&self) -> usize {
+        PANEL
+    }
+
+    fn copy(&self, clip: usize, frame: usize, first: usize, band: &mut [f32]) {
+        let [_, channels, frames, h, w] = self.dims;
+        for (row, band) in (first..).zip(band.chunks_exact_mut(self.row_len())) {
+            let Some(row) = row.checked_sub(BEFORE).filter(|&row| row < h / 2) else { continue };
+            let band = &mut band[BEFORE * PANEL..];
+            for (c, y) in (0..channels).flat_map(|c| [(c, 0), (c, 1)]) {
+                let src = ((clip * channels + c) * frames + frame) * h + 2 * row + y;
+                let src = self.src[src * w..][..w].as_chunks::<2>().0;
+                let phase = y * 2 * channels + c;
+                for (pair, place) in src.iter().zip(band.as_chunks_mut::<PANEL>().0) {
+                    place[phase] = pair[0];
+                    place[phase + channels] = pair[1];
                 }
             }
         }
-    });
-    Padded { data, frames, rows, columns, channels: PANEL, before: [2, 2] }
+    }
 }
 
 /// Calls `visit(place in (oc / 16, kt, 4, 4, 4 ic, 16), index in (oc, ic, kt, 7, 7))` for each weight.

@@ -12,8 +12,9 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::kernel::{Gathered, PANEL, Shared, accumulate_transposed, product, transpose_shared, vectorized};
+use super::scratch::Scratch;
 use super::tile_transform::{Axis, Lanes, OUT, Square, both_axes, zeros};
-use super::volume::Padded;
+use super::volume::Banded;
 
 /// Floats of transformed input that a task works on, so that they and the products fit into a second-level cache
 /// of 1 MB.
@@ -46,7 +47,7 @@ impl Tiles {
 
 /// A convolution of stride 1 with T x T spatial taps, transformed by `A` to P x P points.
 ///
-/// Its source is padded so that the tap (0, 0) of output (0, 0) meets its corner and whole tiles fit. It has a
+/// Its source is padded so that the tap (0, 0) of output (0, 0) meets its corner and whole tiles fit across. It has a
 /// multiple of 16 channels, of which the first `channels` are summed over.
 pub(crate) struct Winograd<A, const T: usize, const P: usize> {
     pub(crate) clips: usize,
@@ -69,13 +70,13 @@ fn lanes_at(data: &[f32], index: usize) -> Lanes {
     *data[index..].first_chunk().expect("16 channels at every index")
 }
 
-/// The square of N x N places whose corner lies at `corner`, 16 channels of it.
+/// The square of N x N places whose corner lies at `corner` of (rows, columns, channels), 16 channels of it.
 #[inline(always)]
-fn square_at<const N: usize>(volume: &Padded, corner: usize) -> Square<N> {
+fn square_at<const N: usize>(band: &[f32], row_len: usize, channels: usize, corner: usize) -> Square<N> {
     let mut square: Square<N> = zeros();
     for (y, row) in square.iter_mut().enumerate() {
         for (x, lanes) in row.iter_mut().enumerate() {
-            *lanes = lanes_at(&volume.data, corner + y * volume.row_len() + x * volume.channels);
+            *lanes = lanes_at(band, corner + y * row_len + x * channels);
         }
     }
     square
@@ -85,33 +86,30 @@ impl<A: Axis<T, P> + Sync, const T: usize, const P: usize> Winograd<A, T, P> {
     const SQUARE: usize = P * P;
 
     /// Result (n, oc, t', h, w) of `source` and the taps `panels` (oc / 16, kt, T, T, channels, 16).
-    pub(crate) fn correlate(&self, source: &Padded, panels: &[f32]) -> Vec<f32> {
+    pub(crate) fn correlate(&self, source: &impl Banded, panels: &[f32]) -> Vec<f32> {
         let points = self.transformed_weights(panels);
         let ([height, width], tiles) = (self.area, Tiles::covering(self.area));
         let mut result = vec![0f32; self.clips * self.out_channels * self.frames[1] * height * width];
         let target = Shared::new(&mut result);
         let band =
-            Self::SQUARE * tiles.across * (self.frames[0] * source.channels).max(self.frames[1] * self.out_channels);
+            Self::SQUARE * tiles.across * (self.frames[0] * source.channels()).max(self.frames[1] * self.out_channels);
         let down = (TASK_FLOATS / band).clamp(1, tiles.down);
         let bands = tiles.down.div_ceil(down);
-        (0..self.clips * bands).into_par_iter().for_each_init(
-            || (Vec::new(), Vec::new()),
-            |(transformed, products), task| {
-                let (clip, first) = (task / bands, task % bands * down);
-                let rows = first..tiles.down.min(first + down);
-                self.transform(source, clip, rows.clone(), transformed);
-                self.multiply(rows.len() * tiles.across, source.channels, &points, transformed, products);
-                self.store(products, clip, rows, &target);
-            },
-        );
+        (0..self.clips * bands).into_par_iter().for_each(|task| {
+            let (clip, first) = (task / bands, task % bands * down);
+            let rows = first..tiles.down.min(first + down);
+            let transformed = self.transform(source, clip, rows.clone());
+            let products = self.multiply(rows.len() * tiles.across, source.channels(), &points, &transformed);
+            self.store(&products, clip, rows, &target);
+        });
         result
     }
 
     /// The weights as (points, oc / 16, kt, channels, 16).
-    fn transformed_weights(&self, panels: &[f32]) -> Vec<f32> {
+    fn transformed_weights(&self, panels: &[f32]) -> Scratch {
         let channels = self.channels;
         let point_len = self.out_channels * self.taps * channels;
-        let mut points = vec![0f32; Self::SQUARE * point_len];
+        let mut points = Scratch::any(Self::SQUARE * point_len);
         let target = Shared::new(&mut points);
         panels.par_chunks(T * T * channels * PANEL).enumerate().for_each(|(i, taps)| {
             vectorized(|| {
@@ -132,39 +130,55 @@ impl<A: Axis<T, P> + Sync, const T: usize, const P: usize> Winograd<A, T, P> {
     }
 
     /// Tile rows `rows` of a clip as (points, source frame, tile, source channels).
-    fn transform(&self, source: &Padded, clip: usize, rows: Range<usize>, transformed: &mut Vec<f32>) {
-        let (channels, across) = (source.channels, Tiles::covering(self.area).across);
-        let tiles = rows.len() * across;
-        let point_len = self.frames[0] * tiles * channels;
-        transformed.resize(Self::SQUARE * point_len, 0.);
+    fn transform(&self, source: &impl Banded, clip: usize, rows: Range<usize>) -> Scratch {
+        let tiles = rows.len() * Tiles::covering(self.area).across;
+        let point_len = self.frames[0] * tiles * source.channels();
+        let mut transformed = Scratch::any(Self::SQUARE * point_len);
         for frame in 0..self.frames[0] {
-            let start = clip * source.clip_len() + frame * source.frame_len();
-            for tile in 0..tiles {
-                let (y, x) = (rows.start + tile / across, tile % across);
-                let corner = start + y * OUT * source.row_len() + x * OUT * channels;
-                let row = (frame * tiles + tile) * channels;
-                vectorized(|| {
-                    for c in (0..channels).step_by(PANEL) {
-                        let square = both_axes(&square_at(source, corner + c), A::input);
-                        for (point, lanes) in square.as_flattened().iter().enumerate() {
-                            transformed[point * point_len + row + c..][..PANEL].copy_from_slice(lanes);
-                        }
-                    }
-                });
-            }
+            let start = frame * tiles * source.channels();
+            self.transform_frame(source, clip, frame, rows.clone(), |point, place, lanes| {
+                transformed[point * point_len + start + place..][..PANEL].copy_from_slice(lanes);
+            });
         }
+        transformed
+    }
+
+    /// Transforms tile rows `rows` of a frame; `put` takes point, place in (tile, channels) and 16 channels.
+    #[inline(always)]
+    fn transform_frame(
+        &self,
+        source: &impl Banded,
+        clip: usize,
+        frame: usize,
+        rows: Range<usize>,
+        mut put: impl FnMut(usize, usize, &Lanes),
+    ) {
+        let (channels, row_len, across) = (source.channels(), source.row_len(), Tiles::covering(self.area).across);
+        let mut band = Scratch::zeros((rows.len() * OUT + T - 1) * row_len);
+        source.copy(clip, frame, rows.start * OUT, &mut band);
+        vectorized(|| {
+            for tile in 0..rows.len() * across {
+                let corner = tile / across * OUT * row_len + tile % across * OUT * channels;
+                for c in (0..channels).step_by(PANEL) {
+                    let square = both_axes(&square_at(&band, row_len, channels, corner + c), A::input);
+                    for (point, lanes) in square.as_flattened().iter().enumerate() {
+                        put(point, tile * channels + c, lanes);
+                    }
+                }
+            }
+        });
     }
 
     /// The products (points, oc / 16, result frame, tile, 16).
-    fn multiply(&self, tiles: usize, stride: usize, points: &[f32], transformed: &[f32], products: &mut Vec<f32>) {
+    fn multiply(&self, tiles: usize, stride: usize, points: &[f32], transformed: &[f32]) -> Scratch {
         let (channels, panels) = (self.channels, self.out_channels / PANEL);
         let panel_len = self.taps * channels * PANEL;
         let frames = self.frames[1];
-        products.resize(Self::SQUARE * panels * frames * tiles * PANEL, 0.);
+        let mut all = Scratch::any(Self::SQUARE * panels * frames * tiles * PANEL);
         let spans = self.spans();
         let matrices = transformed.chunks_exact(self.frames[0] * tiles * stride);
         let weights = points.chunks_exact(panels * panel_len);
-        let products = products.chunks_exact_mut(panels * frames * tiles * PANEL);
+        let products = all.chunks_exact_mut(panels * frames * tiles * PANEL);
         let rows: Vec<usize> = (0..frames * tiles).map(|row| row * stride).collect();
         for ((data, weights), products) in matrices.zip(weights).zip(products) {
             let products = products.chunks_exact_mut(frames * tiles * PANEL);
@@ -182,6 +196,7 @@ impl<A: Axis<T, P> + Sync, const T: usize, const P: usize> Winograd<A, T, P> {
                 }
             }
         }
+        all
     }
 
     /// Runs of result frames that meet the same taps, with these taps.
@@ -204,7 +219,7 @@ impl<A: Axis<T, P> + Sync, const T: usize, const P: usize> Winograd<A, T, P> {
         let across = Tiles::covering(self.area).across;
         let (tiles, panels) = (rows.len() * across, self.out_channels / PANEL);
         let point_len = panels * frames * tiles * PANEL;
-        let mut strip = vec![0f32; OUT * width * PANEL];
+        let mut strip = Scratch::any(OUT * width * PANEL);
         for panel in 0..panels {
             for frame in 0..frames {
                 for (i, y) in rows.clone().enumerate() {
@@ -237,14 +252,14 @@ impl<A: Axis<T, P> + Sync, const T: usize, const P: usize> Winograd<A, T, P> {
     }
 
     /// Gradient of the taps (oc / 16, kt, T, T, channels, 16) from the source of [`Self::correlate`] and the upstream
-    /// gradient, whose padding `upstream.before` is skipped and which is filled up to whole tiles.
-    pub(crate) fn tap_gradient(&self, source: &Padded, upstream: &Padded) -> Vec<f32> {
+    /// gradient, which is padded to whole tiles across and not before.
+    pub(crate) fn tap_gradient(&self, source: &impl Banded, upstream: &impl Banded) -> Scratch {
         let tiles = Tiles::covering(self.area);
         let [t_in, t_out] = self.frames;
         let (channels, panels) = (self.channels, self.out_channels / PANEL);
 
         // The clips are cut into bands of tile rows, and as many bands are held at a time as the cache allows.
-        let row_floats = Self::SQUARE * tiles.across * (t_in * source.channels + t_out * self.out_channels);
+        let row_floats = Self::SQUARE * tiles.across * (t_in * source.channels() + t_out * self.out_channels);
         let down = (HELD_FLOATS / row_floats).clamp(1, tiles.down);
         let bands = tiles.down.div_ceil(down);
         let units = self.clips * bands;
@@ -255,14 +270,14 @@ impl<A: Axis<T, P> + Sync, const T: usize, const P: usize> Winograd<A, T, P> {
         };
         let most = down * tiles.across;
         // (points, unit, frame, tile, channels) and (points, oc / 16, unit, frame, tile, 16).
-        let [left_unit, right_unit] = [t_in * most * source.channels, t_out * most * PANEL];
+        let [left_unit, right_unit] = [t_in * most * source.channels(), t_out * most * PANEL];
         let [left_point, right_point] = [group * left_unit, panels * group * right_unit];
-        let mut left = vec![0f32; Self::SQUARE * left_point];
-        let mut right = vec![0f32; Self::SQUARE * right_point];
+        let mut left = Scratch::any(Self::SQUARE * left_point);
+        let mut right = Scratch::any(Self::SQUARE * right_point);
         // (points, oc / 16, kt, channels, 16)
         let point_len = panels * self.taps * channels * PANEL;
-        let mut sums = vec![0f32; Self::SQUARE * point_len];
-        let rows: Vec<usize> = (0..t_out * most).map(|row| row * source.channels).collect();
+        let mut sums = Scratch::zeros(Self::SQUARE * point_len);
+        let rows: Vec<usize> = (0..t_out * most).map(|row| row * source.channels()).collect();
 
         for first in (0..units).step_by(group) {
             let count = group.min(units - first);
@@ -270,36 +285,28 @@ impl<A: Axis<T, P> + Sync, const T: usize, const P: usize> Winograd<A, T, P> {
             (0..count * (t_in + t_out)).into_par_iter().for_each(|task| {
                 let (i, frame) = (task / (t_in + t_out), task % (t_in + t_out));
                 let (clip, band) = ((first + i) / bands, band(first + i));
-                let places = band.flat_map(|y| (0..tiles.across).map(move |x| (y * OUT, x * OUT)));
-                let count = places.clone().count();
+                let tiles_here = band.len() * tiles.across;
+                let Some(frame) = frame.checked_sub(t_in) else {
+                    let start = i * left_unit + frame * tiles_here * source.channels();
+                    self.transform_frame(source, clip, frame, band, |point, place, lanes| {
+                        // SAFETY: this task alone writes the rows of its unit and frame.
+                        unsafe { left_target.slice(point * left_point + start + place, PANEL) }.copy_from_slice(lanes);
+                    });
+                    return;
+                };
+                let row_len = upstream.row_len();
+                let mut rows = Scratch::zeros(band.len() * OUT * row_len);
+                upstream.copy(clip, frame, band.start * OUT, &mut rows);
                 vectorized(|| {
-                    if let Some(frame) = frame.checked_sub(t_in) {
-                        let start = clip * upstream.clip_len() + frame * upstream.frame_len();
-                        for (tile, (y, x)) in places.enumerate() {
-                            let (y, x) = (y + upstream.before[0], x + upstream.before[1]);
-                            let corner = start + y * upstream.row_len() + x * upstream.channels;
-                            for panel in 0..panels {
-                                let square = both_axes(&square_at(upstream, corner + panel * PANEL), A::upstream);
-                                let row = (panel * group + i) * right_unit + (frame * count + tile) * PANEL;
-                                for (point, lanes) in square.as_flattened().iter().enumerate() {
-                                    // SAFETY: this task alone writes the rows of its unit and frame.
-                                    unsafe { right_target.slice(point * right_point + row, PANEL) }
-                                        .copy_from_slice(lanes);
-                                }
-                            }
-                        }
-                    } else {
-                        let start = clip * source.clip_len() + frame * source.frame_len();
-                        for (tile, (y, x)) in places.enumerate() {
-                            let corner = start + y * source.row_len() + x * source.channels;
-                            for c in (0..source.channels).step_by(PANEL) {
-                                let square = both_axes(&square_at(source, corner + c), A::input);
-                                let row = i * left_unit + (frame * count + tile) * source.channels + c;
-                                for (point, lanes) in square.as_flattened().iter().enumerate() {
-                                    // SAFETY: this task alone writes the rows of its unit and frame.
-                                    unsafe { left_target.slice(point * left_point + row, PANEL) }
-                                        .copy_from_slice(lanes);
-                                }
+                    for tile in 0..tiles_here {
+                        let corner = (tile / tiles.across * row_len + tile % tiles.across * self.out_channels) * OUT;
+                        for panel in 0..panels {
+                            let square = square_at(&rows, row_len, self.out_channels, corner + panel * PANEL);
+                            let square = both_axes(&square, A::upstream);
+                            let row = (panel * group + i) * right_unit + (frame * tiles_here + tile) * PANEL;
+                            for (point, lanes) in square.as_flattened().iter().enumerate() {
+                                // SAFETY: this task alone writes the rows of its unit and frame.
+                                unsafe { right_target.slice(point * right_point + row, PANEL) }.copy_from_slice(lanes);
                             }
                         }
                     }
@@ -320,7 +327,7 @@ impl<A: Axis<T, P> + Sync, const T: usize, const P: usize> Winograd<A, T, P> {
                         if count == 0 {
                             continue;
                         }
-                        let runs = &[(start + tap - self.padding) * tiles * source.channels];
+                        let runs = &[(start + tap - self.padding) * tiles * source.channels()];
                         let right = &right[start * tiles * PANEL..][..count * PANEL];
                         let blocks = rows[..count].chunks(SUMMED_PLACES).zip(right.chunks(SUMMED_PLACES * PANEL));
                         for (rows, right) in blocks {
@@ -332,7 +339,7 @@ impl<A: Axis<T, P> + Sync, const T: usize, const P: usize> Winograd<A, T, P> {
             });
         }
 
-        let mut taps = vec![0f32; panels * self.taps * T * T * channels * PANEL];
+        let mut taps = Scratch::any(panels * self.taps * T * T * channels * PANEL);
         taps.par_chunks_mut(T * T * channels * PANEL).enumerate().for_each(|(i, taps)| {
             vectorized(|| {
                 for c in 0..channels {
