@@ -233,6 +233,7 @@ fn residual_convolutions_equal_the_reference_forward_and_backward() -> Result<()
         ([3, 16, 2, 28, 28], 16, 1, 0),
         ([1, 16, 6, 19, 28], 16, 3, 2),
         ([1, 16, 5, 30, 23], 48, 4, 0),
+        ([8, 16, 2, 14, 14], 16, 7, 3),
     ] {
         let config = Conv3dConfig { stride: [1; 3], padding: [pt, 1, 1] };
         assert_equals_reference(input, [out_channels, input[1], kt, 3, 3], config)?;

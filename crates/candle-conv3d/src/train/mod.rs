@@ -3,6 +3,7 @@
 //! Each operation is a candle custom operation with its own backward pass. The versions made of candle's
 //! operations, [`crate::reference`], are what they are tested against and what other devices and types use.
 
+mod convolution;
 mod direct;
 mod join;
 mod kernel;
@@ -17,30 +18,12 @@ mod winograd;
 
 use std::sync::OnceLock;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Device, Layout, Result, Shape, Storage, Tensor};
 
+use crate::MaxPool3dConfig;
 use crate::geometry::volume_dims;
-use crate::{Conv3dConfig, MaxPool3dConfig};
-use direct::Shapes;
 
-/// The convolution by the fast kernels, or `None` where they don't apply: other devices and types, and shapes that
-/// the reference answers with an error.
-pub(crate) fn conv3d(input: &Tensor, weight: &Tensor, config: &Conv3dConfig) -> Result<Option<Tensor>> {
-    if !fits(input) || !fits(weight) || input.rank() != 5 || weight.rank() != 5 {
-        return Ok(None);
-    }
-    let [clips, in_channels, t, h, w] = volume_dims(input)?;
-    let (out_channels, weight_channels, kt, kh, kw) = weight.dims5()?;
-    let window = config.window([kt, kh, kw]);
-    // More padding than kernel makes windows without data; the reference takes those.
-    let sensible = (0..3).all(|axis| window.padding[axis] < window.kernel[axis]);
-    let Ok(output) = window.output_dims([t, h, w]) else { return Ok(None) };
-    if in_channels != weight_channels || out_channels == 0 || !sensible {
-        return Ok(None);
-    }
-    let shapes = Shapes { clips, in_channels, out_channels, input: [t, h, w], output, window };
-    input.contiguous()?.apply_op2(&weight.contiguous()?, Convolution(shapes)).map(Some)
-}
+pub(crate) use convolution::conv3d;
 
 /// The pool by the fast kernels, or `None` where they don't apply.
 pub(crate) fn max_pool3d(input: &Tensor, config: &MaxPool3dConfig) -> Result<Option<Tensor>> {
@@ -87,79 +70,6 @@ pub(crate) fn add_relu(a: &Tensor, b: &Tensor) -> Result<Option<Tensor>> {
 
 fn fits(tensor: &Tensor) -> bool {
     tensor.dtype() == DType::F32 && matches!(tensor.device(), Device::Cpu)
-}
-
-struct Convolution(Shapes);
-
-/// One of the operands' or the result's floats from two others.
-type Kernel = fn(&Shapes, &[f32], &[f32]) -> Vec<f32>;
-
-struct Kernels {
-    /// From input and weight.
-    forward: Kernel,
-    /// From weight and upstream gradient.
-    input_gradient: Kernel,
-    /// From input and upstream gradient.
-    weight_gradient: Kernel,
-}
-
-impl Convolution {
-    /// The fastest kernels for these shapes.
-    fn kernels(&self) -> Kernels {
-        if residual::applies(&self.0) {
-            Kernels {
-                forward: residual::forward,
-                input_gradient: residual::input_gradient,
-                weight_gradient: residual::weight_gradient,
-            }
-        } else if stem::applies(&self.0) {
-            Kernels {
-                forward: stem::forward,
-                // A network's input is data and has no gradient, so this is rarely called.
-                input_gradient: direct::input_gradient,
-                weight_gradient: stem::weight_gradient,
-            }
-        } else {
-            Kernels {
-                forward: direct::forward,
-                input_gradient: direct::input_gradient,
-                weight_gradient: direct::weight_gradient,
-            }
-        }
-    }
-}
-
-impl CustomOp2 for Convolution {
-    fn name(&self) -> &'static str {
-        "conv3d"
-    }
-
-    fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (input, weight) = (contiguous(s1, l1)?, contiguous(s2, l2)?);
-        let output = (self.kernels().forward)(&self.0, input, weight);
-        Ok((CpuStorage::F32(output), Shape::from(self.0.output_dims().as_slice())))
-    }
-
-    fn bwd(
-        &self,
-        input: &Tensor,
-        weight: &Tensor,
-        _output: &Tensor,
-        upstream: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let upstream = upstream.contiguous()?;
-        let Kernels { input_gradient, weight_gradient, .. } = self.kernels();
-        let of_input = || {
-            let gradient =
-                with_slices(weight, &upstream, |weight, upstream| input_gradient(&self.0, weight, upstream))?;
-            Tensor::from_vec(gradient, input.shape(), &Device::Cpu)
-        };
-        let of_weight = || {
-            let gradient = with_slices(input, &upstream, |input, upstream| weight_gradient(&self.0, input, upstream))?;
-            Tensor::from_vec(gradient, weight.shape(), &Device::Cpu)
-        };
-        Ok((input.track_op().then(of_input).transpose()?, weight.track_op().then(of_weight).transpose()?))
-    }
 }
 
 struct Pool {
