@@ -4,7 +4,7 @@
 
 use rayon::prelude::*;
 
-use super::kernel::Shared;
+use super::kernel::{Shared, vectorized};
 
 /// Values summed in f32 before they join a sum in f64: long sums in f32 alone would lose digits of the variance.
 const CHUNK: usize = 1024;
@@ -54,11 +54,13 @@ pub(crate) fn forward(shape: &Normalization, input: &[f32], weight: &[f32], bias
         let scale = weight[c] * shape.inverse_deviation[c];
         let offset = bias[c] - shape.mean[c] * scale;
         let lowest = if shape.relu { 0. } else { f32::NEG_INFINITY };
-        for (y, x) in output.iter_mut().zip(input) {
-            // A comparison, not `max`: NaN must stay NaN.
-            let value = x * scale + offset;
-            *y = if value < lowest { lowest } else { value };
-        }
+        vectorized(|| {
+            for (y, x) in output.iter_mut().zip(input) {
+                // A comparison, not `max`: NaN must stay NaN.
+                let value = x * scale + offset;
+                *y = if value < lowest { lowest } else { value };
+            }
+        });
     });
     output
 }
@@ -100,9 +102,11 @@ pub(crate) fn backward(
                 // SAFETY: each channel's volumes are written by the one task of that channel.
                 let gradient = unsafe { target.slice(start, places) };
                 let values = input[range.clone()].iter().zip(&output[range.clone()]).zip(&upstream[range]);
-                for (gradient, ((x, &y), g)) in gradient.iter_mut().zip(values) {
-                    *gradient = scale * (g * passes(y) - offset - (x - mean) * slope);
-                }
+                vectorized(|| {
+                    for (gradient, ((x, &y), g)) in gradient.iter_mut().zip(values) {
+                        *gradient = scale * (g * passes(y) - offset - (x - mean) * slope);
+                    }
+                });
             }
             (of_weight, of_bias)
         })
@@ -116,6 +120,11 @@ fn sums(a: &[f32], b: &[f32], terms: impl Fn(f32, f32) -> [f32; 2]) -> [f64; 2] 
 }
 
 fn triple_sums(a: &[f32], b: &[f32], c: &[f32], terms: impl Fn(f32, f32, f32) -> [f32; 2]) -> [f64; 2] {
+    vectorized(|| lane_sums(a, b, c, terms))
+}
+
+#[inline(always)]
+fn lane_sums(a: &[f32], b: &[f32], c: &[f32], terms: impl Fn(f32, f32, f32) -> [f32; 2]) -> [f64; 2] {
     const LANES: usize = 16;
     let mut partial = [[0f32; LANES]; 2];
     let (a, a_rest) = a.as_chunks::<LANES>();

@@ -91,19 +91,16 @@ impl<A: Axis<T, P> + Sync, const T: usize, const P: usize> Winograd<A, T, P> {
         let ([height, width], tiles) = (self.area, Tiles::covering(self.area));
         let mut result = vec![0f32; self.clips * self.out_channels * self.frames[1] * height * width];
         let target = Shared::new(&mut result);
-        let band = Self::SQUARE * tiles.across * (self.frames[0] * source.channels()).max(self.frames[1] * PANEL);
+        let band =
+            Self::SQUARE * tiles.across * (self.frames[0] * source.channels()).max(self.frames[1] * self.out_channels);
         let down = (TASK_FLOATS / band).clamp(1, tiles.down);
         let bands = tiles.down.div_ceil(down);
         (0..self.clips * bands).into_par_iter().for_each(|task| {
             let (clip, first) = (task / bands, task % bands * down);
             let rows = first..tiles.down.min(first + down);
             let transformed = self.transform(source, clip, rows.clone());
-            // Panel by panel, so that the products of one fit into the second-level cache.
-            for panel in 0..self.out_channels / PANEL {
-                let tiles = rows.len() * tiles.across;
-                let products = self.multiply(panel, tiles, source.channels(), &points, &transformed);
-                self.store(&products, panel, clip, rows.clone(), &target);
-            }
+            let products = self.multiply(rows.len() * tiles.across, source.channels(), &points, &transformed);
+            self.store(&products, clip, rows, &target);
         });
         result
     }
@@ -172,30 +169,34 @@ impl<A: Axis<T, P> + Sync, const T: usize, const P: usize> Winograd<A, T, P> {
         });
     }
 
-    /// The products (points, result frame, tile, 16) of a panel of output channels.
-    fn multiply(&self, panel: usize, tiles: usize, stride: usize, points: &[f32], transformed: &[f32]) -> Scratch {
+    /// The products (points, oc / 16, result frame, tile, 16).
+    fn multiply(&self, tiles: usize, stride: usize, points: &[f32], transformed: &[f32]) -> Scratch {
         let (channels, panels) = (self.channels, self.out_channels / PANEL);
         let panel_len = self.taps * channels * PANEL;
         let frames = self.frames[1];
-        let mut products = Scratch::any(Self::SQUARE * frames * tiles * PANEL);
+        let mut all = Scratch::any(Self::SQUARE * panels * frames * tiles * PANEL);
+        let spans = self.spans();
+        let matrices = transformed.chunks_exact(self.frames[0] * tiles * stride);
+        let weights = points.chunks_exact(panels * panel_len);
+        let products = all.chunks_exact_mut(panels * frames * tiles * PANEL);
         let rows: Vec<usize> = (0..frames * tiles).map(|row| row * stride).collect();
-        for (frames, taps) in self.spans() {
-            let runs: Vec<usize> =
-                taps.clone().map(|tap| (frames.start + tap - self.padding) * tiles * stride).collect();
-            let matrices = transformed.chunks_exact(self.frames[0] * tiles * stride);
-            let weights = points.chunks_exact(panel_len).skip(panel).step_by(panels);
-            let products = products.chunks_exact_mut(self.frames[1] * tiles * PANEL);
-            for ((data, weights), products) in matrices.zip(weights).zip(products) {
-                let out = &mut products[frames.start * tiles * PANEL..frames.end * tiles * PANEL];
-                if taps.is_empty() {
-                    out.fill(0.);
-                    continue;
+        for ((data, weights), products) in matrices.zip(weights).zip(products) {
+            let products = products.chunks_exact_mut(frames * tiles * PANEL);
+            for (panel, products) in weights.chunks_exact(panel_len).zip(products) {
+                for (frames, taps) in &spans {
+                    let out = &mut products[frames.start * tiles * PANEL..frames.end * tiles * PANEL];
+                    if taps.is_empty() {
+                        out.fill(0.);
+                        continue;
+                    }
+                    let runs: Vec<usize> =
+                        taps.clone().map(|tap| (frames.start + tap - self.padding) * tiles * stride).collect();
+                    let left = Gathered { data, rows: &rows[..frames.len() * tiles], runs: &runs, run_len: channels };
+                    product(left, &panel[taps.start * channels * PANEL..], out);
                 }
-                let left = Gathered { data, rows: &rows[..frames.len() * tiles], runs: &runs, run_len: channels };
-                product(left, &weights[taps.start * channels * PANEL..], out);
             }
         }
-        products
+        all
     }
 
     /// Runs of result frames that meet the same taps, with these taps.
@@ -212,38 +213,40 @@ impl<A: Axis<T, P> + Sync, const T: usize, const P: usize> Winograd<A, T, P> {
         spans
     }
 
-    /// Transforms the products of a panel back and writes the images.
-    fn store(&self, products: &[f32], panel: usize, clip: usize, rows: Range<usize>, target: &Shared) {
+    /// Transforms the products back and writes the images.
+    fn store(&self, products: &[f32], clip: usize, rows: Range<usize>, target: &Shared) {
         let ([height, width], frames) = (self.area, self.frames[1]);
         let across = Tiles::covering(self.area).across;
-        let tiles = rows.len() * across;
-        let point_len = frames * tiles * PANEL;
+        let (tiles, panels) = (rows.len() * across, self.out_channels / PANEL);
+        let point_len = panels * frames * tiles * PANEL;
         let mut strip = Scratch::any(OUT * width * PANEL);
-        for frame in 0..frames {
-            for (i, y) in rows.clone().enumerate() {
-                let first = (frame * tiles + i * across) * PANEL;
-                let down = OUT.min(height - y * OUT);
-                vectorized(|| {
-                    for x in 0..across {
-                        let mut square: Square<P> = zeros();
-                        for (point, lanes) in square.as_flattened_mut().iter_mut().enumerate() {
-                            *lanes = lanes_at(products, point * point_len + first + x * PANEL);
-                        }
-                        let tile = both_axes(&square, A::output);
-                        for (row, lanes) in tile.iter().enumerate().take(down) {
-                            for (column, lanes) in lanes.iter().enumerate().take(width - x * OUT) {
-                                let place = row * width + x * OUT + column;
-                                strip[place * PANEL..][..PANEL].copy_from_slice(lanes);
+        for panel in 0..panels {
+            for frame in 0..frames {
+                for (i, y) in rows.clone().enumerate() {
+                    let first = ((panel * frames + frame) * tiles + i * across) * PANEL;
+                    let down = OUT.min(height - y * OUT);
+                    vectorized(|| {
+                        for x in 0..across {
+                            let mut square: Square<P> = zeros();
+                            for (point, lanes) in square.as_flattened_mut().iter_mut().enumerate() {
+                                *lanes = lanes_at(products, point * point_len + first + x * PANEL);
+                            }
+                            let tile = both_axes(&square, A::output);
+                            for (row, lanes) in tile.iter().enumerate().take(down) {
+                                for (column, lanes) in lanes.iter().enumerate().take(width - x * OUT) {
+                                    let place = row * width + x * OUT + column;
+                                    strip[place * PANEL..][..PANEL].copy_from_slice(lanes);
+                                }
                             }
                         }
-                    }
-                });
-                let plane = |c: usize| {
-                    let channel = clip * self.out_channels + panel * PANEL + c;
-                    ((channel * frames + frame) * height + y * OUT) * width
-                };
-                // SAFETY: a task owns these tile rows of this clip.
-                unsafe { transpose_shared([down * width, PANEL], &strip, |place| place * PANEL, target, plane) };
+                    });
+                    let plane = |c: usize| {
+                        let channel = clip * self.out_channels + panel * PANEL + c;
+                        ((channel * frames + frame) * height + y * OUT) * width
+                    };
+                    // SAFETY: a task owns these tile rows of this clip.
+                    unsafe { transpose_shared([down * width, PANEL], &strip, |place| place * PANEL, target, plane) };
+                }
             }
         }
     }
