@@ -381,7 +381,6 @@ impl Correlation<'_> {
     ///
     /// # Safety
     /// No other thread may write to the same places.
-    #[expect(clippy::too_many_arguments, reason = "the coordinates of a block of results")]
     unsafe fn store(
         &self,
         result: &[f32],
