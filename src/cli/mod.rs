@@ -48,11 +48,19 @@ enum Command {
     Inspect(inspect::Args),
     /// Measure speed
     Bench(bench::Args),
+    /// Decode for the process that started this one
+    #[cfg(feature = "video")]
+    #[command(hide = true)]
+    DecodeWorker,
 }
 
 impl Cli {
     /// Runs the command. Errors go to standard error; success is status 0.
     pub fn run(self) -> ExitCode {
+        #[cfg(feature = "video")]
+        if let Command::DecodeWorker = self.command {
+            return crate::video::run_worker();
+        }
         let default_filter = match &self.command {
             #[cfg(feature = "video")]
             Command::Serve(_) => "info",
@@ -70,6 +78,8 @@ impl Cli {
             Command::Convert(args) => convert::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Bench(args) => bench::run(args),
+            #[cfg(feature = "video")]
+            Command::DecodeWorker => unreachable!("it ran before"),
         };
         result.unwrap_or_else(|error| {
             eprintln!("kinetoscope: {error:#}");

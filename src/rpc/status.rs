@@ -79,8 +79,13 @@ fn from_video_error(error: &VideoError) -> Status {
         VideoError::TooLong { .. } => "VIDEO_TOO_LONG",
         VideoError::TooManyFormatChanges { .. } => "TOO_MANY_FORMAT_CHANGES",
         VideoError::TooMuchCpuTime { .. } => "TOO_MUCH_DECODE_TIME",
+        VideoError::DecoderCrashed { .. } => "DECODER_CRASHED",
+        VideoError::OutOfMemory { .. } => "DECODER_OUT_OF_MEMORY",
         VideoError::Cancelled => return status(Code::Cancelled, "CANCELLED", "the call was cancelled"),
-        VideoError::Read(_) | VideoError::ResizeSmallerThanCrop { .. } | VideoError::Ffmpeg { .. } => {
+        VideoError::NoDecoder(_)
+        | VideoError::Read(_)
+        | VideoError::ResizeSmallerThanCrop { .. }
+        | VideoError::Ffmpeg { .. } => {
             return internal(error);
         }
     };

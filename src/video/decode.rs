@@ -5,19 +5,20 @@ use std::time::Duration;
 use ffmpeg_next as ffmpeg;
 use ffmpeg_next::format::context::Input;
 use ffmpeg_next::media::Type;
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::DecodeOptions;
 use super::clock::{Clock, check_duration};
 use super::error::{PartialReason, VideoError};
 use super::ffmpeg as glue;
-use super::ffmpeg::{MediaBytes, OpenError};
+use super::ffmpeg::OpenError;
 use super::limits::Limits;
 use super::picture::Orientation;
-use super::source::{Source, explain_refusal};
+use super::source::{Origin, explain_refusal};
 
 /// Part of a video by presentation time, from the start of the container's timeline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct TimeRange {
     /// Frames shown from here on.
     pub start: Duration,
@@ -94,7 +95,7 @@ enum Reading {
 
 impl VideoStream {
     /// Opens the container, chooses the stream, opens its decoder and seeks to the start of the range.
-    pub(super) fn open(source: &Source, options: &DecodeOptions) -> Result<Self, VideoError> {
+    pub(super) fn open(source: &dyn Origin, options: &DecodeOptions) -> Result<Self, VideoError> {
         let (mut stream, can_seek) = Self::at_start(source, options)?;
         let range = options.range;
         if range.start.is_zero() || !can_seek {
@@ -111,11 +112,11 @@ impl VideoStream {
 
     /// Also tells whether seeking finds frames by the same times as decoding does. That needs timestamps in the
     /// container for every frame, and an index.
-    fn at_start(source: &Source, options: &DecodeOptions) -> Result<(Self, bool), VideoError> {
+    fn at_start(source: &dyn Origin, options: &DecodeOptions) -> Result<(Self, bool), VideoError> {
         let DecodeOptions { limits, cancel, range, .. } = options;
         let cpu_time_before = glue::thread_cpu_time();
         let bytes = source.open(limits)?;
-        let seekable = matches!(bytes, MediaBytes::Seekable(_));
+        let seekable = !bytes.in_order;
         let token = cancel.clone();
         let mut input = glue::open(bytes, limits, move || token.is_cancelled()).map_err(|error| match error {
             OpenError::Video(error) => error,

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-/// Why a video gave no answer. Every variant but the last four is the fault of the input.
-#[derive(Debug, thiserror::Error)]
+use serde::{Deserialize, Serialize};
+
+/// Why a video gave no answer. [`VideoError::is_input_fault`] tells whose fault.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum VideoError {
     /// No bytes at all.
     #[error("the video is empty (0 bytes)")]
@@ -34,7 +36,7 @@ pub enum VideoError {
         /// FFmpeg's short name of what was found.
         format: String,
         /// Short names of the accepted formats.
-        accepted: &'static str,
+        accepted: String,
     },
     /// Only sound, subtitles or data.
     #[error("no video stream among the {streams} stream(s) of this {container} file")]
@@ -123,12 +125,27 @@ pub enum VideoError {
         /// CPU time allowed.
         limit: Duration,
     },
+    /// The decoder process died of this video, and so did the one that tried again.
+    #[error("the decoder crashed on this video, twice: {detail}")]
+    DecoderCrashed {
+        /// How it died the second time.
+        detail: String,
+    },
+    /// Decoding needs more memory than it is allowed.
+    #[error("decoding ran out of memory: could not {operation}")]
+    OutOfMemory {
+        /// What was being done.
+        operation: String,
+    },
+    /// No decoder process could be started.
+    #[error("no decoder process could be started: {0}")]
+    NoDecoder(String),
     /// The caller's token was cancelled.
     #[error("decoding was cancelled")]
     Cancelled,
     /// The file could not be opened or read.
     #[error("cannot read the video: {0}")]
-    Read(#[from] std::io::Error),
+    Read(String),
     /// The model's preprocessing cannot be carried out.
     #[error("preprocessing resizes to {height}x{width} (height x width), too small for a crop of {size}x{size}")]
     ResizeSmallerThanCrop {
@@ -140,17 +157,46 @@ pub enum VideoError {
         size: usize,
     },
     /// FFmpeg failed in a way that is no fault of the input, such as running out of memory.
-    #[error("FFmpeg failed to {operation}: {source}")]
+    #[error("FFmpeg failed to {operation}: {detail}")]
     Ffmpeg {
         /// What was being done.
-        operation: &'static str,
+        operation: String,
         /// FFmpeg's own words.
-        source: ffmpeg_next::Error,
+        detail: String,
     },
 }
 
+impl From<std::io::Error> for VideoError {
+    fn from(error: std::io::Error) -> Self {
+        Self::Read(error.to_string())
+    }
+}
+
+impl VideoError {
+    /// Whether the video is to blame, rather than this process, its machine or its caller.
+    pub fn is_input_fault(&self) -> bool {
+        !matches!(
+            self,
+            Self::NoDecoder(_)
+                | Self::Cancelled
+                | Self::Read(_)
+                | Self::ResizeSmallerThanCrop { .. }
+                | Self::Ffmpeg { .. }
+        )
+    }
+
+    /// FFmpeg failed to do `operation`.
+    pub(super) fn ffmpeg(operation: &str, error: ffmpeg_next::Error) -> Self {
+        let operation = operation.to_string();
+        match error {
+            ffmpeg_next::Error::Other { errno: ffmpeg_next::error::ENOMEM } => Self::OutOfMemory { operation },
+            error => Self::Ffmpeg { operation, detail: error.to_string() },
+        }
+    }
+}
+
 /// Why only part of a video was decoded.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum PartialReason {
     /// The file ends before its index says it does.
     #[error("the file is truncated: its index lists {expected} packets, {actual} could be read")]

@@ -32,11 +32,16 @@ const MAX_ALLOCATION: usize = 256 << 20;
 const PROBE_BYTES: &CStr = c"2000000";
 
 /// Where FFmpeg reads from.
-pub(super) enum MediaBytes {
-    /// From any place.
-    Seekable(Box<dyn ReadSeek>),
-    /// Front to back only.
-    InOrder(Box<dyn Read + Send>),
+pub(super) struct MediaBytes {
+    pub(super) bytes: Box<dyn ReadSeek>,
+    /// To be read front to back only.
+    pub(super) in_order: bool,
+}
+
+impl MediaBytes {
+    pub(super) fn seekable(bytes: impl ReadSeek + 'static) -> Self {
+        Self { bytes: Box::new(bytes), in_order: false }
+    }
 }
 
 /// Bytes that can be read from any place.
@@ -67,10 +72,7 @@ pub(super) fn open(
     interrupted: impl FnMut() -> bool + Send + 'static,
 ) -> Result<Input, OpenError> {
     initialise();
-    let io = match bytes {
-        MediaBytes::Seekable(bytes) => StreamIo::from_read_seek(bytes),
-        MediaBytes::InOrder(bytes) => StreamIo::from_read(bytes),
-    };
+    let io = if bytes.in_order { StreamIo::from_read(bytes.bytes) } else { StreamIo::from_read_seek(bytes.bytes) };
     let mut io = io.map_err(OpenError::Ffmpeg)?;
     let interrupt = interrupt::new(Box::new(interrupted));
     let mut options = ffmpeg::Dictionary::new();
@@ -193,7 +195,7 @@ pub(super) fn open_decoder(
     limits: &Limits,
 ) -> Result<ffmpeg::decoder::Video, VideoError> {
     let stream = input.stream(stream).expect("the stream was chosen from this input");
-    let failed = |operation| move |source| VideoError::Ffmpeg { operation, source };
+    let failed = |operation: &'static str| move |error| VideoError::ffmpeg(operation, error);
     let parameters = stream.parameters();
     let id = parameters.id();
     let unsupported = || VideoError::UnsupportedCodec { codec: id.name().to_string() };
@@ -205,11 +207,9 @@ pub(super) fn open_decoder(
     options.set("threads", &threads.max(1).to_string());
     options.set("max_pixels", &limits.max_pixels.to_string());
     let opened = context.open_as_with(codec, options).and_then(|opened| opened.video());
-    opened.map_err(|source| match source {
-        ffmpeg::Error::Other { errno: ffmpeg::error::ENOMEM } => {
-            VideoError::Ffmpeg { operation: "open the decoder", source }
-        }
-        _ => VideoError::NotAVideo { detail: format!("the {} stream's header is unusable ({source})", id.name()) },
+    opened.map_err(|error| match error {
+        ffmpeg::Error::Other { errno: ffmpeg::error::ENOMEM } => VideoError::ffmpeg("open the decoder", error),
+        _ => VideoError::NotAVideo { detail: format!("the {} stream's header is unusable ({error})", id.name()) },
     })
 }
 

@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 /// What one video may cost at most. Each limit is checked as early as it can be known, and again while decoding,
 /// because headers lie.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Limits {
     /// Encoded bytes; 512 MiB.
     pub max_bytes: u64,

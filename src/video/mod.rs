@@ -9,6 +9,7 @@ mod decode;
 mod error;
 mod ffmpeg;
 mod frame;
+mod isolation;
 mod kernel;
 mod limits;
 pub mod picture;
@@ -22,10 +23,12 @@ mod weights;
 use std::ops::ControlFlow;
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 pub use decode::TimeRange;
 pub use error::{PartialReason, VideoError};
+pub use isolation::{Decoder, Isolation, WorkerOptions, run_worker};
 pub use limits::Limits;
 pub use source::Source;
 pub use spool::{SpoolError, SpoolOptions, SpoolReader, SpoolWriter, spool};
@@ -35,6 +38,7 @@ use crate::model::spec::{ClipSpec, ColorMatrix, Preprocessing};
 use decode::{StreamInfo, TimedFrame, VideoStream};
 use frame::FrameView;
 use sample::{Place, SlidingWindow, loop_to_full_length};
+use source::Origin;
 use transform::FrameTransform;
 
 /// How to decode, beside what the model asks for.
@@ -80,7 +84,7 @@ pub struct Clip {
 }
 
 /// What was decoded.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VideoSummary {
     /// Decoded frames.
     pub frames: u64,
@@ -108,6 +112,16 @@ pub struct VideoSummary {
 /// the summary covers what was decoded until then.
 pub fn decode_clips(
     source: &Source,
+    clip: &ClipSpec,
+    preprocessing: &Preprocessing,
+    options: &DecodeOptions,
+    on_clip: impl FnMut(Clip) -> ControlFlow<()>,
+) -> Result<VideoSummary, VideoError> {
+    decode_origin(source, clip, preprocessing, options, on_clip)
+}
+
+fn decode_origin(
+    source: &dyn Origin,
     clip: &ClipSpec,
     preprocessing: &Preprocessing,
     options: &DecodeOptions,
@@ -243,7 +257,7 @@ impl<F: FnMut(Clip) -> ControlFlow<()>> Assembly<F> {
         let picture = self
             .view
             .picture(frame.frame, self.orientation, self.matrix_from_tags)
-            .map_err(|source| VideoError::Ffmpeg { operation: "convert a frame to RGB", source })?;
+            .map_err(|error| VideoError::ffmpeg("convert a frame to RGB", error))?;
         let frame_len = self.clip.size * self.clip.size * 3;
         self.transform.apply(&picture, &mut open.rgb[slot * frame_len..][..frame_len]);
         open.frames = slot + 1;

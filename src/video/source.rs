@@ -24,23 +24,34 @@ pub enum Source {
     Spool(SpoolReader),
 }
 
-impl Source {
+/// What encoded bytes come from.
+pub(super) trait Origin {
     /// Opens the bytes and checks their number, where that is known.
-    pub(super) fn open(&self, limits: &Limits) -> Result<MediaBytes, VideoError> {
+    fn open(&self, limits: &Limits) -> Result<MediaBytes, VideoError>;
+
+    /// The first bytes, to tell what they are.
+    fn head(&self) -> std::io::Result<Vec<u8>>;
+}
+
+/// How many bytes [`Origin::head`] gives.
+pub(super) const HEAD: u64 = 64 << 10;
+
+impl Origin for Source {
+    fn open(&self, limits: &Limits) -> Result<MediaBytes, VideoError> {
         let (bytes, len) = match self {
             Self::Path(path) => {
                 let file = File::open(path)?;
                 let len = file.metadata()?.len();
-                (MediaBytes::Seekable(Box::new(file)), len)
+                (MediaBytes::seekable(file), len)
             }
-            Self::Bytes(bytes) => (MediaBytes::Seekable(Box::new(Cursor::new(bytes.clone()))), bytes.len() as u64),
+            Self::Bytes(bytes) => (MediaBytes::seekable(Cursor::new(bytes.clone())), bytes.len() as u64),
             // Asking for more than the decoder needs next would make it wait for the whole upload.
             Self::Spool(reader) if !reader.is_complete() && spool::decodes_in_order(reader.clone())? => {
-                return Ok(MediaBytes::InOrder(Box::new(reader.clone())));
+                return Ok(MediaBytes { in_order: true, ..MediaBytes::seekable(reader.clone()) });
             }
             Self::Spool(reader) => {
                 let len = reader.clone().seek(SeekFrom::End(0))?;
-                (MediaBytes::Seekable(Box::new(reader.clone())), len)
+                (MediaBytes::seekable(reader.clone()), len)
             }
         };
         match len {
@@ -50,9 +61,7 @@ impl Source {
         }
     }
 
-    /// The first bytes, to tell what they are.
     fn head(&self) -> std::io::Result<Vec<u8>> {
-        const HEAD: u64 = 64 << 10;
         let mut head = Vec::new();
         match self {
             Self::Path(path) => File::open(path)?.take(HEAD).read_to_end(&mut head)?,
@@ -70,13 +79,13 @@ impl Source {
 }
 
 /// Says what a file is that FFmpeg would not open.
-pub(super) fn explain_refusal(source: &Source, error: ffmpeg_next::Error) -> VideoError {
+pub(super) fn explain_refusal(source: &dyn Origin, error: ffmpeg_next::Error) -> VideoError {
     let head = match source.head() {
         Ok(head) => head,
-        Err(error) => return VideoError::Read(error),
+        Err(error) => return error.into(),
     };
     if let ffmpeg_next::Error::Other { errno: ffmpeg_next::error::ENOMEM } = error {
-        return VideoError::Ffmpeg { operation: "open the container", source: error };
+        return VideoError::ffmpeg("open the container", error);
     }
     match glue::detect_format(&head) {
         None if head.is_empty() => VideoError::Empty,
@@ -87,7 +96,7 @@ pub(super) fn explain_refusal(source: &Source, error: ffmpeg_next::Error) -> Vid
         Some(format) if is_accepted(&format) => {
             VideoError::NotAVideo { detail: format!("the {format} header is missing, damaged or cut off ({error})") }
         }
-        Some(format) => VideoError::Container { format, accepted: glue::ACCEPTED_CONTAINERS },
+        Some(format) => VideoError::Container { format, accepted: glue::ACCEPTED_CONTAINERS.to_string() },
     }
 }
 

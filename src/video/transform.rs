@@ -5,6 +5,8 @@
 //! for their rounding, so the weights of chroma upsampling and of the resize are multiplied once a
 //! resolution, and only the crop's pixels are computed.
 
+use serde::{Deserialize, Serialize};
+
 use super::error::VideoError;
 use super::kernel::{COLOR_BITS, ColorCoefficients, NEUTRAL, SAMPLE_BITS};
 use super::picture::{Color, Layout, Matrix, Picture, Planes};
@@ -13,7 +15,7 @@ use super::weights::{Span, Taps, Weights};
 use crate::model::spec::{ColorMatrix, Preprocessing, Resize};
 
 /// Which square of the displayed frame becomes the network's input.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub enum Crop {
     /// The middle of the resized frame, as the model's preprocessing says: for inference.
     #[default]

@@ -3,6 +3,7 @@
 #![cfg(feature = "video")]
 
 mod broken;
+mod isolation;
 mod lengths;
 mod media;
 mod parity;

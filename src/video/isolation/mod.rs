@@ -1,0 +1,158 @@
+//! Decoding in processes of their own, so that a video that breaks the decoder breaks nothing else.
+//!
+//! A [`Decoder`] keeps processes of the same binary, which can do nothing but decode: `sandbox` says what is taken from
+//! them. One that dies is replaced and its video tried once more.
+
+mod process;
+mod protocol;
+mod sandbox;
+mod worker;
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::{Mutex, Once, PoisonError};
+
+use tracing::{debug, warn};
+
+pub use worker::run_worker;
+
+use super::source::Origin;
+use super::{Clip, DecodeOptions, Source, VideoError, VideoSummary, decode_clips};
+use crate::model::spec::{ClipSpec, Preprocessing};
+use process::{JobError, Worker};
+use protocol::Job;
+
+/// Where decoding happens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Isolation {
+    /// In this process: a video that exploits a decoder gets all that this process has.
+    None,
+    /// In processes of their own.
+    Processes(WorkerOptions),
+}
+
+/// What decoder processes are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WorkerOptions {
+    /// The program; it has to call [`run_worker`] when given `arguments`.
+    pub program: PathBuf,
+    /// Its arguments.
+    pub arguments: Vec<String>,
+    /// Bytes of address space, libraries included; 2 GiB.
+    pub max_memory: u64,
+    /// Videos after which a process is replaced, so that what one does to the process meets few others; 64.
+    pub max_videos: u32,
+}
+
+impl Default for WorkerOptions {
+    /// This very binary, even if the file was replaced since it started.
+    fn default() -> Self {
+        Self {
+            program: "/proc/self/exe".into(),
+            arguments: vec!["decode-worker".to_string()],
+            max_memory: 2 << 30,
+            max_videos: 64,
+        }
+    }
+}
+
+/// Decodes videos, isolated or not. Shared by all who decode: as many processes run as videos are decoded at a time,
+/// which the caller bounds, and idle ones wait for the next.
+#[derive(Debug)]
+pub struct Decoder {
+    isolation: Isolation,
+    idle: Mutex<Vec<Worker>>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("videos", &self.videos).finish_non_exhaustive()
+    }
+}
+
+impl Decoder {
+    /// A decoder; it starts no process before the first video.
+    pub fn new(isolation: Isolation) -> Self {
+        Self { isolation, idle: Mutex::new(Vec::new()) }
+    }
+
+    /// As [`decode_clips`], which it is without isolation. With it, decoders have one thread each.
+    pub fn decode_clips(
+        &self,
+        source: &Source,
+        clip: &ClipSpec,
+        preprocessing: &Preprocessing,
+        options: &DecodeOptions,
+        mut on_clip: impl FnMut(Clip) -> ControlFlow<()>,
+    ) -> Result<VideoSummary, VideoError> {
+        let Isolation::Processes(workers) = &self.isolation else {
+            return decode_clips(source, clip, preprocessing, options, on_clip);
+        };
+        if options.cancel.is_cancelled() {
+            return Err(VideoError::Cancelled);
+        }
+        let mut handed_over = 0;
+        let mut died_before = false;
+        loop {
+            let mut bytes = source.open(&options.limits)?;
+            let job = Job {
+                clip: *clip,
+                preprocessing: *preprocessing,
+                limits: options.limits.clone(),
+                range: options.range,
+                crop: options.crop,
+                in_order: bytes.in_order,
+            };
+            let mut worker = self.take(workers, clip.rgb_len(), died_before)?;
+            let result = worker.decode(&mut bytes, job, options, handed_over, |clip| {
+                handed_over = clip.index + 1;
+                on_clip(clip)
+            });
+            // Memory may be short because of what the process did before.
+            let result = result.map_err(|error| match error {
+                JobError::Video(error @ VideoError::OutOfMemory { .. }) => JobError::Lost(error.to_string()),
+                error => error,
+            });
+            match result {
+                Ok(summary) => {
+                    self.put_back(worker, workers);
+                    return Ok(summary);
+                }
+                // A cancelled process is still at work, so it is not kept.
+                Err(JobError::Video(VideoError::Cancelled)) => return Err(VideoError::Cancelled),
+                Err(JobError::Video(error)) => {
+                    self.put_back(worker, workers);
+                    return Err(error);
+                }
+                Err(JobError::Lost(detail)) if died_before => return Err(VideoError::DecoderCrashed { detail }),
+                Err(JobError::Lost(detail)) => {
+                    warn!(detail, "decoder process lost, trying its video once more");
+                    died_before = true;
+                }
+            }
+        }
+    }
+
+    fn take(&self, options: &WorkerOptions, clip_len: usize, fresh: bool) -> Result<Worker, VideoError> {
+        if !fresh {
+            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some(place) = idle.iter().rposition(|worker| worker.fits(clip_len)) {
+                return Ok(idle.swap_remove(place));
+            }
+        }
+        let (worker, missing) = Worker::start(options, clip_len).map_err(|e| VideoError::NoDecoder(e.to_string()))?;
+        debug!("decoder process started");
+        static WARNED: Once = Once::new();
+        if !missing.is_empty() {
+            WARNED
+                .call_once(|| warn!(?missing, "decoder processes run without some protections that this kernel lacks"));
+        }
+        Ok(worker)
+    }
+
+    fn put_back(&self, worker: Worker, options: &WorkerOptions) {
+        if worker.videos < options.max_videos {
+            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
+        }
+    }
+}

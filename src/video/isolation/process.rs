@@ -1,0 +1,210 @@
+//! A decoder process as its owner sees it. Nothing that comes from it is trusted.
+
+use std::fs::File;
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
+use std::ops::ControlFlow;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::fs::{MemfdFlags, SealFlags};
+
+use super::WorkerOptions;
+use super::protocol::{FromWorker, Job, Link, SLOTS, SharedMemory, ToWorker, WINDOW};
+use crate::video::ffmpeg::MediaBytes;
+use crate::video::{Clip, DecodeOptions, VideoError, VideoSummary};
+
+/// How soon a cancellation is noticed.
+const PATIENCE: Duration = Duration::from_millis(20);
+
+/// How long a process may take to start.
+const START_TIME: Duration = Duration::from_secs(20);
+
+/// One decoder process. Dropping it ends the process.
+pub(super) struct Worker {
+    child: Child,
+    link: Link,
+    memory: SharedMemory,
+    window: Vec<u8>,
+    /// Videos it has decoded.
+    pub(super) videos: u32,
+}
+
+/// Why a job has no summary.
+pub(super) enum JobError {
+    /// The video, or the caller.
+    Video(VideoError),
+    /// The process; it is of no more use.
+    Lost(String),
+}
+
+impl From<VideoError> for JobError {
+    fn from(error: VideoError) -> Self {
+        Self::Video(error)
+    }
+}
+
+impl Worker {
+    /// Starts a process whose clips have at most `slot_len` bytes. Also gives what of its sandbox this kernel lacks.
+    pub(super) fn start(options: &WorkerOptions, slot_len: usize) -> io::Result<(Self, Vec<String>)> {
+        let memory = sealed_memory(SharedMemory::len_for(slot_len))?;
+        let (ours, theirs) = UnixStream::pair()?;
+        let mut command = Command::new(&options.program);
+        command.args(&options.arguments).env_clear().current_dir("/");
+        // Where FFmpeg is not in the system's own directories, the process must find it as we did.
+        if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
+            command.env("LD_LIBRARY_PATH", path);
+        }
+        let child = command.stdin(OwnedFd::from(theirs)).stdout(memory.try_clone()?).stderr(Stdio::null()).spawn()?;
+        let memory = SharedMemory::new(memory, slot_len);
+        let mut worker = Self { child, link: Link::new(ours), memory, window: Vec::new(), videos: 0 };
+        worker.link.set_patience(START_TIME)?;
+        worker.link.send(&ToWorker::Setup { max_memory: options.max_memory })?;
+        let FromWorker::Ready { missing } = worker.link.receive()? else {
+            return Err(io::Error::new(ErrorKind::InvalidData, "the decoder process does not say that it is ready"));
+        };
+        worker.link.set_patience(PATIENCE)?;
+        Ok((worker, missing))
+    }
+
+    /// Whether it has room for clips of `len` bytes.
+    pub(super) fn fits(&self, len: usize) -> bool {
+        len <= self.memory.slot_len()
+    }
+
+    /// Decodes one video. Clips before number `skip` are not handed over.
+    pub(super) fn decode(
+        &mut self,
+        bytes: &mut MediaBytes,
+        job: Job,
+        options: &DecodeOptions,
+        skip: usize,
+        mut on_clip: impl FnMut(Clip) -> ControlFlow<()>,
+    ) -> Result<VideoSummary, JobError> {
+        self.videos += 1;
+        let clip_spec = job.clip;
+        let lost = |error: io::Error| JobError::Lost(error.to_string());
+        self.send(&ToWorker::Decode(Box::new(job)))?;
+        let mut next_clip = 0;
+        // Clips that the caller has, those of an earlier try included, and whether it wants more.
+        let (mut handed_over, mut more) = (0, true);
+        let mut waited = Duration::ZERO;
+        loop {
+            match self.receive(options, &mut waited)? {
+                FromWorker::Read { offset, len } => {
+                    let answer = self.read(bytes, offset, len);
+                    if options.cancel.is_cancelled() {
+                        return Err(VideoError::Cancelled.into());
+                    }
+                    self.send(&answer)?;
+                }
+                FromWorker::AskLength => {
+                    let answer = match bytes.bytes.seek(SeekFrom::End(0)) {
+                        Ok(bytes) => ToWorker::Length { bytes },
+                        Err(error) => ToWorker::ReadFailed { detail: error.to_string() },
+                    };
+                    if options.cancel.is_cancelled() {
+                        return Err(VideoError::Cancelled.into());
+                    }
+                    self.send(&answer)?;
+                }
+                FromWorker::Clip { slot, index, frames, start, end } => {
+                    if slot >= SLOTS || index != next_clip || !(1..=clip_spec.frames).contains(&frames) {
+                        return Err(JobError::Lost("it sent a clip that cannot be".to_string()));
+                    }
+                    next_clip += 1;
+                    handed_over += u64::from(more);
+                    // The next clip was on its way when the caller had enough.
+                    if more && index >= skip {
+                        let mut rgb = vec![0; clip_spec.rgb_len()];
+                        self.memory.read_slot(slot, &mut rgb).map_err(lost)?;
+                        more = on_clip(Clip { index, frames, start, end, rgb }).is_continue();
+                    }
+                    self.send(&ToWorker::Taken { slot, more })?;
+                }
+                FromWorker::Done(summary) if !more => return Ok(VideoSummary { clips: handed_over, ..*summary }),
+                FromWorker::Done(summary) if summary.clips == next_clip as u64 => return Ok(*summary),
+                FromWorker::Failed(error) => return Err(error.into()),
+                FromWorker::Done(_) | FromWorker::Ready { .. } => {
+                    return Err(JobError::Lost("it answers what nobody asked".to_string()));
+                }
+            }
+        }
+    }
+
+    /// The next message. `waited` sums up the time that the process took for all of them.
+    fn receive(&mut self, options: &DecodeOptions, waited: &mut Duration) -> Result<FromWorker, JobError> {
+        let begin = Instant::now();
+        // CPU time is limited by the process itself; this catches one that does not, and leaves room for a busy machine.
+        let limit = options.limits.max_cpu_time * 4 + START_TIME;
+        loop {
+            match self.link.receive() {
+                Ok(message) => {
+                    *waited += begin.elapsed();
+                    return Ok(message);
+                }
+                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error) => return Err(JobError::Lost(self.obituary(&error))),
+            }
+            if options.cancel.is_cancelled() {
+                return Err(VideoError::Cancelled.into());
+            }
+            if *waited + begin.elapsed() > limit {
+                return Err(JobError::Lost(format!("it did not answer within {limit:?}")));
+            }
+        }
+    }
+
+    fn read(&mut self, bytes: &mut MediaBytes, offset: u64, len: usize) -> ToWorker {
+        self.window.resize(len.min(WINDOW), 0);
+        let read = bytes.bytes.seek(SeekFrom::Start(offset)).and_then(|_| bytes.bytes.read(&mut self.window));
+        match read.and_then(|n| self.memory.write_window(&self.window[..n]).map(|()| n)) {
+            Ok(len) => ToWorker::Bytes { len },
+            Err(error) => ToWorker::ReadFailed { detail: error.to_string() },
+        }
+    }
+
+    fn send(&mut self, message: &ToWorker) -> Result<(), JobError> {
+        self.link.send(message).map_err(|error| JobError::Lost(self.obituary(&error)))
+    }
+
+    /// How the process died, or else what is wrong with it.
+    fn obituary(&mut self, error: &io::Error) -> String {
+        use ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        if !matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof) {
+            return error.to_string();
+        }
+        // A process that is dying closes its socket first; one that only closed it is not waited for.
+        for _ in 0..10 {
+            match self.child.try_wait() {
+                Ok(Some(status)) => {
+                    return status
+                        .signal()
+                        .map_or(format!("it ended with {status}"), |s| format!("it was killed by signal {s}"));
+                }
+                Ok(None) => std::thread::sleep(PATIENCE),
+                Err(error) => return error.to_string(),
+            }
+        }
+        "it hung up".to_string()
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        // Both fail only if it is gone and reaped already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Memory that nobody can resize any more.
+fn sealed_memory(len: u64) -> io::Result<File> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let memory = File::from(rustix::fs::memfd_create("kinetoscope-clips", flags)?);
+    memory.set_len(len)?;
+    rustix::fs::fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
+    Ok(memory)
+}
