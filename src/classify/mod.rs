@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Engine, EngineError, PendingLogits};
 use crate::model::spec::ModelSpec;
-use crate::video::{self, Clip, DecodeOptions, Limits, Source, VideoError, VideoSummary};
+use crate::video::{Clip, DecodeOptions, Decoder, Isolation, Limits, Source, VideoError, VideoSummary};
 use scores::{ClipScores, LabelScore, Segment, SegmentMode};
 
 /// Decoded clips that wait for the engine, for each video: enough to keep both busy, little enough to bound memory.
@@ -78,13 +78,16 @@ pub enum ClassifyError {
 #[derive(Debug)]
 pub struct Classifier {
     limits: Limits,
-    decoders: Arc<Semaphore>,
+    decoder: Arc<Decoder>,
+    /// One permit a video that is being decoded.
+    places: Arc<Semaphore>,
 }
 
 impl Classifier {
-    /// A classifier that decodes up to `decoders` videos at a time, one thread each.
-    pub fn new(limits: Limits, decoders: usize) -> Self {
-        Self { limits, decoders: Arc::new(Semaphore::new(decoders.max(1))) }
+    /// A classifier that decodes up to `decoders` videos at a time, one thread each, in this process or in others.
+    pub fn new(limits: Limits, decoders: usize, isolation: Isolation) -> Self {
+        let places = Arc::new(Semaphore::new(decoders.max(1)));
+        Self { limits, decoder: Arc::new(Decoder::new(isolation)), places }
     }
 
     /// What a video may take.
@@ -102,16 +105,17 @@ impl Classifier {
         if !(0.0..=1.0).contains(&options.score_threshold) {
             return Err(ClassifyError::ScoreThreshold { actual: options.score_threshold });
         }
-        let decoder = Arc::clone(&self.decoders).acquire_owned().await.expect("the semaphore is never closed");
+        let place = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
         let cancel = CancellationToken::new();
         let _cancel_on_drop = cancel.clone().drop_guard();
         let (clips, mut decoded) = mpsc::channel::<Clip>(CLIPS_AHEAD);
         let decode = {
             let model = Arc::clone(engine.spec());
+            let decoder = Arc::clone(&self.decoder);
             let decode_options = DecodeOptions { limits: self.limits.clone(), cancel, ..DecodeOptions::default() };
             tokio::task::spawn_blocking(move || {
-                let _permit = decoder;
-                video::decode_clips(&source, &model.clip, &model.preprocessing, &decode_options, |clip| {
+                let _place = place;
+                decoder.decode_clips(&source, &model.clip, &model.preprocessing, &decode_options, |clip| {
                     match clips.blocking_send(clip) {
                         Ok(()) => ControlFlow::Continue(()),
                         Err(_) => ControlFlow::Break(()),

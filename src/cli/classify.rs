@@ -11,7 +11,7 @@ use humantime::Duration;
 use tonic::Status;
 use tonic_types::StatusExt;
 
-use super::model::{self, EngineArgs};
+use super::model::{self, DecodeIsolation, EngineArgs};
 use super::report::Report;
 use crate::classify::{Classifier, ClassifyOptions};
 use crate::engine::{Engine, EngineConfig};
@@ -45,6 +45,11 @@ pub(super) struct Args {
 
     #[command(flatten)]
     engine: EngineArgs,
+
+    /// Where videos are decoded: in locked-in processes (`process`), so that a video that breaks a decoder breaks
+    /// nothing else, or in this one (`none`)
+    #[arg(long, env = "KINETOSCOPE_DECODE_ISOLATION", value_enum, value_name = "WHERE", default_value = "process")]
+    decode_isolation: DecodeIsolation,
 
     /// Labels to print, best first; 0 prints all
     #[arg(long, value_name = "N", default_value_t = ClassifyOptions::DEFAULT_TOP_K as u32)]
@@ -120,7 +125,8 @@ impl Backend {
         }
         let config = EngineConfig { threads: args.engine.threads(), ..EngineConfig::default() };
         let engine = Engine::start(&model::load(args.model.as_deref())?, config)?;
-        Ok(Self::Local { engine: Box::new(engine), classifier: Classifier::new(Limits::default(), 1) })
+        let classifier = Classifier::new(Limits::default(), 1, args.decode_isolation.into());
+        Ok(Self::Local { engine: Box::new(engine), classifier })
     }
 
     async fn classify(

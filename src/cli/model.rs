@@ -4,6 +4,8 @@ use std::path::Path;
 
 use anyhow::Context;
 use clap::Args;
+#[cfg(feature = "video")]
+use clap::ValueEnum;
 
 use crate::engine::EngineConfig;
 use crate::model::builtin;
@@ -20,6 +22,26 @@ pub(super) struct EngineArgs {
 impl EngineArgs {
     pub(super) fn threads(&self) -> usize {
         self.threads.map_or_else(|| EngineConfig::default().threads, usize::from)
+    }
+}
+
+/// Where videos are decoded.
+#[cfg(feature = "video")]
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum DecodeIsolation {
+    /// In processes of their own, without network or files
+    Process,
+    /// In this process: for videos you trust
+    None,
+}
+
+#[cfg(feature = "video")]
+impl From<DecodeIsolation> for crate::video::Isolation {
+    fn from(isolation: DecodeIsolation) -> Self {
+        match isolation {
+            DecodeIsolation::Process => Self::Processes(crate::video::WorkerOptions::default()),
+            DecodeIsolation::None => Self::None,
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
-use super::model::{self, EngineArgs};
+use super::model::{self, DecodeIsolation, EngineArgs};
 use crate::classify::Classifier;
 use crate::engine::{Engine, EngineConfig};
 use crate::rpc::{self, ServeOptions, Services};
@@ -45,6 +45,11 @@ pub(super) struct Args {
     #[arg(long, env = "KINETOSCOPE_DECODERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     decoders: Option<u16>,
 
+    /// Where videos are decoded: in locked-in processes (`process`), so that a video that breaks a decoder breaks
+    /// nothing else, or in this one (`none`)
+    #[arg(long, env = "KINETOSCOPE_DECODE_ISOLATION", value_enum, value_name = "WHERE", default_value = "process")]
+    decode_isolation: DecodeIsolation,
+
     /// Requests worked on at a time; more are refused with RESOURCE_EXHAUSTED
     #[arg(long, env = "KINETOSCOPE_MAX_REQUESTS", value_name = "N", default_value_t = 64,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -74,7 +79,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         ..Limits::default()
     };
     let decoders = args.decoders.map_or((threads / 2).max(1), usize::from);
-    let services = Services { classifier: Classifier::new(limits, decoders), models };
+    let services = Services { classifier: Classifier::new(limits, decoders, args.decode_isolation.into()), models };
     let options = ServeOptions { max_requests: args.max_requests as usize, grace: args.grace.into() };
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;

@@ -65,11 +65,16 @@ impl ResNet3d {
         }
         x.mean((2, 3, 4))
     }
+
+    /// Logits `(n, classes)` of features `(n, features)`.
+    pub fn classify(&self, features: &Tensor) -> Result<Tensor> {
+        self.fc.forward(features)
+    }
 }
 
 impl ModuleT for ResNet3d {
     fn forward_t(&self, clips: &Tensor, train: bool) -> Result<Tensor> {
-        self.fc.forward(&self.features_t(clips, train)?)
+        self.classify(&self.features_t(clips, train)?)
     }
 }
 

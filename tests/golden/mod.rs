@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use kinetoscope::model::counter::{self, CounterStream};
 use kinetoscope::model::file::Model;
 use kinetoscope::model::spec::{Architecture, ClipSpec, ModelSpec, Preprocessing};
@@ -162,7 +162,13 @@ pub(crate) fn normalise(rgb: &[u8], [t, h, w]: [usize; 3], preprocessing: &Prepr
 /// `|actual - expected| / |expected|` in the Euclidean norm.
 pub(crate) fn relative_distance(actual: &Tensor, expected: &Tensor) -> f64 {
     assert_eq!(actual.dims(), expected.dims());
-    let values = |tensor: &Tensor| tensor.flatten_all().and_then(|flat| flat.to_vec1::<f32>()).expect("f32 values");
+    let values = |tensor: &Tensor| {
+        tensor
+            .to_dtype(DType::F32)
+            .and_then(|t| t.flatten_all())
+            .and_then(|flat| flat.to_vec1::<f32>())
+            .expect("f32 values")
+    };
     let (actual, expected) = (values(actual), values(expected));
     let squares = actual.iter().zip(&expected).map(|(&a, &e)| (f64::from(a) - f64::from(e)).powi(2)).sum::<f64>();
     (squares / expected.iter().map(|&e| f64::from(e).powi(2)).sum::<f64>()).sqrt()

@@ -10,7 +10,7 @@ use kinetoscope::model::builtin;
 use kinetoscope::rpc::proto::video_classification_service_client::VideoClassificationServiceClient;
 use kinetoscope::rpc::proto::{self, video};
 use kinetoscope::rpc::{ServeOptions, Services, serve};
-use kinetoscope::video::Limits;
+use kinetoscope::video::{Isolation, Limits};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -38,7 +38,7 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
-        let services = Services { classifier: Classifier::new(limits, 2), models };
+        let services = Services { classifier: Classifier::new(limits, 2, Isolation::None), models };
         let done = tokio::spawn(serve(listener, services, options, async {
             let _ = stopped.await;
         }));
