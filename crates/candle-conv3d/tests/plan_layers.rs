@@ -2,7 +2,7 @@
 
 mod plan_reference;
 
-use candle_conv3d::plan::{ConvSpec, GraphBuilder, Input, InstructionSet, PlanOptions, Residual};
+use candle_conv3d::plan::{Algorithm, ConvSpec, GraphBuilder, Input, InstructionSet, PlanOptions, Residual};
 use plan_reference::{Volume, error, he_weights, noise_vec};
 use proptest::prelude::*;
 
@@ -199,6 +199,110 @@ fn pooled_features_and_logits_come_from_one_run() {
     }
 }
 
+/// A first convolution of (kt, 7, 7), stride (1, 2, 2), padding (kt / 2, 3, 3).
+#[derive(Clone, Debug)]
+struct StemCase {
+    /// (c, t, h, w)
+    input: [usize; 4],
+    out_channels: usize,
+    kt: usize,
+    batch: usize,
+    threads: usize,
+    instruction_set: InstructionSet,
+}
+
+impl StemCase {
+    fn run(&self, winograd: bool, threads: usize, max_batch: usize, values: &[f32]) -> (Algorithm, Vec<f32>) {
+        let Self { input, out_channels, kt, instruction_set, .. } = *self;
+        let (weight, bias) = self.parameters();
+        let mut graph = GraphBuilder::new(input).unwrap();
+        let spec = ConvSpec::new("conv1", out_channels, [kt, 7, 7], &weight, &bias);
+        let x = graph.conv(graph.input(), ConvSpec { stride: [1, 2, 2], padding: [kt / 2, 3, 3], ..spec }).unwrap();
+        let batch = values.len() / input.iter().product::<usize>();
+        let mut output = vec![f32::NAN; batch * graph.shape(x).unwrap().iter().product::<usize>()];
+        let options = PlanOptions { threads, max_batch, instruction_set: Some(instruction_set), winograd };
+        let mut plan = graph.compile(&[x], options).unwrap();
+        // Twice: buffers that hold the last run's values must not leak into the next.
+        for _ in 0..2 {
+            plan.run(Input::F32 { values, batch }, &mut [&mut output]).unwrap();
+        }
+        (plan.layers()[1].algorithm, output)
+    }
+
+    fn parameters(&self) -> (Vec<f32>, Vec<f32>) {
+        let fan_in = self.input[0] * self.kt * 49;
+        (he_weights(1, self.out_channels, fan_in), noise_vec(2, self.out_channels))
+    }
+
+    /// Values on the scale of pixels.
+    fn values(&self) -> Vec<f32> {
+        noise_vec(3, self.batch * self.input.iter().product::<usize>()).iter().map(|x| 127.5 * (x + 1.0)).collect()
+    }
+
+    /// The error of the fast algorithm, relative to the largest value, and whether it was chosen.
+    fn largest_error(&self) -> (f64, bool) {
+        let values = self.values();
+        let (algorithm, output) = self.run(true, self.threads, self.batch, &values);
+        let (weight, bias) = self.parameters();
+        let geometry = [[self.kt, 7, 7], [1, 2, 2], [self.kt / 2, 3, 3]];
+        let mut largest = 0.0f64;
+        for (clip, actual) in values.chunks(values.len() / self.batch).zip(output.chunks(output.len() / self.batch)) {
+            largest = largest.max(error(actual, &Volume::new(self.input, clip).conv(&weight, &bias, geometry).data));
+        }
+        (largest, algorithm == Algorithm::Winograd { tile: 4 })
+    }
+}
+
+/// Largest error of a first convolution by Winograd's algorithm; seen are up to a quarter of it.
+const STEM_TOLERANCE: f64 = 2e-5;
+
+#[test]
+fn stems_of_video_networks_take_winograd_unless_told_not_to() {
+    for instruction_set in InstructionSet::available() {
+        for kt in [3, 5, 7] {
+            let input = [3, 9, 38, 35];
+            let case = StemCase { input, out_channels: 20, kt, batch: 2, threads: 2, instruction_set };
+            let (error, fast) = case.largest_error();
+            assert!(fast && error < STEM_TOLERANCE, "{error:e} of {case:?}");
+            assert_eq!(case.run(false, 1, 2, &case.values()).0, Algorithm::Direct);
+        }
+    }
+}
+
+#[test]
+fn stems_give_the_same_bits_whatever_the_batch_and_the_threads() {
+    for instruction_set in InstructionSet::available() {
+        for kt in [3, 7] {
+            let input = [3, 6, 30, 33];
+            let case = StemCase { input, out_channels: 24, kt, batch: 5, threads: 1, instruction_set };
+            let values = case.values();
+            let (algorithm, expected) = case.run(true, 1, 5, &values);
+            assert_eq!(algorithm, Algorithm::Winograd { tile: 4 });
+            for (threads, max_batch) in [(2, 5), (3, 9)] {
+                assert!(case.run(true, threads, max_batch, &values).1 == expected, "{threads} threads, {case:?}");
+            }
+            let clip = &values[2 * values.len() / 5..3 * values.len() / 5];
+            let alone = case.run(true, 2, 1, clip).1;
+            assert!(alone == expected[2 * alone.len()..3 * alone.len()], "one clip alone, {case:?}");
+        }
+    }
+}
+
+fn any_stem() -> impl Strategy<Value = StemCase> {
+    let kt = prop_oneof![Just(7), Just(3), Just(1), Just(5)];
+    let sets = prop::sample::select(InstructionSet::available());
+    ((1..5usize, 1..10usize, 1..42usize, 1..42usize), 1..40usize, kt, 1..10usize, 1..4usize, sets).prop_map(
+        |((c, t, h, w), out_channels, kt, batch, threads, instruction_set)| StemCase {
+            input: [c, t, h, w],
+            out_channels,
+            kt,
+            batch,
+            threads,
+            instruction_set,
+        },
+    )
+}
+
 fn any_case() -> impl Strategy<Value = Case> {
     let shortcut = prop_oneof![Just(Shortcut::None), Just(Shortcut::Identity), Just(Shortcut::Strided)];
     let geometry = prop_oneof![
@@ -229,6 +333,12 @@ fn any_case() -> impl Strategy<Value = Case> {
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn random_stems_match_the_naive_loops(case in any_stem()) {
+        let (error, _) = case.largest_error();
+        prop_assert!(error < STEM_TOLERANCE, "error {:e}", error);
+    }
 
     #[test]
     fn random_convolutions_match_the_naive_loops(case in any_case()) {

@@ -247,8 +247,3 @@ unsafe fn block<S: Simd, const MR: usize, const NV: usize>(
         }
     }
 }
-
-/// The haloed form of an input is only addressed inside its frames.
-pub(crate) fn haloed_clip_len(shape: Shape, padding: [usize; 3]) -> usize {
-    shape.t * (shape.h + 2 * padding[1]) * (shape.w + 2 * padding[2]) * shape.c
-}

@@ -1,27 +1,42 @@
 //! Brings a caller's clips into the arena: normalisation, channels-last, zero padding.
 
-use super::direct::Storage;
 use super::memory::Slot;
 use super::program::{Clips, Context};
 use super::simd::Simd;
-use super::{Shape, Window};
+use super::stem::Phases;
+use super::{CHANNEL_BLOCK, Shape};
+
+/// How the clip is stored for the layers that read it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Layout {
+    /// As every activation.
+    Activation,
+    /// As [`Storage::Haloed`](super::direct::Storage::Haloed), with this padding, `[h, w]`.
+    Haloed([usize; 2]),
+    /// As [`Phases`].
+    Phases,
+}
+
+impl Layout {
+    /// Floats of one clip.
+    pub(crate) fn clip_len(self, shape: Shape) -> usize {
+        match self {
+            Self::Activation => shape.stored_len(),
+            Self::Haloed([ph, pw]) => shape.t * (shape.h + 2 * ph) * (shape.w + 2 * pw) * shape.c,
+            Self::Phases => shape.t * Phases::new(shape).frame_len(),
+        }
+    }
+}
 
 /// The first step of every program.
 pub(crate) struct LoadInput {
     output: Slot,
-    storage: Storage,
-    /// Spatial halo of [`Storage::Haloed`], `[h, w]`.
-    halo: [usize; 2],
+    layout: Layout,
 }
 
 impl LoadInput {
-    /// `window` is that of the convolution that reads a haloed input.
-    pub(crate) fn new(output: Slot, storage: Storage, window: Option<Window>) -> Self {
-        let halo = match window {
-            Some(Window { padding: [_, ph, pw], .. }) if storage == Storage::Haloed => [ph, pw],
-            _ => [0, 0],
-        };
-        Self { output, storage, halo }
+    pub(crate) fn new(output: Slot, layout: Layout) -> Self {
+        Self { output, layout }
     }
 
     /// # Panics
@@ -40,9 +55,12 @@ impl LoadInput {
     /// As [`Context`] says, and [`check`](Self::check) passed.
     #[inline(always)]
     pub(crate) unsafe fn run<S: Simd>(&self, context: &Context) {
-        let Shape { t, h, w, .. } = self.output.shape;
-        let cp = self.stored_channels();
-        let [ph, pw] = self.halo;
+        let Shape { c, t, h, w } = self.output.shape;
+        let (cp, [ph, pw]) = match self.layout {
+            Layout::Activation => (self.output.shape.cp(), [0, 0]),
+            Layout::Haloed(padding) => (c, padding),
+            Layout::Phases => return self.load_phases(context),
+        };
         let row_len = (w + 2 * pw) * cp;
         let frame_len = (h + 2 * ph) * row_len;
         context.member.share(context.batch * t, |item| {
@@ -56,22 +74,55 @@ impl LoadInput {
                 let row = &mut to[(ph + y) * row_len..][..row_len];
                 row[..pw * cp].fill(0.0);
                 row[(pw + w) * cp..].fill(0.0);
-                self.load_row(context.clips, clip, frame, y, &mut row[pw * cp..][..w * cp]);
+                self.load_row(context.clips, clip, frame, y, cp, &mut row[pw * cp..][..w * cp]);
             }
         });
     }
 
-    fn stored_channels(&self) -> usize {
-        match self.storage {
-            Storage::Activation => self.output.shape.cp(),
-            Storage::Haloed => self.output.shape.c,
-        }
+    /// # Safety
+    /// As [`run`](Self::run).
+    #[inline(always)]
+    unsafe fn load_phases(&self, context: &Context) {
+        let Shape { c, t, h, w } = self.output.shape;
+        let phases = Phases::new(self.output.shape);
+        let frame_len = phases.frame_len();
+        context.member.share(context.batch * t, |item| {
+            let (clip, frame) = (item / t, item % t);
+            let to = context.arena.at(self.output.offset + clip * self.output.clip_len + frame * frame_len);
+            // SAFETY: one frame of the slot, which only this thread writes.
+            let to = std::slice::from_raw_parts_mut(to, frame_len);
+            to.fill(0.0);
+            let squares = to.as_chunks_mut::<CHANNEL_BLOCK>().0;
+            for y in 0..h {
+                for parity in 0..2.min(w) {
+                    let (first, channel) = phases.place(y, parity, c);
+                    let squares = squares[first..].iter_mut().zip((parity..w).step_by(2));
+                    match context.clips {
+                        Clips::Rgb { clips, table: [red, green, blue] } => {
+                            let row = &clips[clip][(frame * h + y) * w * 3..][..w * 3];
+                            for (square, x) in squares {
+                                let to = &mut square[channel..channel + 3];
+                                to[0] = red[usize::from(row[3 * x])];
+                                to[1] = green[usize::from(row[3 * x + 1])];
+                                to[2] = blue[usize::from(row[3 * x + 2])];
+                            }
+                        }
+                        Clips::F32 { values } => {
+                            for (square, x) in squares {
+                                for i in 0..c {
+                                    square[channel + i] = values[(((clip * c + i) * t + frame) * h + y) * w + x];
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        });
     }
 
     #[inline(always)]
-    fn load_row(&self, clips: Clips, clip: usize, frame: usize, y: usize, row: &mut [f32]) {
+    fn load_row(&self, clips: Clips, clip: usize, frame: usize, y: usize, cp: usize, row: &mut [f32]) {
         let Shape { c, t, h, w } = self.output.shape;
-        let cp = self.stored_channels();
         match clips {
             Clips::Rgb { clips, table: [red, green, blue] } => {
                 let from = &clips[clip][(frame * h + y) * w * 3..][..w * 3];

@@ -20,6 +20,7 @@ pub(crate) mod program;
 pub(crate) mod simd;
 #[cfg(target_arch = "x86_64")]
 mod simd_x86;
+pub(crate) mod stem;
 pub(crate) mod team;
 pub(crate) mod winograd;
 

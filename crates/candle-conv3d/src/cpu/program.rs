@@ -7,6 +7,7 @@ use super::memory::{Buffer, SharedMut, Slot};
 use super::output::StoreOutput;
 use super::pooling::{GlobalAvgPool, MaxPool};
 use super::simd::{Kernel, Simd, dispatch};
+use super::stem::Stem;
 use super::team::{Member, Team};
 use super::winograd::Winograd;
 use super::{InstructionSet, Shape};
@@ -41,6 +42,7 @@ pub(crate) struct Context<'a> {
 pub(crate) enum Step {
     LoadInput(LoadInput),
     Direct(Direct),
+    Stem(Stem),
     Winograd(Winograd),
     MaxPool(MaxPool),
     GlobalAvgPool(GlobalAvgPool),
@@ -53,6 +55,7 @@ impl Step {
     fn scratch_len(&self, threads: usize) -> usize {
         match self {
             Self::Direct(step) => step.scratch_len() * threads,
+            Self::Stem(step) => step.scratch_len() * threads,
             Self::Winograd(step) => step.scratch_len(threads),
             _ => 0,
         }
@@ -62,6 +65,7 @@ impl Step {
     pub(crate) fn weight_bytes(&self) -> usize {
         match self {
             Self::Direct(step) => step.weight_bytes(),
+            Self::Stem(step) => step.weight_bytes(),
             Self::Winograd(step) => step.weight_bytes(),
             Self::Linear(step) => step.weight_bytes(),
             _ => 0,
@@ -83,6 +87,7 @@ impl Kernel for Run<'_> {
         match self.step {
             Step::LoadInput(step) => step.run::<S>(self.context),
             Step::Direct(step) => step.run::<S>(self.context),
+            Step::Stem(step) => step.run::<S>(self.context),
             Step::Winograd(step) => step.run::<S>(self.context),
             Step::MaxPool(step) => step.run::<S>(self.context),
             Step::GlobalAvgPool(step) => step.run::<S>(self.context),

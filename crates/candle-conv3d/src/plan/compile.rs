@@ -2,13 +2,14 @@
 
 use super::graph::{GraphBuilder, Node, Operation};
 use super::{Algorithm, Layer, Plan, PlanError, PlanOptions};
-use crate::cpu::direct::{Direct, Storage, haloed_clip_len};
-use crate::cpu::input::LoadInput;
+use crate::cpu::direct::{Direct, Storage};
+use crate::cpu::input::{Layout, LoadInput};
 use crate::cpu::linear::Linear;
 use crate::cpu::memory::{Arena, Slot};
 use crate::cpu::output::StoreOutput;
 use crate::cpu::pooling::{GlobalAvgPool, MaxPool};
 use crate::cpu::program::{Epilogue, Program, ResidualSource, Step};
+use crate::cpu::stem::Stem;
 use crate::cpu::team::Team;
 use crate::cpu::winograd::Winograd;
 use crate::cpu::{CHANNEL_BLOCK, InstructionSet, Shape, Window};
@@ -37,7 +38,7 @@ impl GraphBuilder<'_> {
         let output_shapes: Vec<Shape> =
             outputs.iter().map(|&node| self.shape_of("output", node)).collect::<Result<_, _>>()?;
         let input = self.layers[0].shape;
-        let storage = self.input_storage(outputs);
+        let input_layout = self.input_layout(outputs, winograd);
         let last_reads = self.last_reads(outputs);
         let mut compiler = Compiler {
             team: Team::new(threads)?,
@@ -48,7 +49,7 @@ impl GraphBuilder<'_> {
             slots: Vec::new(),
             steps: Vec::new(),
             layers: Vec::new(),
-            storage,
+            input_layout,
         };
         for (index, layer) in self.layers.into_iter().enumerate() {
             let Some(last_read) = last_reads[index] else {
@@ -99,18 +100,23 @@ impl GraphBuilder<'_> {
         last_reads
     }
 
-    /// A few-channel input that only one convolution reads is stored with that convolution's padding.
-    fn input_storage(&self, outputs: &[Node]) -> (Storage, Option<Window>) {
+    /// A few-channel input that only one convolution reads is stored as that one reads it fastest.
+    fn input_layout(&self, outputs: &[Node], winograd: bool) -> Layout {
+        let from = self.layers[0].shape;
         let readers: Vec<_> =
             self.layers.iter().filter(|layer| layer.operation.reads().any(|node| node.0 == 0)).collect();
         match readers[..] {
-            [only] if self.layers[0].shape.c < CHANNEL_BLOCK && !outputs.contains(&Node(0)) => match only.operation {
+            [only] if from.c < CHANNEL_BLOCK && !outputs.contains(&Node(0)) => match only.operation {
                 Operation::Conv { window, residual, .. } if residual.is_none_or(|(node, _)| node.0 != 0) => {
-                    (Storage::Haloed, Some(window))
+                    if winograd && Stem::serves(&window, from, only.shape) {
+                        Layout::Phases
+                    } else {
+                        Layout::Haloed([window.padding[1], window.padding[2]])
+                    }
                 }
-                _ => (Storage::Activation, None),
+                _ => Layout::Activation,
             },
-            _ => (Storage::Activation, None),
+            _ => Layout::Activation,
         }
     }
 }
@@ -125,14 +131,13 @@ struct Compiler {
     slots: Vec<Option<Slot>>,
     steps: Vec<Step>,
     layers: Vec<Layer>,
-    /// Of the input.
-    storage: (Storage, Option<Window>),
+    input_layout: Layout,
 }
 
 impl Compiler {
     fn add(&mut self, name: String, operation: Operation<'_>, shape: Shape) {
-        let clip_len = match (&operation, self.storage) {
-            (Operation::Input, (Storage::Haloed, Some(window))) => haloed_clip_len(shape, window.padding),
+        let clip_len = match operation {
+            Operation::Input => self.input_layout.clip_len(shape),
             _ => shape.stored_len(),
         };
         let output = self.arena.allocate(shape, clip_len);
@@ -141,24 +146,31 @@ impl Compiler {
         let from = input.shape;
         match operation {
             Operation::Input => {
-                let (storage, window) = self.storage;
-                let step = Step::LoadInput(LoadInput::new(output, storage, window));
+                let step = Step::LoadInput(LoadInput::new(output, self.input_layout));
                 self.push(name, Algorithm::Load, step, shape, shape, 0);
             }
             Operation::Conv { input: node, window, weight, bias, residual, relu } => {
                 let residual = residual.map(|(node, stride)| ResidualSource { slot: self.slot(node), stride });
                 let epilogue = Epilogue::new(&bias, relu, residual, shape);
-                let storage = if node.0 == 0 { self.storage.0 } else { Storage::Activation };
+                let layout = if node.0 == 0 { self.input_layout } else { Layout::Activation };
                 let multiply_adds = (shape.len() * weight.len() / shape.c) as u64;
-                let algorithm = self.choose(from, shape, window, storage);
+                let algorithm = self.choose(from, shape, window, layout);
                 let (lanes, team) = (self.lanes, &mut self.team);
                 let step = match algorithm {
+                    Algorithm::Winograd { .. } if layout == Layout::Phases => {
+                        let batch = self.max_batch;
+                        Step::Stem(Stem::new(input, output, window, &weight, epilogue, batch, lanes, team))
+                    }
                     Algorithm::Winograd { tile } => {
                         let kt = window.kernel[0];
                         let batch = self.max_batch;
                         Step::Winograd(Winograd::new(input, output, kt, tile, &weight, epilogue, batch, lanes, team))
                     }
-                    _ => Step::Direct(Direct::new(input, output, window, storage, &weight, epilogue, lanes, team)),
+                    _ => {
+                        let haloed = matches!(layout, Layout::Haloed(_));
+                        let storage = if haloed { Storage::Haloed } else { Storage::Activation };
+                        Step::Direct(Direct::new(input, output, window, storage, &weight, epilogue, lanes, team))
+                    }
                 };
                 self.push(name, algorithm, step, from, shape, multiply_adds);
             }
@@ -180,9 +192,11 @@ impl Compiler {
 
     /// The algorithm with the least estimated time for a whole batch. Not a function of the number of threads, so that
     /// results are not either.
-    fn choose(&self, from: Shape, to: Shape, window: Window, storage: Storage) -> Algorithm {
-        if !self.winograd || storage == Storage::Haloed || !Winograd::serves(&window) {
-            return Algorithm::Direct;
+    fn choose(&self, from: Shape, to: Shape, window: Window, layout: Layout) -> Algorithm {
+        match layout {
+            Layout::Phases => return Algorithm::Winograd { tile: 4 },
+            Layout::Activation if self.winograd && Winograd::serves(&window) => {}
+            _ => return Algorithm::Direct,
         }
         let channels = [from.cp(), to.cp()];
         let seconds = |(products, weights): (usize, usize)| {

@@ -1,0 +1,346 @@
+//! Winograd for the first convolution of a video network: (kt, 7, 7), stride (1, 2, 2), padding 3, few channels.
+//!
+//! With the four phases of each 2 x 2 square as channels it is a convolution of stride 1, whose seven taps an axis are
+//! four of the one phase and three of the other. Both kinds take F(4, .) at shared points, so that a spatial point is
+//! one product over the channels of all phases it has. A group of tiles goes through three phases on one thread, as in
+//! [`winograd`](super::winograd): the spatial data transform, the products with the temporal transforms around them, and
+//! the spatial inverse.
+
+mod product;
+mod time;
+mod transform;
+mod weights;
+
+use super::memory::{Buffer, Slot};
+use super::program::{Context, Epilogue};
+use super::simd::{Kernel, Simd};
+use super::team::Team;
+use super::{CHANNEL_BLOCK, Shape, Window};
+use time::Time;
+use transform::{INPUTS, POINTS, THREE_TAP_POINTS, TILE, data_four, inverse};
+
+const KERNEL: usize = 7;
+/// Rows and columns of squares before the first that holds data: three pixels of padding and one more, because the
+/// first of the eight taps that four squares have is zero.
+const HALO: usize = 2;
+/// Floats of a group's spatial points before and after the products, 4 MiB: fewer tiles read the weights more often,
+/// more leave the last-level cache.
+const GROUP: usize = 1 << 20;
+/// A product of this algorithm against one of direct convolution, transforms included.
+const PRODUCT_COST: usize = 2;
+
+/// The input of a [`Stem`]: squares of 2 x 2 pixels, `(t, rows, columns, CHANNEL_BLOCK)`, with zeros around.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Phases {
+    /// Rows and columns of squares.
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+}
+
+impl Phases {
+    /// For a clip of shape `input`.
+    pub(crate) fn new(input: Shape) -> Self {
+        let [down, across] = tiles(input);
+        Self { rows: down * TILE + INPUTS - TILE, columns: across * TILE + INPUTS - TILE }
+    }
+
+    pub(crate) fn frame_len(&self) -> usize {
+        self.rows * self.columns * CHANNEL_BLOCK
+    }
+
+    /// The square of pixel (y, x), counted over the frame, and the first channel of its phase of `channels`.
+    #[inline(always)]
+    pub(crate) fn place(&self, y: usize, x: usize, channels: usize) -> (usize, usize) {
+        ((y / 2 + HALO) * self.columns + x / 2 + HALO, phase(y % 2, x % 2) * channels)
+    }
+}
+
+/// Position of a phase among the channels. In this order the phases with four taps along an axis are neighbours, for
+/// either axis: those with four vertical taps come first, with four horizontal ones in the middle.
+#[inline(always)]
+fn phase(y: usize, x: usize) -> usize {
+    match (y, x) {
+        (1, 0) => 0,
+        (1, _) => 1,
+        (_, 1) => 2,
+        _ => 3,
+    }
+}
+
+/// First phase and number of phases that have spatial point (`qy`, `qx`).
+#[inline(always)]
+fn point_phases(qy: usize, qx: usize) -> (usize, usize) {
+    match (qy == THREE_TAP_POINTS, qx == THREE_TAP_POINTS) {
+        (false, false) => (0, 4),
+        (true, false) => (0, 2),
+        (false, true) => (1, 2),
+        (true, true) => (1, 1),
+    }
+}
+
+/// Tiles down and across of the convolution of a clip of shape `input`.
+fn tiles(input: Shape) -> [usize; 2] {
+    [input.h, input.w].map(|len| len.div_ceil(2).div_ceil(TILE))
+}
+
+/// The convolution of a clip with bias, residual and ReLU.
+pub(crate) struct Stem {
+    input: Slot,
+    output: Slot,
+    tiles: [usize; 2],
+    time: Time,
+    /// `[spatial point][temporal set]`, each packed in panels.
+    weights: Buffer,
+    /// -1/2 in the channels whose phase has four taps along an axis, `[h, w]`, 0 in the others.
+    minus_half: [[f32; CHANNEL_BLOCK]; 2],
+    epilogue: Epilogue,
+    /// Tiles of a group.
+    group: usize,
+}
+
+impl Stem {
+    /// Whether the algorithm serves a convolution from `from` to `to` and takes less time than a direct one.
+    pub(crate) fn serves(window: &Window, from: Shape, to: Shape) -> bool {
+        let Window { kernel, stride, padding } = *window;
+        let [down, across] = tiles(from);
+        let direct = (0..to.t).map(|t| window.valid_taps(0, t, from.t)).map(|(begin, end)| end - begin).sum::<usize>();
+        let products = |time: Time| PRODUCT_COST * 4 * down * across * time.products();
+        kernel[1..] == [KERNEL; 2]
+            && stride == [1, 2, 2]
+            && padding[1..] == [KERNEL / 2; 2]
+            && 4 * from.c <= CHANNEL_BLOCK
+            && products(Time::new(kernel[0], padding[0], from.t, to.t)) <= to.h * to.w * direct
+    }
+
+    /// `weight` is (out, in, kt, 7, 7); groups are sized for `max_batch` clips and the team.
+    pub(crate) fn new(
+        input: Slot,
+        output: Slot,
+        window: Window,
+        weight: &[f32],
+        epilogue: Epilogue,
+        max_batch: usize,
+        lanes: usize,
+        team: &Team,
+    ) -> Self {
+        let channels = input.shape.c;
+        let tiles = tiles(input.shape);
+        let time = Time::new(window.kernel[0], window.padding[0], input.shape.t, output.shape.t);
+        let weights = weights::transform(weight, [output.shape.c, channels], time, lanes);
+        let mut minus_half = [[0.0; CHANNEL_BLOCK]; 2];
+        for (y, x) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+            for c in 0..channels {
+                let channel = phase(y, x) * channels + c;
+                minus_half[0][channel] = if y == 1 { -0.5 } else { 0.0 };
+                minus_half[1][channel] = if x == 1 { -0.5 } else { 0.0 };
+            }
+        }
+        let floats = POINTS * POINTS * (time.padded_frames() * CHANNEL_BLOCK + output.shape.t * output.shape.cp());
+        let all = max_batch * tiles[0] * tiles[1];
+        // At least two groups a thread, or the last ones leave threads idle.
+        let group = (GROUP / floats).min(all / (2 * team.threads())).max(1);
+        Self { input, output, tiles, time, weights, minus_half, epilogue, group }
+    }
+
+    pub(crate) fn weight_bytes(&self) -> usize {
+        self.weights.bytes()
+    }
+
+    /// Floats between two spatial points before and after the products. Odd numbers of cache lines: with a power of two
+    /// the points of one channel would compete for the same few lines of the first-level cache.
+    fn point_strides(&self) -> [usize; 2] {
+        [self.time.padded_frames() * CHANNEL_BLOCK, self.output.shape.t * self.output.shape.cp()]
+            .map(|floats| (self.group * floats / 16 | 1) * 16)
+    }
+
+    fn product_len(&self) -> usize {
+        self.time.scratch_len(self.group, CHANNEL_BLOCK, self.output.shape.cp()).next_multiple_of(16)
+    }
+
+    /// Floats of scratch a thread needs.
+    pub(crate) fn scratch_len(&self) -> usize {
+        let [before, after] = self.point_strides();
+        POINTS * POINTS * (before + after) + self.product_len()
+    }
+
+    /// # Safety
+    /// As [`Context`] says; the scratch has [`scratch_len`](Self::scratch_len) floats a thread.
+    #[inline(always)]
+    pub(crate) unsafe fn run<S: Simd>(&self, context: &Context) {
+        let member = context.member;
+        let count = context.batch * self.tiles[0] * self.tiles[1];
+        let groups = count.div_ceil(self.group);
+        let v = context.scratch.at(member.index() * self.scratch_len());
+        member.share(groups, |index| {
+            // Balanced: no short group at the end.
+            let (begin, end) = (count * index / groups, count * (index + 1) / groups);
+            S::call(Group { layer: self, context, begin, end, v });
+        });
+    }
+
+    /// Clip, row and column of a tile.
+    #[inline(always)]
+    fn tile_at(&self, tile: usize) -> (usize, usize, usize) {
+        let [down, across] = self.tiles;
+        (tile / across / down, tile / across % down, tile % across)
+    }
+}
+
+/// Tiles `begin..end`, counted over clips.
+#[derive(Clone, Copy)]
+struct Group<'a> {
+    layer: &'a Stem,
+    context: &'a Context<'a>,
+    begin: usize,
+    end: usize,
+    /// `scratch_len` floats of this thread.
+    v: *mut f32,
+}
+
+impl Kernel for Group<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let layer = self.layer;
+        let tiles = self.end - self.begin;
+        let [v_stride, m_stride] = layer.point_strides();
+        let m = self.v.add(POINTS * POINTS * v_stride);
+        let scratch = m.add(POINTS * POINTS * m_stride);
+        self.clear_padding(tiles * CHANNEL_BLOCK, v_stride);
+        for tile in 0..tiles {
+            S::call(DataTransform { group: self, tile, tiles });
+        }
+        let (channels, columns) = (layer.input.shape.c, layer.output.shape.cp());
+        let mut weights = layer.weights.as_ptr();
+        for point in 0..POINTS * POINTS {
+            let (first, phases) = point_phases(point / POINTS, point % POINTS);
+            let run = phases * channels;
+            let (v, m) = (self.v.add(point * v_stride).cast_const(), m.add(point * m_stride));
+            layer.time.multiply::<S>(v, tiles, CHANNEL_BLOCK, [first * channels, run], weights, columns, m, scratch);
+            weights = weights.add(layer.time.weight_taps() * run * columns);
+        }
+        for tile in 0..tiles {
+            S::call(InverseTransform { group: self, tile, tiles, m });
+        }
+    }
+}
+
+impl Group<'_> {
+    /// Zeros the frames of temporal padding.
+    #[inline(always)]
+    unsafe fn clear_padding(&self, frame: usize, stride: usize) {
+        let time = &self.layer.time;
+        let (first, all) = (time.first_frame(), time.padded_frames());
+        let last = first + self.layer.input.shape.t;
+        for point in 0..POINTS * POINTS {
+            let v = self.v.add(point * stride);
+            std::ptr::write_bytes(v, 0, first * frame);
+            std::ptr::write_bytes(v.add(last * frame), 0, (all - last) * frame);
+        }
+    }
+}
+
+/// Spatial data transform of one tile of a group, all frames.
+#[derive(Clone, Copy)]
+struct DataTransform<'a> {
+    group: Group<'a>,
+    tile: usize,
+    /// Of the group.
+    tiles: usize,
+}
+
+impl Kernel for DataTransform<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { group, tile, tiles } = self;
+        let layer = group.layer;
+        let Phases { columns, .. } = Phases::new(layer.input.shape);
+        let frame_len = Phases::new(layer.input.shape).frame_len();
+        let (clip, ty, tx) = layer.tile_at(group.begin + tile);
+        let corner = (ty * TILE * columns + tx * TILE) * CHANNEL_BLOCK;
+        let clip = group.context.arena.at(layer.input.offset + clip * layer.input.clip_len + corner).cast_const();
+        let stride = layer.point_strides()[0];
+        let zero = S::splat(0.0);
+        for t in 0..layer.input.shape.t {
+            let from = clip.add(t * frame_len);
+            let to = group.v.add(((t + layer.time.first_frame()) * tiles + tile) * CHANNEL_BLOCK);
+            for c in (0..CHANNEL_BLOCK).step_by(S::LANES) {
+                let [half_y, half_x] = [0, 1].map(|axis| S::load(layer.minus_half[axis].as_ptr().add(c)));
+                // [qx][row]
+                let mut half_way = [[zero; INPUTS]; POINTS];
+                for row in 0..INPUTS {
+                    let mut d = [zero; INPUTS];
+                    for (column, d) in d.iter_mut().enumerate() {
+                        *d = S::load(from.add((row * columns + column) * CHANNEL_BLOCK + c));
+                    }
+                    let points = data_four::<S>(&d, half_x);
+                    for qx in 0..POINTS {
+                        half_way[qx][row] = points[qx];
+                    }
+                }
+                for qx in 0..POINTS {
+                    let points = data_four::<S>(&half_way[qx], half_y);
+                    for qy in 0..POINTS {
+                        S::store(to.add((qy * POINTS + qx) * stride + c), points[qy]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Spatial inverse of one tile of a group, all frames, and the end of the layer.
+#[derive(Clone, Copy)]
+struct InverseTransform<'a> {
+    group: Group<'a>,
+    tile: usize,
+    /// Of the group.
+    tiles: usize,
+    m: *const f32,
+}
+
+impl Kernel for InverseTransform<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { group, tile, tiles, m } = self;
+        let layer = group.layer;
+        let shape @ Shape { t, h, w, .. } = layer.output.shape;
+        let cp = shape.cp();
+        let stride = layer.point_strides()[1];
+        let (clip, ty, tx) = layer.tile_at(group.begin + tile);
+        let (y, x) = (ty * TILE, tx * TILE);
+        // The last tiles may reach beyond the map.
+        let (rows, columns) = (TILE.min(h - y), TILE.min(w - x));
+        let to = group.context.arena.at(layer.output.offset + clip * layer.output.clip_len);
+        let zero = S::splat(0.0);
+        for t in 0..t {
+            let from = m.add((t * tiles + tile) * cp);
+            for c in (0..cp).step_by(S::LANES) {
+                // [row][qx]
+                let mut half_way = [[zero; POINTS]; TILE];
+                for qx in 0..POINTS {
+                    let mut p = [zero; POINTS];
+                    for (qy, p) in p.iter_mut().enumerate() {
+                        *p = S::load(from.add((qy * POINTS + qx) * stride + c));
+                    }
+                    let results = inverse::<S>(&p);
+                    for row in 0..TILE {
+                        half_way[row][qx] = results[row];
+                    }
+                }
+                for (row, points) in half_way.iter().enumerate().take(rows) {
+                    for (column, &result) in inverse::<S>(points).iter().enumerate().take(columns) {
+                        let (y, x) = (y + row, x + column);
+                        let residual = layer.epilogue.residual_at(group.context, clip, t, y, x);
+                        layer.epilogue.finish::<S>(result, to.add(((t * h + y) * w + x) * cp), residual, c);
+                    }
+                }
+            }
+        }
+    }
+}
