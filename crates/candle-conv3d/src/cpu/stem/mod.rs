@@ -150,11 +150,11 @@ impl Stem {
     /// the points of one channel would compete for the same few lines of the first-level cache.
     fn point_strides(&self) -> [usize; 2] {
         [self.time.padded_frames() * CHANNEL_BLOCK, self.output.shape.t * self.output.shape.cp()]
-            .map(|floats| (self.group * floats / 16 | 1) * 16)
+            .map(|floats| ((self.group * floats / 16) | 1) * 16)
     }
 
     fn product_len(&self) -> usize {
-        self.time.scratch_len(self.group, CHANNEL_BLOCK, self.output.shape.cp()).next_multiple_of(16)
+        self.time.scratch_len(self.group, self.output.shape.cp()).next_multiple_of(16)
     }
 
     /// Floats of scratch a thread needs.
@@ -217,7 +217,7 @@ impl Kernel for Group<'_> {
             let (first, phases) = point_phases(point / POINTS, point % POINTS);
             let run = phases * channels;
             let (v, m) = (self.v.add(point * v_stride).cast_const(), m.add(point * m_stride));
-            layer.time.multiply::<S>(v, tiles, CHANNEL_BLOCK, [first * channels, run], weights, columns, m, scratch);
+            layer.time.multiply::<S>(v, tiles, [first * channels, run], weights, columns, m, scratch);
             weights = weights.add(layer.time.weight_taps() * run * columns);
         }
         for tile in 0..tiles {

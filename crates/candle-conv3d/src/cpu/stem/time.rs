@@ -1,10 +1,9 @@
 //! The temporal half of the algorithm, between the spatial transforms.
 
+use super::super::CHANNEL_BLOCK;
 use super::super::simd::Simd;
 use super::product::TapProduct;
-use super::transform::{
-    INPUTS, POINTS, THREE_TAP_POINTS, TILE, data_four, data_three, inverse, weights_four, weights_three,
-};
+use super::transform::{POINTS, THREE_TAP_POINTS, TILE, data_four, data_three, inverse, weights_four, weights_three};
 
 /// How the temporal taps meet the frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,36 +102,35 @@ impl Time {
     }
 
     /// Floats of scratch for [`multiply`](Self::multiply): points' data, then their products.
-    pub(super) fn scratch_len(&self, rows: usize, stored: usize, columns: usize) -> usize {
+    pub(super) fn scratch_len(&self, rows: usize, columns: usize) -> usize {
         match self.method {
             Method::Direct => 0,
-            Method::Three => self.tiles() * rows * THREE_TAP_POINTS * (stored + columns),
-            Method::Seven => self.tiles() * rows * (self.weight_taps() * stored + POINTS * columns),
+            Method::Three => self.tiles() * rows * THREE_TAP_POINTS * (CHANNEL_BLOCK + columns),
+            Method::Seven => self.tiles() * rows * (self.weight_taps() * CHANNEL_BLOCK + POINTS * columns),
         }
     }
 
-    /// Convolves `v`, `[padded frame][row][stored]`, in time and over the channels `begin..begin + run`; `m` is
+    /// Convolves `v`, `[padded frame][row][CHANNEL_BLOCK]`, in time and over the channels `begin..begin + run`; `m` is
     /// `[frame][row][columns]`. `weights` are the sets of one spatial point, each packed.
     ///
     /// # Safety
     /// The pointers have these extents and `scratch` [`scratch_len`](Self::scratch_len); no other thread uses `m` and
-    /// `scratch` meanwhile. `rows > 0`; `stored` and `columns` are multiples of the lanes.
+    /// `scratch` meanwhile. `rows > 0`; `columns` is a multiple of the lanes.
     #[inline(always)]
     pub(super) unsafe fn multiply<S: Simd>(
         &self,
         v: *const f32,
         rows: usize,
-        stored: usize,
         [begin, run]: [usize; 2],
         weights: *const f32,
         columns: usize,
         m: *mut f32,
         scratch: *mut f32,
     ) {
-        let (from, to) = (rows * stored, rows * columns);
+        let (from, to) = (rows * CHANNEL_BLOCK, rows * columns);
         let product = TapProduct {
             a: v.add(begin),
-            lda: stored,
+            lda: CHANNEL_BLOCK,
             tap_stride: from,
             rows,
             taps: self.kernel,
@@ -208,7 +206,6 @@ unsafe fn transform_seven<S: Simd>(frames: *const f32, len: usize, points: *mut 
         }
         S::store(points.add(2 * THREE_TAP_POINTS * stride + i), four[THREE_TAP_POINTS]);
     }
-    debug_assert_eq!(INPUTS + 3, FRAMES);
 }
 
 /// Six frames of `len` floats to the points of three taps.
