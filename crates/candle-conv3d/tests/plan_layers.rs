@@ -253,7 +253,7 @@ impl StemCase {
     }
 }
 
-/// Largest error of a first convolution by Winograd's algorithm; seen are up to a quarter of it.
+/// Largest error of a first convolution by Winograd's algorithm, relative to the largest value.
 const STEM_TOLERANCE: f64 = 2e-5;
 
 #[test]
