@@ -51,6 +51,8 @@ impl<T: Read + Seek + Send> ReadSeek for T {}
 fn initialise() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
+        // Loads the words for FFmpeg's errors, which are empty without; it has no way to fail.
+        let _ = ffmpeg::init();
         // What goes wrong comes back as an error; FFmpeg's own lines would only let strangers write to our log.
         ffmpeg::log::set_level(ffmpeg::log::Level::Quiet);
         // SAFETY: sets one process-wide number, at any time.

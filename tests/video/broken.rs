@@ -81,6 +81,7 @@ fn file_whose_index_is_cut_off_says_that_the_header_is_damaged() {
     let len = std::fs::metadata(&whole).expect("made").len() as usize;
     let error = decode(&media.truncate(&whole, "cut.mp4", len / 2)).expect_err("no index");
     assert!(matches!(&error, VideoError::NotAVideo { detail } if detail.contains("mp4")), "{error}");
+    assert!(error.to_string().contains("Invalid data found"), "FFmpeg's own words are there: {error}");
 }
 
 #[test]
