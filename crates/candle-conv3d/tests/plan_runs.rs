@@ -1,0 +1,198 @@
+//! Whole plans: what a result may depend on, and what is refused.
+
+#[path = "plan_reference/values.rs"]
+mod values;
+
+use candle_conv3d::plan::{
+    Algorithm, ConvSpec, GraphBuilder, Input, InstructionSet, Plan, PlanError, PlanOptions, Residual,
+};
+use values::{error, he_weights, noise_vec};
+
+const DIMS: [usize; 4] = [3, 9, 26, 30];
+const CLIP: usize = 3 * 9 * 26 * 30;
+const CLASSES: usize = 21;
+
+/// A small residual network whose layers meet every kind of kernel: a strided stem, a pool, tiles of all sizes in space
+/// and time, both residuals, two frames, a single frame. Outputs logits and features.
+fn network(options: PlanOptions) -> Plan {
+    let mut graph = GraphBuilder::new(DIMS).unwrap();
+    let mut seed = 0;
+    let mut conv = |from: usize, to: usize, kernel: [usize; 3], gain: f32| {
+        seed += 1;
+        let weight: Vec<f32> =
+            he_weights(seed, to, from * kernel.iter().product::<usize>()).iter().map(|w| gain * w).collect();
+        ConvSpec::new(format!("conv{seed}"), to, kernel, weight, noise_vec(100 + seed, to))
+    };
+    let stem = ConvSpec { stride: [1, 2, 2], padding: [3; 3], relu: true, ..conv(3, 24, [7; 3], 0.02) };
+    let x = graph.conv(graph.input(), stem).unwrap();
+    let mut x = graph.max_pool(x, [3, 3, 3], [2, 1, 1], [1; 3]).unwrap();
+    let mut channels = 24;
+    for (to, stride) in [(24, 1), (40, 2), (56, 2), (64, 2)] {
+        let relu = true;
+        let first = ConvSpec { stride: [stride; 3], padding: [1; 3], relu, ..conv(channels, to, [3; 3], 1.0) };
+        let y = graph.conv(x, first).unwrap();
+        let residual = match stride {
+            1 => Residual::Identity(x),
+            _ => Residual::Strided { node: x, stride: [stride; 3] },
+        };
+        let second = ConvSpec { padding: [1; 3], residual: Some(residual), relu, ..conv(to, to, [3; 3], 0.5) };
+        x = graph.conv(y, second).unwrap();
+        channels = to;
+    }
+    let features = graph.global_avg_pool(x).unwrap();
+    let logits = graph.linear(features, he_weights(90, CLASSES, channels), noise_vec(91, CLASSES)).unwrap();
+    graph.compile(&[logits, features], options).unwrap()
+}
+
+fn bytes(clips: usize) -> Vec<u8> {
+    noise_vec(7, clips * CLIP).iter().map(|x| ((x + 1.0) * 127.9) as u8).collect()
+}
+
+fn table() -> [[f32; 256]; 3] {
+    std::array::from_fn(|channel| std::array::from_fn(|byte| byte as f32 - [114.7748, 107.7354, 99.475][channel]))
+}
+
+fn logits(plan: &mut Plan, clips: &[&[u8]]) -> Vec<f32> {
+    let (mut logits, mut features) = (vec![f32::NAN; clips.len() * CLASSES], vec![f32::NAN; clips.len() * 64]);
+    plan.run(Input::Rgb { clips, table: &table() }, &mut [&mut logits, &mut features]).unwrap();
+    logits
+}
+
+/// Bits, so that a comparison tells -0 from 0 and never passes over NaN.
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|x| x.to_bits()).collect()
+}
+
+#[test]
+fn a_clip_gives_the_same_bits_alone_and_in_every_place_of_a_batch_on_any_number_of_threads() {
+    let bytes = bytes(9);
+    let clips: Vec<&[u8]> = bytes.chunks(CLIP).collect();
+    for instruction_set in InstructionSet::available() {
+        let options =
+            |threads| PlanOptions { threads, max_batch: 9, instruction_set: Some(instruction_set), winograd: true };
+        let mut plan = network(options(1));
+        assert!(plan.layers().iter().any(|layer| matches!(layer.algorithm, Algorithm::Winograd { .. })));
+        let alone: Vec<Vec<u32>> = clips.iter().map(|&clip| bits(&logits(&mut plan, &[clip]))).collect();
+        assert!(alone.windows(2).all(|pair| pair[0] != pair[1]), "the clips differ, so must the logits");
+        for threads in [1, 2, 3, 5] {
+            let mut plan = network(options(threads));
+            for count in [9, 1, 4] {
+                // From another clip on each time: places in the batch change too.
+                let some = &clips[9 - count..];
+                let batch = bits(&logits(&mut plan, some));
+                for (place, expected) in alone[9 - count..].iter().enumerate() {
+                    let found = &batch[place * CLASSES..][..CLASSES];
+                    assert_eq!(found, &expected[..], "{instruction_set:?}, {threads} threads, {place} of {count}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn instruction_sets_and_algorithms_agree_to_rounding() {
+    let bytes = bytes(2);
+    let clips: Vec<&[u8]> = bytes.chunks(CLIP).collect();
+    let options = |instruction_set, winograd| PlanOptions {
+        threads: 2,
+        max_batch: 2,
+        instruction_set: Some(instruction_set),
+        winograd,
+    };
+    let direct = logits(&mut network(options(InstructionSet::Portable, false)), &clips);
+    let reference: Vec<f64> = direct.iter().map(|&x| f64::from(x)).collect();
+    for instruction_set in InstructionSet::available() {
+        for winograd in [false, true] {
+            let error = error(&logits(&mut network(options(instruction_set, winograd)), &clips), &reference);
+            // The whole network's bar against PyTorch is 1e-4.
+            assert!(error < 2e-5, "{instruction_set:?}, winograd {winograd}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn hard_clips_stay_close_to_direct_convolution() {
+    let flat = |byte: u8| vec![byte; CLIP];
+    let checkerboard: Vec<u8> = (0..CLIP).map(|i| if (i / 3 % 30 + i / 90 % 26) % 2 == 0 { 0 } else { 255 }).collect();
+    let binary: Vec<u8> = noise_vec(9, CLIP).iter().map(|&x| if x < 0.0 { 0 } else { 255 }).collect();
+    let all = [flat(0), flat(255), checkerboard, binary];
+    let clips: Vec<&[u8]> = all.iter().map(Vec::as_slice).collect();
+    let options = |winograd| PlanOptions { threads: 2, max_batch: 4, winograd, ..Default::default() };
+    let reference: Vec<f64> = logits(&mut network(options(false)), &clips).iter().map(|&x| f64::from(x)).collect();
+    let error = error(&logits(&mut network(options(true)), &clips), &reference);
+    assert!(error < 2e-5, "{error:e}");
+}
+
+#[test]
+fn bytes_through_the_table_equal_normalised_values() {
+    let bytes = bytes(2);
+    let clips: Vec<&[u8]> = bytes.chunks(CLIP).collect();
+    let table = table();
+    let [_, t, h, w] = DIMS;
+    let mut values = vec![0.0; 2 * CLIP];
+    for (clip, value) in clips.iter().zip(values.chunks_mut(CLIP)) {
+        for position in 0..t * h * w {
+            for channel in 0..3 {
+                value[channel * t * h * w + position] = table[channel][usize::from(clip[position * 3 + channel])];
+            }
+        }
+    }
+    let mut plan = network(PlanOptions { threads: 2, max_batch: 2, ..Default::default() });
+    let from_bytes = logits(&mut plan, &clips);
+    let (mut from_values, mut features) = (vec![0.0; 2 * CLASSES], vec![0.0; 2 * 64]);
+    plan.run(Input::F32 { values: &values, batch: 2 }, &mut [&mut from_values, &mut features]).unwrap();
+    assert_eq!(bits(&from_bytes), bits(&from_values));
+}
+
+#[test]
+fn slices_and_batches_that_do_not_fit_are_refused_and_the_plan_goes_on() {
+    let mut plan = network(PlanOptions { threads: 1, max_batch: 2, ..Default::default() });
+    let (values, mut out, mut features) = (vec![0.0; 3 * CLIP], vec![0.0; 3 * CLASSES], vec![0.0; 3 * 64]);
+    let table = table();
+    let mut refused = |input: Input, outputs: &mut [&mut [f32]]| plan.run(input, outputs).unwrap_err().to_string();
+
+    let clips = |batch| Input::F32 { values: &values[..batch * CLIP], batch };
+    let both = &mut [&mut out[..], &mut features[..]];
+    assert_eq!(refused(clips(0), both), "a batch of 0 clips; the plan takes 1 to 2");
+    assert_eq!(refused(clips(3), both), "a batch of 3 clips; the plan takes 1 to 2");
+    let short = Input::F32 { values: &values[1..CLIP], batch: 1 };
+    assert_eq!(refused(short, both), format!("the input has {} values; expected are {CLIP}", CLIP - 1));
+    let short = Input::Rgb { clips: &[&[0; 5]], table: &table };
+    assert_eq!(refused(short, both), format!("the input has 5 values; expected are {CLIP}"));
+    assert_eq!(refused(clips(1), &mut [&mut out[..CLASSES]]), "1 output slices; the plan has 2 outputs");
+    let outputs = &mut [&mut out[..CLASSES], &mut features[..3]];
+    assert_eq!(refused(clips(1), outputs), "output 1 has room for 3 values; needed are 64");
+    assert!(plan.run(clips(1), &mut [&mut out[..CLASSES], &mut features[..64]]).is_ok());
+}
+
+#[test]
+fn layers_that_do_not_fit_are_refused_by_name() {
+    let mut graph = GraphBuilder::new([4, 2, 6, 6]).unwrap();
+    let x = graph.input();
+    let conv = |name: &'static str| ConvSpec::new(name, 8, [3; 3], vec![0.0; 8 * 4 * 27], vec![0.0; 8]);
+    let padded = |name| ConvSpec { padding: [1; 3], ..conv(name) };
+
+    let refused = graph.conv(x, conv("long kernel")).unwrap_err();
+    assert!(matches!(&refused, PlanError::Window { layer, input: [2, 6, 6], .. } if layer == "long kernel"));
+    let refused = graph.conv(x, ConvSpec { stride: [0, 1, 1], ..padded("no stride") }).unwrap_err();
+    assert!(matches!(refused, PlanError::Window { stride: [0, 1, 1], .. }));
+    let refused = graph.conv(x, ConvSpec { padding: [usize::MAX; 3], ..conv("endless") }).unwrap_err();
+    assert!(matches!(refused, PlanError::Window { .. }));
+    let refused = graph.conv(x, ConvSpec { weight: vec![0.0; 7].into(), ..padded("few") }).unwrap_err();
+    assert_eq!(refused.to_string(), "few: the weight has 7 values; the shape needs 864");
+    let refused = graph.conv(x, ConvSpec { residual: Some(Residual::Identity(x)), ..padded("sum") }).unwrap_err();
+    assert!(matches!(refused, PlanError::ResidualShape { actual: [4, 2, 6, 6], output: [8, 2, 6, 6], .. }));
+    assert!(matches!(graph.linear(x, vec![0.0; 4], vec![0.0]), Err(PlanError::LinearInput { .. })));
+    assert!(matches!(graph.max_pool(x, [2; 3], [2; 3], [2; 3]), Err(PlanError::Window { .. })));
+    assert!(matches!(GraphBuilder::new([3, 0, 4, 4]), Err(PlanError::Shape { .. })));
+    assert!(matches!(GraphBuilder::new([usize::MAX, 2, 4, 4]), Err(PlanError::Shape { .. })));
+
+    let y = graph.conv(x, padded("good")).unwrap();
+    let mut other = GraphBuilder::new([4, 2, 6, 6]).unwrap();
+    let refused = other.conv(y, padded("stray")).unwrap_err();
+    assert_eq!(refused.to_string(), "stray: node 1 is not of this graph");
+    assert!(matches!(
+        graph.compile(&[y], PlanOptions { threads: 0, ..Default::default() }),
+        Err(PlanError::PlanOption { option: "threads", actual: 0, .. })
+    ));
+}
