@@ -1,4 +1,4 @@
-//! 3D ResNets: what a model file says ([`spec`]), its layers ([`layout`]), the file itself ([`file`]), the network in
+//! 3D ResNets: what a model file says ([`spec`]), its layers ([`layout`]), the file itself ([`mod@file`]), the network in
 //! candle ([`resnet`]) and as an inference plan ([`plan`]), and the model that is built in ([`builtin`]).
 
 pub mod builtin;
