@@ -5,15 +5,15 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use clap::{Args as ClapArgs, Subcommand, ValueEnum};
+use clap::{Args as ClapArgs, Subcommand};
 use serde_json::json;
 
-use super::model::{self, EngineArgs};
+use super::model::{self, EngineArgs, ShortcutArg};
 use crate::bench::model::{Effort, LayerTiming, peak_rss_bytes, profile, time_batch};
 use crate::engine::CpuExecutor;
 use crate::model::builtin;
 use crate::model::file::Model;
-use crate::model::spec::{Architecture, Family, ModelSpec, Shortcut, Stem};
+use crate::model::spec::{Architecture, Family, ModelSpec, Stem};
 
 /// Measures speed on this machine.
 #[derive(Debug, ClapArgs)]
@@ -89,12 +89,6 @@ struct ModelArgs {
     /// Print one JSON object a batch size, a line each
     #[arg(long)]
     json: bool,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum ShortcutArg {
-    A,
-    B,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
@@ -221,10 +215,7 @@ fn print_layers(layers: &[LayerTiming]) {
 
 /// A network of the paper with 400 classes and weights that mean nothing.
 fn initialised(depth: u32, shortcut: ShortcutArg) -> anyhow::Result<Model> {
-    let shortcut = match shortcut {
-        ShortcutArg::A => Shortcut::A,
-        ShortcutArg::B => Shortcut::B,
-    };
+    let shortcut = shortcut.into();
     let architecture =
         Architecture { family: Family::ResNet3d, depth, shortcut, widen_factor: 1.0, stem: Stem::AUTHORS };
     let spec = ModelSpec {

@@ -6,8 +6,9 @@ use std::process::ExitCode;
 use candle_core::DType;
 use clap::{Args as ClapArgs, ValueEnum};
 
+use super::model::ShortcutArg;
 use crate::convert::{ConvertOptions, convert, read_preprocessing};
-use crate::model::spec::{ClipSpec, Shortcut};
+use crate::model::spec::ClipSpec;
 
 /// Turns a PyTorch checkpoint (3D-ResNets-PyTorch of 2018 or 2020, or torchvision's r3d_18) into a model file that
 /// `serve` and `classify` take. Code in the checkpoint is never executed. Depth, shortcut, width, stem and class count
@@ -82,12 +83,6 @@ pub(super) struct Args {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum ShortcutArg {
-    A,
-    B,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
 enum DTypeArg {
     F32,
     F16,
@@ -100,10 +95,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         clip: ClipSpec { frames: args.clip_frames, size: args.clip_size, temporal_stride: args.temporal_stride },
         labels: args.labels,
         depth: args.depth,
-        shortcut: args.shortcut.map(|shortcut| match shortcut {
-            ShortcutArg::A => Shortcut::A,
-            ShortcutArg::B => Shortcut::B,
-        }),
+        shortcut: args.shortcut.map(Into::into),
         stem_stride_t: args.stem_stride,
         max_pool: args.max_pool,
         dtype: match args.dtype {

@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use anyhow::Context;
-use clap::Args;
-#[cfg(feature = "video")]
-use clap::ValueEnum;
+use clap::{Args, ValueEnum};
 
 use crate::engine::EngineConfig;
 use crate::model::builtin;
 use crate::model::file::Model;
+use crate::model::spec::Shortcut;
 
 /// How the model runs.
 #[derive(Debug, Args)]
@@ -22,6 +21,22 @@ pub(super) struct EngineArgs {
 impl EngineArgs {
     pub(super) fn threads(&self) -> usize {
         self.threads.map_or_else(|| EngineConfig::default().threads, usize::from)
+    }
+}
+
+/// Shortcut of the residual blocks.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(super) enum ShortcutArg {
+    A,
+    B,
+}
+
+impl From<ShortcutArg> for Shortcut {
+    fn from(shortcut: ShortcutArg) -> Self {
+        match shortcut {
+            ShortcutArg::A => Self::A,
+            ShortcutArg::B => Self::B,
+        }
     }
 }
 
