@@ -115,7 +115,11 @@ impl VideoStream {
     fn at_start(source: &dyn Origin, options: &DecodeOptions) -> Result<(Self, bool), VideoError> {
         let DecodeOptions { limits, cancel, range, .. } = options;
         let cpu_time_before = glue::thread_cpu_time();
-        let bytes = source.open(limits)?;
+        let bytes = source.open(limits).map_err(|error| match error {
+            // How the wait for an upload ended is no news to who cancelled it.
+            _ if cancel.is_cancelled() => VideoError::Cancelled,
+            error => error,
+        })?;
         let seekable = !bytes.in_order;
         let token = cancel.clone();
         let mut input = glue::open(bytes, limits, move || token.is_cancelled()).map_err(|error| match error {

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{Cursor, Read, Seek, SeekFrom};
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -10,7 +11,7 @@ use super::error::VideoError;
 use super::ffmpeg as glue;
 use super::ffmpeg::MediaBytes;
 use super::limits::Limits;
-use super::spool::{self, SpoolReader};
+use super::spool::{self, SpoolReader, WhileWaiting};
 
 /// Where the encoded bytes are.
 #[derive(Debug, Clone)]
@@ -22,6 +23,16 @@ pub enum Source {
     /// An upload that may still be arriving. Frames come as soon as their bytes are there, but for an MP4 whose index
     /// comes last, which has to arrive first.
     Spool(SpoolReader),
+}
+
+impl Source {
+    /// The same bytes; `other` takes part in waiting for those that have not arrived.
+    pub(super) fn with(self, other: Arc<dyn WhileWaiting>) -> Self {
+        match self {
+            Self::Spool(reader) => Self::Spool(reader.with(other)),
+            whole @ (Self::Path(_) | Self::Bytes(_)) => whole,
+        }
+    }
 }
 
 /// What encoded bytes come from.

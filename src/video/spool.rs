@@ -54,7 +54,8 @@ pub enum SpoolError {
 pub fn spool(options: SpoolOptions, cancel: CancellationToken) -> (SpoolWriter, SpoolReader) {
     let state = State { memory: Vec::new(), file: None, len: 0, end: End::Open };
     let shared = Arc::new(Shared { state: Mutex::new(state), arrived: Condvar::new() });
-    let reader = SpoolReader { shared: shared.clone(), cancel, position: 0, alive: Arc::new(()) };
+    let reader =
+        SpoolReader { shared: shared.clone(), cancel, position: 0, while_waiting: Vec::new(), alive: Arc::new(()) };
     let writer = SpoolWriter { shared, options, readers: Arc::downgrade(&reader.alive) };
     (writer, reader)
 }
@@ -86,24 +87,42 @@ impl Shared {
     }
 
     /// Waits until `ready` says so of the spool, or no more bytes come.
-    fn wait_until(
+    fn wait_until(&self, reader: &SpoolReader, ready: impl Fn(&State) -> bool) -> io::Result<MutexGuard<'_, State>> {
+        let settled = |state: &State| {
+            if reader.cancel.is_cancelled() {
+                return Some(Err(io::Error::other("cancelled while waiting for the upload")));
+            }
+            if ready(state) || state.end == End::Complete {
+                return Some(Ok(()));
+            }
+            (state.end == End::Broken)
+                .then(|| Err(io::Error::new(ErrorKind::ConnectionAborted, "the upload broke off")))
+        };
+        let state = self.lock();
+        if let Some(result) = settled(&state) {
+            return result.map(|()| state);
+        }
+        reader.while_waiting.iter().for_each(|other| other.begin());
+        let result =
+            self.sleep_until(state, || reader.while_waiting.iter().try_for_each(|other| other.check()), settled);
+        // These may wait in turn, which the writer must not have to.
+        reader.while_waiting.iter().for_each(|other| other.end());
+        result.map(|()| self.lock())
+    }
+
+    fn sleep_until(
         &self,
-        cancel: &CancellationToken,
-        ready: impl Fn(&State) -> bool,
-    ) -> io::Result<MutexGuard<'_, State>> {
-        let mut state = self.lock();
+        mut state: MutexGuard<'_, State>,
+        check: impl Fn() -> io::Result<()>,
+        settled: impl Fn(&State) -> Option<io::Result<()>>,
+    ) -> io::Result<()> {
         loop {
-            if cancel.is_cancelled() {
-                return Err(io::Error::other("cancelled while waiting for the upload"));
-            }
-            if ready(&state) || state.end == End::Complete {
-                return Ok(state);
-            }
-            if state.end == End::Broken {
-                return Err(io::Error::new(ErrorKind::ConnectionAborted, "the upload broke off"));
-            }
             let waited = self.arrived.wait_timeout(state, CANCELLATION_PERIOD);
             state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+            if let Some(result) = settled(&state) {
+                return result;
+            }
+            check()?;
         }
     }
 }
@@ -183,7 +202,20 @@ pub struct SpoolReader {
     shared: Arc<Shared>,
     cancel: CancellationToken,
     position: u64,
+    while_waiting: Vec<Arc<dyn WhileWaiting>>,
     alive: Arc<()>,
+}
+
+/// What else happens while a reader waits for bytes that have not arrived.
+pub(super) trait WhileWaiting: Send + Sync {
+    /// The wait begins.
+    fn begin(&self) {}
+
+    /// Asked every [`CANCELLATION_PERIOD`]; an error ends the wait.
+    fn check(&self) -> io::Result<()>;
+
+    /// The wait is over; the reader goes on when this returns.
+    fn end(&self) {}
 }
 
 /// How soon a waiting reader notices its cancellation.
@@ -194,11 +226,17 @@ impl SpoolReader {
     pub fn is_complete(&self) -> bool {
         self.shared.lock().end == End::Complete
     }
+
+    /// The same, and `other` takes part in its waits.
+    pub(super) fn with(mut self, other: Arc<dyn WhileWaiting>) -> Self {
+        self.while_waiting.push(other);
+        self
+    }
 }
 
 impl Read for SpoolReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
-        let state = self.shared.wait_until(&self.cancel, |state| state.len > self.position)?;
+        let state = self.shared.wait_until(self, |state| state.len > self.position)?;
         let n = state.len.saturating_sub(self.position).min(out.len() as u64) as usize;
         match state.file.clone() {
             Some(file) => {
@@ -218,7 +256,7 @@ impl Seek for SpoolReader {
         let position = match to {
             SeekFrom::Start(position) => Some(position),
             SeekFrom::Current(by) => self.position.checked_add_signed(by),
-            SeekFrom::End(by) => self.shared.wait_until(&self.cancel, |_| false)?.len.checked_add_signed(by),
+            SeekFrom::End(by) => self.shared.wait_until(self, |_| false)?.len.checked_add_signed(by),
         };
         self.position = position.ok_or_else(|| io::Error::from(ErrorKind::InvalidInput))?;
         Ok(self.position)

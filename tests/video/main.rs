@@ -8,5 +8,6 @@ mod lengths;
 mod media;
 mod parity;
 mod pillow;
+mod pool;
 mod ranges;
 mod streaming;

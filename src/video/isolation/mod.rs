@@ -10,17 +10,17 @@ mod worker;
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, Once, PoisonError};
 
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 pub use worker::run_worker;
 
-use super::source::Origin;
 use super::{Clip, DecodeOptions, Source, VideoError, VideoSummary, decode_clips};
 use crate::model::spec::{ClipSpec, Preprocessing};
 use process::{JobError, Worker};
-use protocol::Job;
 
 /// Where decoding happens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +62,7 @@ impl Default for WorkerOptions {
 pub struct Decoder {
     isolation: Isolation,
     idle: Mutex<Vec<Worker>>,
+    lost: AtomicU64,
 }
 
 impl std::fmt::Debug for Worker {
@@ -73,7 +74,12 @@ impl std::fmt::Debug for Worker {
 impl Decoder {
     /// A decoder; it starts no process before the first video.
     pub fn new(isolation: Isolation) -> Self {
-        Self { isolation, idle: Mutex::new(Vec::new()) }
+        Self { isolation, idle: Mutex::new(Vec::new()), lost: AtomicU64::new(0) }
+    }
+
+    /// Processes that died, or had to be ended, over their videos.
+    pub fn lost_processes(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
     }
 
     /// As [`decode_clips`], which it is without isolation. With it, decoders have one thread each.
@@ -94,17 +100,8 @@ impl Decoder {
         let mut handed_over = 0;
         let mut died_before = false;
         loop {
-            let mut bytes = source.open(&options.limits)?;
-            let job = Job {
-                clip: *clip,
-                preprocessing: *preprocessing,
-                limits: options.limits.clone(),
-                range: options.range,
-                crop: options.crop,
-                in_order: bytes.in_order,
-            };
-            let mut worker = self.take(workers, clip.rgb_len(), died_before)?;
-            let result = worker.decode(&mut bytes, job, options, handed_over, |clip| {
+            let mut worker = self.take(workers, clip.rgb_len(), died_before, &options.cancel)?;
+            let result = worker.decode(source, clip, preprocessing, options, handed_over, |clip| {
                 handed_over = clip.index + 1;
                 on_clip(clip)
             });
@@ -124,8 +121,12 @@ impl Decoder {
                     self.put_back(worker, workers);
                     return Err(error);
                 }
-                Err(JobError::Lost(detail)) if died_before => return Err(VideoError::DecoderCrashed { detail }),
+                Err(JobError::Lost(detail)) if died_before => {
+                    self.lost.fetch_add(1, Ordering::Relaxed);
+                    return Err(VideoError::DecoderCrashed { detail });
+                }
                 Err(JobError::Lost(detail)) => {
+                    self.lost.fetch_add(1, Ordering::Relaxed);
                     warn!(detail, "decoder process lost, trying its video once more");
                     died_before = true;
                 }
@@ -133,14 +134,23 @@ impl Decoder {
         }
     }
 
-    fn take(&self, options: &WorkerOptions, clip_len: usize, fresh: bool) -> Result<Worker, VideoError> {
+    fn take(
+        &self,
+        options: &WorkerOptions,
+        clip_len: usize,
+        fresh: bool,
+        cancel: &CancellationToken,
+    ) -> Result<Worker, VideoError> {
         if !fresh {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(place) = idle.iter().rposition(|worker| worker.fits(clip_len)) {
                 return Ok(idle.swap_remove(place));
             }
         }
-        let (worker, missing) = Worker::start(options, clip_len).map_err(|e| VideoError::NoDecoder(e.to_string()))?;
+        let (worker, missing) = Worker::start(options, clip_len, cancel).map_err(|error| match error {
+            _ if cancel.is_cancelled() => VideoError::Cancelled,
+            error => VideoError::NoDecoder(error.to_string()),
+        })?;
         debug!("decoder process started");
         static WARNED: Once = Once::new();
         if !missing.is_empty() {

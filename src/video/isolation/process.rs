@@ -6,15 +6,21 @@ use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, SealFlags};
+use tokio_util::sync::CancellationToken;
 
 use super::WorkerOptions;
 use super::protocol::{FromWorker, Job, Link, SLOTS, SharedMemory, ToWorker, WINDOW};
+use crate::model::spec::{ClipSpec, Preprocessing};
 use crate::video::ffmpeg::MediaBytes;
-use crate::video::{Clip, DecodeOptions, VideoError, VideoSummary};
+use crate::video::source::Origin;
+use crate::video::spool::WhileWaiting;
+use crate::video::{Clip, DecodeOptions, Source, VideoError, VideoSummary};
 
 /// How soon a cancellation is noticed.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -24,12 +30,32 @@ const START_TIME: Duration = Duration::from_secs(20);
 
 /// One decoder process. Dropping it ends the process.
 pub(super) struct Worker {
-    child: Child,
+    child: Arc<Mutex<Child>>,
     link: Link,
     memory: SharedMemory,
     window: Vec<u8>,
     /// Videos it has decoded.
     pub(super) videos: u32,
+}
+
+/// Ends the wait for an upload when the process that wants its bytes has died.
+struct DeathWatch(Arc<Mutex<Child>>);
+
+impl WhileWaiting for DeathWatch {
+    fn check(&self) -> io::Result<()> {
+        match lock(&self.0).try_wait()? {
+            None => Ok(()),
+            Some(status) => Err(io::Error::other(words_for(status))),
+        }
+    }
+}
+
+fn lock(child: &Mutex<Child>) -> MutexGuard<'_, Child> {
+    child.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn words_for(status: ExitStatus) -> String {
+    status.signal().map_or(format!("it ended with {status}"), |signal| format!("it was killed by signal {signal}"))
 }
 
 /// Why a job has no summary.
@@ -48,7 +74,11 @@ impl From<VideoError> for JobError {
 
 impl Worker {
     /// Starts a process whose clips have at most `slot_len` bytes. Also gives what of its sandbox this kernel lacks.
-    pub(super) fn start(options: &WorkerOptions, slot_len: usize) -> io::Result<(Self, Vec<String>)> {
+    pub(super) fn start(
+        options: &WorkerOptions,
+        slot_len: usize,
+        cancel: &CancellationToken,
+    ) -> io::Result<(Self, Vec<String>)> {
         let memory = sealed_memory(SharedMemory::len_for(slot_len))?;
         let (ours, theirs) = UnixStream::pair()?;
         let mut command = Command::new(&options.program);
@@ -57,16 +87,31 @@ impl Worker {
         if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
             command.env("LD_LIBRARY_PATH", path);
         }
-        let child = command.stdin(OwnedFd::from(theirs)).stdout(memory.try_clone()?).stderr(Stdio::null()).spawn()?;
+        command.stdin(OwnedFd::from(theirs)).stdout(memory.try_clone()?).stderr(Stdio::null());
+        let child = spawn_from_lasting_thread(command)?;
         let memory = SharedMemory::new(memory, slot_len);
-        let mut worker = Self { child, link: Link::new(ours), memory, window: Vec::new(), videos: 0 };
-        worker.link.set_patience(START_TIME)?;
-        worker.link.send(&ToWorker::Setup { max_memory: options.max_memory })?;
-        let FromWorker::Ready { missing } = worker.link.receive()? else {
-            return Err(io::Error::new(ErrorKind::InvalidData, "the decoder process does not say that it is ready"));
-        };
+        let mut worker =
+            Self { child: Arc::new(Mutex::new(child)), link: Link::new(ours), memory, window: Vec::new(), videos: 0 };
         worker.link.set_patience(PATIENCE)?;
-        Ok((worker, missing))
+        worker.link.send(&ToWorker::Setup { max_memory: options.max_memory })?;
+        let begin = Instant::now();
+        loop {
+            match worker.link.receive() {
+                Ok(FromWorker::Ready { missing }) => return Ok((worker, missing)),
+                Ok(_) => {
+                    let detail = "the decoder process does not say that it is ready";
+                    return Err(io::Error::new(ErrorKind::InvalidData, detail));
+                }
+                Err(error) if is_impatience(&error) && !cancel.is_cancelled() && begin.elapsed() < START_TIME => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// How the process died, if it did.
+    fn died(&self) -> Option<JobError> {
+        let status = lock(&self.child).try_wait().ok().flatten()?;
+        Some(JobError::Lost(words_for(status)))
     }
 
     /// Whether it has room for clips of `len` bytes.
@@ -77,16 +122,29 @@ impl Worker {
     /// Decodes one video. Clips before number `skip` are not handed over.
     pub(super) fn decode(
         &mut self,
-        bytes: &mut MediaBytes,
-        job: Job,
+        source: &Source,
+        clip: &ClipSpec,
+        preprocessing: &Preprocessing,
         options: &DecodeOptions,
         skip: usize,
         mut on_clip: impl FnMut(Clip) -> ControlFlow<()>,
     ) -> Result<VideoSummary, JobError> {
         self.videos += 1;
-        let clip_spec = job.clip;
+        let source = source.clone().with(Arc::new(DeathWatch(Arc::clone(&self.child))));
+        let mut bytes = match source.open(&options.limits) {
+            Ok(bytes) => bytes,
+            Err(_) if options.cancel.is_cancelled() => return Err(VideoError::Cancelled.into()),
+            Err(error) => return Err(self.died().unwrap_or(error.into())),
+        };
         let lost = |error: io::Error| JobError::Lost(error.to_string());
-        self.send(&ToWorker::Decode(Box::new(job)))?;
+        self.send(&ToWorker::Decode(Box::new(Job {
+            clip: *clip,
+            preprocessing: *preprocessing,
+            limits: options.limits.clone(),
+            range: options.range,
+            crop: options.crop,
+            in_order: bytes.in_order,
+        })))?;
         let mut next_clip = 0;
         // Clips that the caller has, those of an earlier try included, and whether it wants more.
         let (mut handed_over, mut more) = (0, true);
@@ -94,35 +152,29 @@ impl Worker {
         loop {
             match self.receive(options, &mut waited)? {
                 FromWorker::Read { offset, len } => {
-                    let answer = self.read(bytes, offset, len);
-                    if options.cancel.is_cancelled() {
-                        return Err(VideoError::Cancelled.into());
-                    }
-                    self.send(&answer)?;
+                    let answer = self.read(&mut bytes, offset, len);
+                    self.answer(&answer, options)?;
                 }
                 FromWorker::AskLength => {
                     let answer = match bytes.bytes.seek(SeekFrom::End(0)) {
                         Ok(bytes) => ToWorker::Length { bytes },
                         Err(error) => ToWorker::ReadFailed { detail: error.to_string() },
                     };
-                    if options.cancel.is_cancelled() {
-                        return Err(VideoError::Cancelled.into());
-                    }
-                    self.send(&answer)?;
+                    self.answer(&answer, options)?;
                 }
                 FromWorker::Clip { slot, index, frames, start, end } => {
-                    if slot >= SLOTS || index != next_clip || !(1..=clip_spec.frames).contains(&frames) {
+                    if slot >= SLOTS || index != next_clip || !(1..=clip.frames).contains(&frames) {
                         return Err(JobError::Lost("it sent a clip that cannot be".to_string()));
                     }
                     next_clip += 1;
                     handed_over += u64::from(more);
                     // The next clip was on its way when the caller had enough.
                     if more && index >= skip {
-                        let mut rgb = vec![0; clip_spec.rgb_len()];
+                        let mut rgb = vec![0; clip.rgb_len()];
                         self.memory.read_slot(slot, &mut rgb).map_err(lost)?;
                         more = on_clip(Clip { index, frames, start, end, rgb }).is_continue();
                     }
-                    self.send(&ToWorker::Taken { slot, more })?;
+                    self.answer(&ToWorker::Taken { slot, more }, options)?;
                 }
                 FromWorker::Done(summary) if !more => return Ok(VideoSummary { clips: handed_over, ..*summary }),
                 FromWorker::Done(summary) if summary.clips == next_clip as u64 => return Ok(*summary),
@@ -145,7 +197,7 @@ impl Worker {
                     *waited += begin.elapsed();
                     return Ok(message);
                 }
-                Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {}
+                Err(error) if is_impatience(&error) => {}
                 Err(error) => return Err(JobError::Lost(self.obituary(&error))),
             }
             if options.cancel.is_cancelled() {
@@ -166,6 +218,19 @@ impl Worker {
         }
     }
 
+    /// Sends what may have taken long to come by.
+    fn answer(&mut self, message: &ToWorker, options: &DecodeOptions) -> Result<(), JobError> {
+        if let ToWorker::ReadFailed { .. } = message
+            && let Some(died) = self.died()
+        {
+            return Err(died);
+        }
+        if options.cancel.is_cancelled() {
+            return Err(VideoError::Cancelled.into());
+        }
+        self.send(message)
+    }
+
     fn send(&mut self, message: &ToWorker) -> Result<(), JobError> {
         self.link.send(message).map_err(|error| JobError::Lost(self.obituary(&error)))
     }
@@ -178,13 +243,9 @@ impl Worker {
         }
         // A process that is dying closes its socket first; one that only closed it is not waited for.
         for _ in 0..10 {
-            match self.child.try_wait() {
-                Ok(Some(status)) => {
-                    return status
-                        .signal()
-                        .map_or(format!("it ended with {status}"), |s| format!("it was killed by signal {s}"));
-                }
-                Ok(None) => std::thread::sleep(PATIENCE),
+            match lock(&self.child).try_wait() {
+                Ok(Some(status)) => return words_for(status),
+                Ok(None) => thread::sleep(PATIENCE),
                 Err(error) => return error.to_string(),
             }
         }
@@ -195,9 +256,32 @@ impl Worker {
 impl Drop for Worker {
     fn drop(&mut self) {
         // Both fail only if it is gone and reaped already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let mut child = lock(&self.child);
+        let _ = child.kill();
+        let _ = child.wait();
     }
+}
+
+fn is_impatience(error: &io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut)
+}
+
+/// Starts a process from a thread that stays as long as this process does: the kernel takes the end of the thread that
+/// started a process for the death of its parent (prctl(2), PR_SET_PDEATHSIG).
+fn spawn_from_lasting_thread(mut command: Command) -> io::Result<Child> {
+    type Start = Box<dyn FnOnce() + Send>;
+    static STARTS: LazyLock<mpsc::Sender<Start>> = LazyLock::new(|| {
+        let (sender, starts) = mpsc::channel::<Start>();
+        // Without the thread the sends fail, which is reported there.
+        let _ =
+            thread::Builder::new().name("decoder-start".into()).spawn(|| starts.into_iter().for_each(|start| start()));
+        sender
+    });
+    let (sender, started) = mpsc::channel();
+    let start = Box::new(move || sender.send(command.spawn()).unwrap_or_default());
+    let no_thread = || io::Error::other("there is no thread to start decoder processes from");
+    STARTS.send(start).map_err(|_| no_thread())?;
+    started.recv().map_err(|_| no_thread())?
 }
 
 /// Memory that nobody can resize any more.

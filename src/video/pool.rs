@@ -1,0 +1,465 @@
+//! Many open videos, few of them decoding at a time, in turns.
+//!
+//! Two things are bounded apart: how many videos are open (memory) and how many decode (CPU). A decode holds a turn only
+//! while it has work to do: it gives it up at each clip boundary, while nobody takes its clips and while the bytes
+//! it needs next have not arrived, and stands in line for the next. So a long video can't starve a short one, and
+//! neither a slow model nor a slow uploader keeps others waiting.
+
+use std::any::Any;
+use std::io;
+use std::ops::ControlFlow;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+
+use tokio::runtime::Handle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::spool::WhileWaiting;
+use super::{Clip, DecodeOptions, Decoder, Isolation, Source, VideoError, VideoSummary};
+use crate::model::spec::{ClipSpec, Preprocessing};
+
+/// Clips of one video that are decoded and not yet taken; a decode beyond them waits without holding a turn.
+const CLIPS_AHEAD: usize = 2;
+
+/// How many videos a [`DecodePool`] handles.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PoolOptions {
+    /// Videos that decode at a time, one thread each.
+    pub threads: usize,
+    /// Videos that are open at a time; at least `threads`. Each costs the memory of a decoder, 20 to 120 MB up to 1080p.
+    pub open_videos: usize,
+}
+
+impl Default for PoolOptions {
+    /// As many threads as there are CPUs, and four open videos for each: some wait for bytes or for the model.
+    fn default() -> Self {
+        let threads = thread::available_parallelism().map_or(1, usize::from);
+        Self { threads, open_videos: 4 * threads }
+    }
+}
+
+/// What a pool does at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PoolState {
+    /// Videos that wait to be opened.
+    pub waiting: usize,
+    /// Videos that are open.
+    pub open: usize,
+    /// Those of them that decode at this moment.
+    pub running: usize,
+    /// Decoder processes that died or had to be ended over their videos, since the pool was made.
+    pub worker_restarts: u64,
+}
+
+/// Decodes videos, a bounded number at a time; see the module. Share it by reference or in an [`Arc`].
+#[derive(Debug)]
+pub struct DecodePool {
+    decoder: Arc<Decoder>,
+    options: PoolOptions,
+    /// One permit an open video. Both semaphores are first come, first served.
+    places: Arc<Semaphore>,
+    /// One permit a video that decodes.
+    turns: Arc<Semaphore>,
+    waiting: AtomicUsize,
+}
+
+impl DecodePool {
+    /// A pool that decodes in this process or in others. It starts neither threads nor processes before the first video.
+    pub fn new(isolation: Isolation, options: PoolOptions) -> Self {
+        let threads = options.threads.clamp(1, Semaphore::MAX_PERMITS);
+        let options = PoolOptions { threads, open_videos: options.open_videos.clamp(threads, Semaphore::MAX_PERMITS) };
+        Self {
+            decoder: Arc::new(Decoder::new(isolation)),
+            options,
+            places: Arc::new(Semaphore::new(options.open_videos)),
+            turns: Arc::new(Semaphore::new(options.threads)),
+            waiting: AtomicUsize::new(0),
+        }
+    }
+
+    /// What the pool does now. The numbers are read one after the other, so they may be from different moments.
+    pub fn state(&self) -> PoolState {
+        PoolState {
+            waiting: self.waiting.load(Ordering::Relaxed),
+            open: self.options.open_videos - self.places.available_permits().min(self.options.open_videos),
+            running: self.options.threads - self.turns.available_permits().min(self.options.threads),
+            worker_restarts: self.decoder.lost_processes(),
+        }
+    }
+
+    /// Waits for a place among the open videos (first come, first served), then begins to decode. Dropping the future
+    /// gives up the wait. Has to be called within a tokio runtime.
+    pub async fn decode(
+        &self,
+        source: Source,
+        clip: ClipSpec,
+        preprocessing: Preprocessing,
+        options: DecodeOptions,
+    ) -> Decoding {
+        let decoder = Arc::clone(&self.decoder);
+        self.begin(options.cancel.child_token(), move |turn| {
+            let source = source.with(Arc::clone(turn) as Arc<dyn WhileWaiting>);
+            let options = DecodeOptions { cancel: turn.cancel.clone(), ..options };
+            decoder.decode_clips(&source, &clip, &preprocessing, &options, |clip| turn.hand_over(clip))
+        })
+        .await
+    }
+
+    /// Runs `work` on a thread of its own once there is a place for it.
+    async fn begin(
+        &self,
+        cancel: CancellationToken,
+        work: impl FnOnce(&Arc<Turn>) -> Result<VideoSummary, VideoError> + Send + 'static,
+    ) -> Decoding {
+        let (sender, clips) = mpsc::channel(CLIPS_AHEAD);
+        let (send_result, result) = oneshot::channel();
+        let decoding = Decoding { clips, result, cancel: cancel.clone().drop_guard() };
+        let Some(place) = self.place(&cancel).await else {
+            let _ = send_result.send(Err(VideoError::Cancelled));
+            return decoding;
+        };
+        let turn = Arc::new(Turn {
+            turns: Arc::clone(&self.turns),
+            held: Mutex::new(None),
+            clips: sender,
+            cancel: cancel.clone(),
+            interrupted: AtomicBool::new(false),
+            runtime: Handle::current(),
+        });
+        let run = move || {
+            let result = panic::catch_unwind(AssertUnwindSafe(|| {
+                // Whether a video can be opened is told even to who wants no clips.
+                let _ = turn.take_unless(turn.cancel.cancelled());
+                work(&turn)
+            }));
+            let result = match result {
+                // However waits and jobs end that are cancelled, it is no news to who cancelled them.
+                Ok(_) if turn.cancel.is_cancelled() => Err(VideoError::Cancelled),
+                Ok(Err(_)) if turn.was_interrupted() => Err(VideoError::Cancelled),
+                Ok(Ok(summary)) if turn.was_interrupted() => Ok(VideoSummary { partial: None, ..summary }),
+                Ok(result) => result,
+                Err(panic) => Err(VideoError::DecoderCrashed { detail: words_of(panic.as_ref()) }),
+            };
+            // Whoever learns the result finds place and turn free.
+            turn.give_up();
+            drop((turn, place));
+            let _ = send_result.send(result);
+        };
+        // Not tokio's threads for blocking calls: a decode may wait for its uploader or its reader for minutes, and those
+        // threads are for short calls of everybody. Starting a thread costs less than opening any video.
+        if let Err(error) = thread::Builder::new().name("decode".into()).spawn(run) {
+            let (send_result, result) = oneshot::channel();
+            let _ = send_result.send(Err(VideoError::NoDecoder(format!("no thread could be started: {error}"))));
+            return Decoding { result, ..decoding };
+        }
+        decoding
+    }
+
+    /// A place among the open videos, or none if that is no longer wanted.
+    async fn place(&self, cancel: &CancellationToken) -> Option<OwnedSemaphorePermit> {
+        struct Waiting<'a>(&'a AtomicUsize);
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waiting = Waiting(&self.waiting);
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => None,
+            place = Arc::clone(&self.places).acquire_owned() => Some(place.expect("the semaphore is never closed")),
+        }
+    }
+}
+
+fn words_of(panic: &(dyn Any + Send)) -> String {
+    let message = panic.downcast_ref::<&str>().copied().or(panic.downcast_ref::<String>().map(String::as_str));
+    format!("it panicked: {}", message.unwrap_or("without a message"))
+}
+
+/// A video that is being decoded. Dropping it ends that: thread, process and whatever waits for its upload are free within
+/// a tenth of a second.
+#[derive(Debug)]
+pub struct Decoding {
+    clips: mpsc::Receiver<Clip>,
+    result: oneshot::Receiver<Result<VideoSummary, VideoError>>,
+    /// Cancels when dropped.
+    #[expect(dead_code, reason = "its drop is what it is for")]
+    cancel: DropGuard,
+}
+
+impl Decoding {
+    /// The next clip in order; `None` after the last, be it of the video or before an error, which
+    /// [`Decoding::finish`] tells. Cancel safe.
+    pub async fn next(&mut self) -> Option<Clip> {
+        self.clips.recv().await
+    }
+
+    /// What was decoded, or why that failed. Called before [`Decoding::next`] gave `None`, it asks to stop soon: clips
+    /// not yet taken are lost, and the summary covers what was decoded until then.
+    pub async fn finish(mut self) -> Result<VideoSummary, VideoError> {
+        self.clips.close();
+        let lost = || VideoError::NoDecoder("its thread is gone".to_string());
+        (&mut self.result).await.unwrap_or_else(|_| Err(lost()))
+    }
+}
+
+/// One decode's part in the turns, as its thread sees it.
+struct Turn {
+    turns: Arc<Semaphore>,
+    held: Mutex<Option<OwnedSemaphorePermit>>,
+    clips: mpsc::Sender<Clip>,
+    cancel: CancellationToken,
+    /// A wait for bytes was ended because nobody wants more clips.
+    interrupted: AtomicBool,
+    runtime: Handle,
+}
+
+impl Turn {
+    /// Stands in line for the next turn; tells whether more clips are wanted at all.
+    fn take(&self) -> ControlFlow<()> {
+        self.take_unless(async {
+            tokio::select! {
+                () = self.cancel.cancelled() => {}
+                () = self.clips.closed() => {}
+            }
+        })
+    }
+
+    fn take_unless(&self, unwanted: impl Future<Output = ()>) -> ControlFlow<()> {
+        self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = unwanted => ControlFlow::Break(()),
+                turn = Arc::clone(&self.turns).acquire_owned() => {
+                    *self.held() = Some(turn.expect("the semaphore is never closed"));
+                    ControlFlow::Continue(())
+                }
+            }
+        })
+    }
+
+    /// Lets the next in line have this turn.
+    fn give_up(&self) {
+        self.held().take();
+    }
+
+    fn was_interrupted(&self) -> bool {
+        self.interrupted.load(Ordering::Relaxed)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Hands over a clip, waiting for room out of turn, and ends the turn.
+    fn hand_over(&self, clip: Clip) -> ControlFlow<()> {
+        let full = self.clips.try_send(clip);
+        self.give_up();
+        if let Err(mpsc::error::TrySendError::Full(clip)) = full {
+            self.runtime.block_on(async {
+                tokio::select! {
+                    biased;
+                    () = self.cancel.cancelled() => ControlFlow::Break(()),
+                    sent = self.clips.send(clip) => sent.map_or(ControlFlow::Break(()), ControlFlow::Continue),
+                }
+            })?;
+        }
+        self.take()
+    }
+}
+
+impl WhileWaiting for Turn {
+    fn begin(&self) {
+        self.give_up();
+    }
+
+    fn check(&self) -> io::Result<()> {
+        if self.cancel.is_cancelled() || self.clips.is_closed() {
+            self.interrupted.store(true, Ordering::Relaxed);
+            return Err(io::Error::other("nobody wants the rest"));
+        }
+        Ok(())
+    }
+
+    fn end(&self) {
+        // Who is not wanted any more goes on without a turn, to its end.
+        let _ = self.take();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::{Duration, Instant};
+
+    fn pool(threads: usize, open_videos: usize) -> DecodePool {
+        DecodePool::new(Isolation::None, PoolOptions { threads, open_videos })
+    }
+
+    /// A decode of `clips` clips that notes its `name` for each of them in `log`.
+    async fn begin(pool: &DecodePool, name: char, clips: usize, log: &Arc<Mutex<String>>) -> Decoding {
+        let log = Arc::clone(log);
+        pool.begin(CancellationToken::new(), move |turn| {
+            for index in 0..clips {
+                log.lock().unwrap().push(name);
+                // Work enough for readers to keep up.
+                thread::sleep(Duration::from_millis(1));
+                if turn.hand_over(clip(index)).is_break() {
+                    break;
+                }
+            }
+            Ok(summary())
+        })
+        .await
+    }
+
+    fn clip(index: usize) -> Clip {
+        Clip { index, frames: 1, start: Duration::ZERO, end: Duration::ZERO, rgb: Vec::new() }
+    }
+
+    fn summary() -> VideoSummary {
+        VideoSummary {
+            frames: 0,
+            clips: 0,
+            duration: Duration::ZERO,
+            corrupt_packets: 0,
+            partial: None,
+            width: 0,
+            height: 0,
+            codec: String::new(),
+            container: String::new(),
+            stream_index: 0,
+        }
+    }
+
+    async fn take_all(mut decoding: Decoding) -> Result<usize, VideoError> {
+        let mut clips = 0;
+        while decoding.next().await.is_some() {
+            clips += 1;
+        }
+        decoding.finish().await.map(|_| clips)
+    }
+
+    async fn wait_until(what: &str, ready: impl Fn() -> bool) {
+        let begin = Instant::now();
+        while !ready() {
+            assert!(begin.elapsed() < Duration::from_secs(10), "{what}");
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn open_videos_take_turns_clip_by_clip() {
+        let pool = pool(1, 3);
+        let log = Arc::default();
+        // Holds the only turn until the others stand in line.
+        let (go, held) = std::sync::mpsc::channel::<()>();
+        let first = pool.begin(CancellationToken::new(), move |_| {
+            held.recv().expect("told to go on");
+            Ok(summary())
+        });
+        let first = first.await;
+        wait_until("the first has the turn", || pool.state().running == 1).await;
+        let long = begin(&pool, 'l', 30, &log).await;
+        let short = begin(&pool, 's', 3, &log).await;
+        assert_eq!(pool.state().open, 3);
+        thread::sleep(Duration::from_millis(50));
+        go.send(()).expect("it waits");
+        let (_, long, short) = tokio::join!(first.finish(), take_all(long), take_all(short));
+        assert_eq!((long, short), (Ok(30), Ok(3)));
+        let log = log.lock().unwrap();
+        let end_of_short = log.rfind('s').expect("it ran");
+        // Each gets a turn in every round; two rounds' slack for clips that waited for their reader.
+        assert!(end_of_short < 10, "{log}");
+    }
+
+    #[tokio::test]
+    async fn decode_that_nobody_reads_waits_without_a_turn_and_not_far_ahead() {
+        let pool = pool(1, 2);
+        let log = Arc::new(Mutex::new(String::new()));
+        let mut unread = begin(&pool, 'u', 100, &log).await;
+        wait_until("it fills its channel", || log.lock().unwrap().len() > CLIPS_AHEAD && pool.state().running == 0)
+            .await;
+        assert_eq!(take_all(begin(&pool, 'o', 20, &log).await).await, Ok(20), "another is not held up");
+        let made = log.lock().unwrap().matches('u').count();
+        assert_eq!(made, CLIPS_AHEAD + 1, "what the channel holds, and one in hand");
+        assert_eq!(unread.next().await.map(|clip| clip.index), Some(0));
+        drop(unread);
+        wait_until("it ends", || pool.state().open == 0).await;
+    }
+
+    #[tokio::test]
+    async fn errors_panics_and_cancellations_leave_every_place_and_turn_free() {
+        let pool = Arc::new(pool(2, 2));
+        for round in 0..20 {
+            let cancel = CancellationToken::new();
+            let failing = pool.begin(CancellationToken::new(), |_| Err(VideoError::Empty)).await;
+            let panicking = pool.begin(CancellationToken::new(), |_| panic!("clip {} is odd", 7)).await;
+            let log = Arc::default();
+            let cancelled = pool.begin(cancel.clone(), |turn| {
+                while turn.hand_over(clip(0)).is_continue() {}
+                Ok(summary())
+            });
+            let dropped = begin(&pool, 'd', 1000, &log);
+            let given_up = tokio::time::timeout(Duration::from_micros(10), begin(&pool, 'g', 1, &log));
+            let (failed, panicked, ..) = tokio::join!(failing.finish(), panicking.finish(), async {
+                drop((dropped.await, given_up.await));
+                let cancelled = cancelled.await;
+                if round % 2 == 0 {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                cancel.cancel();
+                assert_eq!(cancelled.finish().await, Err(VideoError::Cancelled));
+            });
+            assert_eq!(failed, Err(VideoError::Empty));
+            assert!(
+                matches!(&panicked, Err(VideoError::DecoderCrashed { detail }) if detail.contains("clip 7 is odd"))
+            );
+        }
+        wait_until("all is free", || pool.state() == PoolState::default()).await;
+        let log = Arc::default();
+        let all = [begin(&pool, 'a', 5, &log).await, begin(&pool, 'b', 5, &log).await];
+        let [a, b] = all.map(take_all);
+        assert_eq!(tokio::join!(a, b), (Ok(5), Ok(5)));
+    }
+
+    #[tokio::test]
+    async fn videos_beyond_the_places_wait_and_are_counted() {
+        let pool = Arc::new(pool(1, 1));
+        let log = Arc::new(Mutex::new(String::new()));
+        let first = begin(&pool, 'f', 100, &log).await;
+        let waiting = tokio::spawn({
+            let (pool, log) = (Arc::clone(&pool), Arc::clone(&log));
+            async move { take_all(begin(&pool, 's', 1, &log).await).await }
+        });
+        wait_until("it stands in line", || pool.state().waiting == 1).await;
+        assert_eq!(pool.state().open, 1);
+        drop(first);
+        assert_eq!(waiting.await.expect("no panic"), Ok(1));
+        assert_eq!(pool.state(), PoolState::default());
+    }
+
+    #[tokio::test]
+    async fn cancelled_wait_for_a_place_gives_a_cancelled_decoding() {
+        let pool = pool(1, 1);
+        let _first = begin(&pool, 'f', 100, &Arc::default()).await;
+        let cancel = CancellationToken::new();
+        cancel.cancel();
+        let second = pool.begin(cancel, |_| Ok(summary())).await;
+        assert_eq!(second.finish().await, Err(VideoError::Cancelled));
+    }
+
+    #[tokio::test]
+    async fn finishing_early_ends_a_decode_soon_and_gives_its_summary() {
+        let pool = pool(1, 1);
+        let mut decoding = begin(&pool, 'f', 100_000, &Arc::default()).await;
+        assert!(decoding.next().await.is_some());
+        assert_eq!(decoding.finish().await, Ok(summary()));
+        assert_eq!(pool.state(), PoolState::default());
+    }
+}

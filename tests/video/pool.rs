@@ -1,0 +1,167 @@
+//! Many videos through one pool, in this process and in others.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use kinetoscope::model::spec::{ClipSpec, Preprocessing};
+use kinetoscope::video::{
+    Clip, DecodeOptions, DecodePool, Decoding, Isolation, PoolOptions, PoolState, Source, SpoolOptions, VideoError,
+    VideoSummary, WorkerOptions, spool,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::media::{Media, decode};
+
+/// Both ways to decode.
+fn isolations() -> [Isolation; 2] {
+    let workers = WorkerOptions { program: env!("CARGO_BIN_EXE_kinetoscope").into(), ..Default::default() };
+    [Isolation::None, Isolation::Processes(workers)]
+}
+
+fn pool(isolation: Isolation, threads: usize, open_videos: usize) -> DecodePool {
+    DecodePool::new(isolation, PoolOptions { threads, open_videos })
+}
+
+fn video(media: &Media, frames: usize, size: &str) -> PathBuf {
+    let name = format!("{frames}.mp4");
+    let args = format!(
+        "-f lavfi -i testsrc2=size={size}:rate=25 -frames:v {frames} -c:v libx264 -preset ultrafast -g 12 \
+         -pix_fmt yuv420p -movflags +faststart"
+    );
+    media.make(&name, &args)
+}
+
+async fn begin(pool: &DecodePool, source: Source) -> Decoding {
+    pool.decode(source, ClipSpec::default(), Preprocessing::AUTHORS_2018, DecodeOptions::default()).await
+}
+
+async fn take_all(mut decoding: Decoding) -> Result<(Vec<Clip>, VideoSummary), VideoError> {
+    let mut clips = Vec::new();
+    while let Some(clip) = decoding.next().await {
+        clips.push(clip);
+    }
+    decoding.finish().await.map(|summary| (clips, summary))
+}
+
+/// Waits for `state` and tells how long that took.
+async fn wait_for(pool: &DecodePool, state: PoolState) -> Duration {
+    let begin = Instant::now();
+    while pool.state() != state {
+        assert!(begin.elapsed() < Duration::from_secs(20), "{:?} is not {state:?}", pool.state());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    begin.elapsed()
+}
+
+#[tokio::test]
+async fn many_videos_at_a_time_give_the_clips_they_give_alone() {
+    let media = Media::new();
+    let paths = [5, 40, 70].map(|frames| video(&media, frames, "160x120"));
+    for isolation in isolations() {
+        let pool = pool(isolation, 2, 4);
+        let all = paths.iter().cycle().take(9).map(|path| async {
+            let result = take_all(begin(&pool, Source::Path(path.clone())).await).await;
+            assert!(result == decode(path), "{}: {:?}", path.display(), result.map(|(_, summary)| summary));
+        });
+        let mut all: Vec<_> = all.map(Box::pin).collect();
+        std::future::poll_fn(|context| {
+            all.retain_mut(|one| one.as_mut().poll(context).is_pending());
+            if all.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        })
+        .await;
+        assert_eq!(pool.state(), PoolState::default());
+    }
+}
+
+#[tokio::test]
+async fn short_video_ends_long_before_the_long_one_that_came_first() {
+    let media = Media::new();
+    let [long, short] = [800, 32].map(|frames| Source::Path(video(&media, frames, "320x240")));
+    for isolation in isolations() {
+        let pool = pool(isolation, 1, 2);
+        let (mut long, began) = (begin(&pool, long.clone()).await, Instant::now());
+        assert!(long.next().await.is_some());
+        let short = begin(&pool, short.clone()).await;
+        let timed = |decoding| async move {
+            let (clips, _) = take_all(decoding).await.expect("a good video");
+            (clips.len(), began.elapsed())
+        };
+        let ((_, of_long), (clips, of_short)) = tokio::join!(timed(long), timed(short));
+        // Of 50 clips at most a handful come before the two of the short one; a half leaves room for a busy machine.
+        assert!(clips == 2 && of_short < of_long / 2, "{of_short:?} of {of_long:?}");
+    }
+}
+
+#[tokio::test]
+async fn stalled_upload_blocks_no_turn_and_goes_when_dropped() {
+    let media = Media::new();
+    let path = video(&media, 100, "320x240");
+    let bytes = fs::read(&path).expect("made");
+    for isolation in isolations() {
+        let pool = pool(isolation, 1, 2);
+        // It may stall before the first byte, or in the middle.
+        for arrived in [0, bytes.len() / 2] {
+            let (mut writer, reader) = spool(SpoolOptions::default(), CancellationToken::new());
+            writer.write(&bytes[..arrived]).expect("wanted");
+            let mut stalled = begin(&pool, Source::Spool(reader)).await;
+            if arrived > 0 {
+                assert!(stalled.next().await.is_some());
+            }
+            let other = take_all(begin(&pool, Source::Path(path.clone())).await).await;
+            assert!(other == decode(&path));
+            wait_for(&pool, PoolState { open: 1, ..Default::default() }).await;
+            drop(stalled);
+            let ended = wait_for(&pool, PoolState::default()).await;
+            assert!(ended < Duration::from_millis(100), "{ended:?}");
+            assert!(writer.write(b"more").is_err(), "nobody reads it any more");
+        }
+    }
+}
+
+#[tokio::test]
+async fn finishing_early_does_not_wait_for_a_stalled_upload() {
+    let media = Media::new();
+    let bytes = fs::read(video(&media, 100, "320x240")).expect("made");
+    for isolation in isolations() {
+        let pool = pool(isolation, 1, 1);
+        let (mut writer, reader) = spool(SpoolOptions::default(), CancellationToken::new());
+        writer.write(&bytes[..bytes.len() / 2]).expect("wanted");
+        let mut decoding = begin(&pool, Source::Spool(reader)).await;
+        assert!(decoding.next().await.is_some());
+        wait_for(&pool, PoolState { open: 1, ..Default::default() }).await;
+        let began = Instant::now();
+        let summary = decoding.finish().await.expect("half a video");
+        assert!(summary.frames >= 16 && summary.partial.is_none(), "{summary:?}");
+        assert!(began.elapsed() < Duration::from_millis(200), "{:?}", began.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn dropping_a_decoding_of_full_hd_frees_it_within_a_tenth_of_a_second() {
+    let media = Media::new();
+    let path = video(&media, 150, "1920x1080");
+    for isolation in isolations() {
+        let pool = pool(isolation, 1, 1);
+        let mut decoding = begin(&pool, Source::Path(path.clone())).await;
+        assert!(decoding.next().await.is_some());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        drop(decoding);
+        let ended = wait_for(&pool, PoolState::default()).await;
+        assert!(ended < Duration::from_millis(100), "{ended:?}");
+    }
+}
+
+#[tokio::test]
+async fn process_outlives_the_thread_that_needed_it_first() {
+    let media = Media::new();
+    let path = video(&media, 20, "64x48");
+    let [_, processes] = isolations();
+    let pool = pool(processes, 1, 1);
+    for _ in 0..3 {
+        take_all(begin(&pool, Source::Path(path.clone())).await).await.expect("a good video");
+        // Each decode has its own thread, and that of the last has ended by now.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(pool.state().worker_restarts, 0);
+}
