@@ -10,6 +10,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     // Served by reflection, and compared with the committed set by a test.
     fs::write(out.join("kinetoscope.v1.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure().bytes(".kinetoscope.v1.Video").compile_fds(descriptors)?;
+    tonic_prost_build::configure()
+        .bytes(".kinetoscope.v1.Video")
+        .bytes(".kinetoscope.v1.ClassifyVideoStreamRequest")
+        .compile_fds(descriptors)?;
     Ok(())
 }

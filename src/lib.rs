@@ -25,6 +25,7 @@ pub mod classify;
 pub mod cli;
 pub mod convert;
 pub mod engine;
+pub mod metrics;
 pub mod model;
 #[cfg(feature = "video")]
 pub mod rpc;

@@ -39,7 +39,8 @@ fn assert_logits_match(name: &str) {
         let options = PlanOptions { threads: 2, max_batch: batch, winograd, ..PlanOptions::default() };
         let mut plan = plan::compile(&golden.model(), options).unwrap();
         let mut logits = vec![0f32; golden.logits().elem_count()];
-        plan.run(Input::F32 { values: &input, batch }, &mut [&mut logits]).unwrap();
+        let mut features = vec![0f32; batch * golden.model().layout.features];
+        plan.run(Input::F32 { values: &input, batch }, &mut [&mut logits, &mut features]).unwrap();
         let logits = Tensor::from_vec(logits, golden.logits().dims(), &Device::Cpu).unwrap();
         assert_clips_match(&format!("{name}, plan, winograd {winograd}"), &golden, &logits, tolerance);
     }

@@ -48,15 +48,15 @@ pub fn time_batch(
 ) -> Result<(ModelTiming, Vec<f32>), ExecutorError> {
     let clips = noise_clips(clip, batch);
     let clips: Vec<&[u8]> = clips.iter().map(Vec::as_slice).collect();
-    let logits = executor.logits(&clips)?;
+    let logits = executor.run(&clips)?.logits;
     for _ in 1..effort.warmup {
-        executor.logits(&clips)?;
+        executor.run(&clips)?;
     }
     let mut times = Vec::new();
     let started = Instant::now();
     while times.len() < effort.min_runs.max(1) || started.elapsed() < effort.min_time {
         let run = Instant::now();
-        executor.logits(&clips)?;
+        executor.run(&clips)?;
         times.push(run.elapsed());
     }
     let seconds = median(&mut times).as_secs_f64() / batch as f64;

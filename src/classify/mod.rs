@@ -2,20 +2,22 @@
 
 pub mod scores;
 
-use std::ops::ControlFlow;
+use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{Engine, EngineError, PendingLogits};
+use crate::engine::batcher::Priority;
+use crate::engine::{Engine, EngineError, PendingClip};
+use crate::metrics::{Metrics, Stage};
 use crate::model::spec::ModelSpec;
-use crate::video::{Clip, DecodeOptions, Decoder, Isolation, Limits, Source, VideoError, VideoSummary};
-use scores::{ClipScores, LabelScore, Segment, SegmentMode};
-
-/// Decoded clips that wait for the engine, for each video: enough to keep both busy, little enough to bound memory.
-const CLIPS_AHEAD: usize = 2;
+use crate::video::{
+    DecodeOptions, DecodePool, Decoding, Isolation, Limits, PartialReason, PoolOptions, PoolState, Source, TimeRange,
+    VideoError, VideoSummary,
+};
+use scores::{LabelScore, Segment, SegmentMode, VideoScores};
 
 /// What to answer about a video.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,16 +28,48 @@ pub struct ClassifyOptions {
     pub score_threshold: f32,
     /// Whether and how to answer about parts of the video.
     pub segments: Option<SegmentMode>,
+    /// Whether to answer with the mean of the clips' pooled features.
+    pub embedding: bool,
+    /// The part of the video that is classified.
+    pub range: TimeRange,
+    /// Every n-th clip is classified, from the first on; at least 1.
+    pub clip_stride: usize,
+    /// Clips that are classified at most; the rest of the video is not looked at.
+    pub max_clips: Option<u64>,
+    /// How this video shares the device with others.
+    pub priority: Priority,
+    /// When to answer with what is known by then.
+    pub answer_by: Option<Instant>,
 }
 
 impl ClassifyOptions {
     /// Labels answered when nobody says how many.
     pub const DEFAULT_TOP_K: usize = 5;
+
+    fn validate(&self) -> Result<(), ClassifyError> {
+        if !(0.0..=1.0).contains(&self.score_threshold) {
+            return Err(ClassifyError::ScoreThreshold { actual: self.score_threshold });
+        }
+        if self.range.end.is_some_and(|end| end <= self.range.start) {
+            return Err(ClassifyError::TimeRange { range: self.range });
+        }
+        Ok(())
+    }
 }
 
 impl Default for ClassifyOptions {
     fn default() -> Self {
-        Self { top_k: Some(Self::DEFAULT_TOP_K), score_threshold: 0.0, segments: None }
+        Self {
+            top_k: Some(Self::DEFAULT_TOP_K),
+            score_threshold: 0.0,
+            segments: None,
+            embedding: false,
+            range: TimeRange::ALL,
+            clip_stride: 1,
+            max_clips: None,
+            priority: Priority::default(),
+            answer_by: None,
+        }
     }
 }
 
@@ -48,10 +82,48 @@ pub struct Classification {
     pub labels: Vec<LabelScore>,
     /// Scores of its parts, in order of time; empty unless asked for.
     pub segments: Vec<Segment>,
+    /// Mean of the clips' pooled features; empty unless asked for.
+    pub embedding: Vec<f32>,
     /// What was decoded.
     pub video: VideoSummary,
+    /// Why this is not about the whole video; `None` if it is.
+    pub partial: Option<Partial>,
     /// What a person should know about this answer.
     pub warnings: Vec<String>,
+}
+
+/// Why an answer is about a part of the video only, though nobody asked for a part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Partial {
+    /// The video.
+    Video(PartialReason),
+    /// [`ClassifyOptions::answer_by`] came.
+    Deadline {
+        /// Clips that were classified by then.
+        clips: u64,
+    },
+}
+
+impl fmt::Display for Partial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Video(reason) => reason.fmt(f),
+            Self::Deadline { clips } => write!(f, "the deadline came after {clips} clips"),
+        }
+    }
+}
+
+/// One clip's answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClipScores {
+    /// Presentation time of the first frame.
+    pub start: Duration,
+    /// Presentation time at which the last frame ends.
+    pub end: Duration,
+    /// Softmax, one for each class.
+    pub probabilities: Vec<f32>,
+    /// Pooled features.
+    pub embedding: Vec<f32>,
 }
 
 /// Why a video has no labels.
@@ -69,25 +141,29 @@ pub enum ClassifyError {
         /// What was asked for.
         actual: f32,
     },
-    /// The decoder's thread died.
-    #[error("the decoder failed: {0}")]
-    Decoder(String),
+    /// An option that makes no sense.
+    #[error("the time range {:?} to {:?} is empty", range.start, range.end.unwrap_or_default())]
+    TimeRange {
+        /// What was asked for.
+        range: TimeRange,
+    },
+    /// [`ClassifyOptions::answer_by`] came before the first clip was classified.
+    #[error("no clip was classified before the deadline")]
+    Deadline,
 }
 
-/// Decodes videos, a bounded number at a time, and classifies their clips.
+/// Decodes videos in a pool and classifies their clips.
 #[derive(Debug)]
 pub struct Classifier {
     limits: Limits,
-    decoder: Arc<Decoder>,
-    /// One permit a video that is being decoded.
-    places: Arc<Semaphore>,
+    pool: DecodePool,
+    metrics: Arc<Metrics>,
 }
 
 impl Classifier {
-    /// A classifier that decodes up to `decoders` videos at a time, one thread each, in this process or in others.
-    pub fn new(limits: Limits, decoders: usize, isolation: Isolation) -> Self {
-        let places = Arc::new(Semaphore::new(decoders.max(1)));
-        Self { limits, decoder: Arc::new(Decoder::new(isolation)), places }
+    /// A classifier that decodes in this process or in others.
+    pub fn new(limits: Limits, isolation: Isolation, pool: PoolOptions, metrics: Arc<Metrics>) -> Self {
+        Self { limits, pool: DecodePool::new(isolation, pool), metrics }
     }
 
     /// What a video may take.
@@ -95,62 +171,113 @@ impl Classifier {
         &self.limits
     }
 
-    /// Classifies one video. Dropping the future stops its decoder.
+    /// What the decode pool does right now.
+    pub fn pool_state(&self) -> PoolState {
+        self.pool.state()
+    }
+
+    /// Classifies one video; the clips' answers go to `clips`, if there is one, as they come. A receiver that takes
+    /// none slows decoding down, one that is gone ends it. Dropping the future stops decoding too.
     pub async fn classify(
         &self,
         engine: &Engine,
         source: Source,
         options: &ClassifyOptions,
+        clips: Option<&mpsc::Sender<ClipScores>>,
     ) -> Result<Classification, ClassifyError> {
-        if !(0.0..=1.0).contains(&options.score_threshold) {
-            return Err(ClassifyError::ScoreThreshold { actual: options.score_threshold });
-        }
-        let place = Arc::clone(&self.places).acquire_owned().await.expect("the semaphore is never closed");
+        options.validate()?;
+        let begun = Instant::now();
         let cancel = CancellationToken::new();
         let _cancel_on_drop = cancel.clone().drop_guard();
-        let (clips, mut decoded) = mpsc::channel::<Clip>(CLIPS_AHEAD);
-        let decode = {
-            let model = Arc::clone(engine.spec());
-            let decoder = Arc::clone(&self.decoder);
-            let decode_options = DecodeOptions { limits: self.limits.clone(), cancel, ..DecodeOptions::default() };
-            tokio::task::spawn_blocking(move || {
-                let _place = place;
-                decoder.decode_clips(&source, &model.clip, &model.preprocessing, &decode_options, |clip| {
-                    match clips.blocking_send(clip) {
-                        Ok(()) => ControlFlow::Continue(()),
-                        Err(_) => ControlFlow::Break(()),
-                    }
-                })
-            })
-        };
-
-        let mut pending: Vec<PendingClip> = Vec::new();
-        while let Some(clip) = decoded.recv().await {
-            let logits = engine.submit(clip.rgb).await?;
-            pending.push(PendingClip { start: clip.start, end: clip.end, logits });
-        }
-        let video = decode.await.map_err(|error| ClassifyError::Decoder(error.to_string()))??;
-
-        let mut clips = Vec::with_capacity(pending.len());
-        for clip in pending {
-            let probabilities = scores::softmax(&clip.logits.wait().await?);
-            clips.push(ClipScores { start: clip.start, end: clip.end, probabilities });
-        }
         let model = Arc::clone(engine.spec());
-        let warnings = warnings(&model);
+        let mut scores = VideoScores::new(options.segments, options.embedding);
+        let answer_by = async {
+            match options.answer_by {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::pin!(answer_by);
+
+        let decode_options =
+            DecodeOptions { limits: self.limits.clone(), cancel, range: options.range, ..DecodeOptions::default() };
+        let mut decoding = tokio::select! {
+            decoding = self.pool.decode(source, model.clip, model.preprocessing, decode_options) => decoding,
+            () = &mut answer_by => return Err(ClassifyError::Deadline),
+        };
+        let opened = Instant::now();
+        self.metrics.stage(Stage::DecodeWait, opened - begun);
+        let in_time = tokio::select! {
+            ran = self.run(engine, options.priority, &mut decoding, &mut scores, clips) => { ran?; true }
+            () = &mut answer_by => false,
+        };
+        let video = decoding.finish().await?;
+        self.metrics.stage(Stage::Decode, opened.elapsed());
+        self.metrics.decoded(video.frames, video.corrupt_packets);
+        if !in_time && scores.clips() == 0 {
+            return Err(ClassifyError::Deadline);
+        }
+        let partial = if in_time {
+            video.partial.clone().map(Partial::Video)
+        } else {
+            Some(Partial::Deadline { clips: scores.clips() })
+        };
+        self.metrics.stage(Stage::Total, begun.elapsed());
+
         let top = |probabilities: &[f64]| {
             scores::top_labels(probabilities, &model.labels, options.top_k, options.score_threshold)
         };
-        let labels = top(&scores::mean(&clips));
-        let segments = options.segments.map_or_else(Vec::new, |mode| scores::segments(&clips, mode, top));
-        Ok(Classification { labels, segments, video, warnings, model })
+        let labels = top(&scores.mean());
+        let embedding = scores.mean_embedding();
+        Ok(Classification {
+            labels,
+            segments: scores.into_segments(top),
+            embedding,
+            video,
+            partial,
+            warnings: warnings(&model),
+            model,
+        })
     }
-}
 
-struct PendingClip {
-    start: Duration,
-    end: Duration,
-    logits: PendingLogits,
+    /// Brings decoded clips to the engine and its answers to `scores`, both at a time.
+    async fn run(
+        &self,
+        engine: &Engine,
+        priority: Priority,
+        decoding: &mut Decoding,
+        scores: &mut VideoScores,
+        clips: Option<&mpsc::Sender<ClipScores>>,
+    ) -> Result<(), ClassifyError> {
+        let queue = engine.video(priority);
+        let (submitted, mut running) = mpsc::unbounded_channel::<(Duration, Duration, PendingClip)>();
+        let bring = async {
+            // The engine takes a bounded number of clips of a video, so the channel holds no more than that.
+            let submitted = submitted;
+            while let Some(clip) = decoding.next().await {
+                let decoded = Instant::now();
+                let pending = queue.submit(clip.rgb.into()).await?;
+                self.metrics.stage(Stage::Queue, decoded.elapsed());
+                if submitted.send((clip.start, clip.end, pending)).is_err() {
+                    break;
+                }
+            }
+            Ok::<(), ClassifyError>(())
+        };
+        let take = async {
+            while let Some((start, end, pending)) = running.recv().await {
+                let output = pending.await?;
+                let probabilities = scores::softmax(&output.logits);
+                let clip = ClipScores { start, end, probabilities, embedding: output.embedding };
+                scores.add(&clip);
+                if let Some(clips) = clips {
+                    clips.send(clip).await.map_err(|_| VideoError::Cancelled)?;
+                }
+            }
+            Ok(())
+        };
+        tokio::try_join!(bring, take).map(|_| ())
+    }
 }
 
 /// What a person should know about any answer of a model.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::ClipScores;
+
 /// How a video is cut into segments.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SegmentMode {
@@ -35,17 +37,6 @@ pub struct Segment {
     pub clips: usize,
 }
 
-/// One clip's share of the answer.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ClipScores {
-    /// Presentation time of the first frame.
-    pub start: Duration,
-    /// Presentation time at which the last frame ends.
-    pub end: Duration,
-    /// Softmax, one for each class.
-    pub probabilities: Vec<f32>,
-}
-
 /// Softmax of one clip's logits, stable for any finite values; a logit that is not finite gives NaN.
 pub fn softmax(logits: &[f32]) -> Vec<f32> {
     let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
@@ -54,17 +45,100 @@ pub fn softmax(logits: &[f32]) -> Vec<f32> {
     exponentials.into_iter().map(|value| (value / sum) as f32).collect()
 }
 
-/// Mean over clips, one for each class; empty without clips. In f64, so that a video of hours loses nothing.
-pub fn mean(clips: &[ClipScores]) -> Vec<f64> {
-    let Some(first) = clips.first() else { return Vec::new() };
-    let mut mean = vec![0.0; first.probabilities.len()];
-    for clip in clips {
-        for (sum, &probability) in mean.iter_mut().zip(&clip.probabilities) {
-            *sum += f64::from(probability);
+/// What the clips of a video add up to.
+#[derive(Debug)]
+pub struct VideoScores {
+    mode: Option<SegmentMode>,
+    with_embedding: bool,
+    whole: Mean,
+    embedding: Mean,
+    segments: Vec<OpenSegment>,
+}
+
+#[derive(Debug)]
+struct OpenSegment {
+    start: Duration,
+    end: Duration,
+    best: Option<usize>,
+    scores: Mean,
+}
+
+/// A mean of vectors, in f64, so that a video of hours loses nothing.
+#[derive(Debug, Default)]
+struct Mean {
+    sum: Vec<f64>,
+    count: u64,
+}
+
+impl Mean {
+    fn add(&mut self, values: &[f32]) {
+        self.sum.resize(values.len(), 0.0);
+        for (sum, &value) in self.sum.iter_mut().zip(values) {
+            *sum += f64::from(value);
+        }
+        self.count += 1;
+    }
+
+    /// Empty without values.
+    fn mean(&self) -> Vec<f64> {
+        self.sum.iter().map(|sum| sum / self.count as f64).collect()
+    }
+}
+
+impl VideoScores {
+    /// No clips yet.
+    pub fn new(mode: Option<SegmentMode>, with_embedding: bool) -> Self {
+        Self { mode, with_embedding, whole: Mean::default(), embedding: Mean::default(), segments: Vec::new() }
+    }
+
+    /// Clips so far.
+    pub fn clips(&self) -> u64 {
+        self.whole.count
+    }
+
+    /// Adds the next clip in order of time.
+    pub fn add(&mut self, clip: &ClipScores) {
+        self.whole.add(&clip.probabilities);
+        if self.with_embedding {
+            self.embedding.add(&clip.embedding);
+        }
+        let Some(mode) = self.mode else { return };
+        let best = best(&clip.probabilities);
+        match self.segments.last_mut() {
+            Some(open) if mode == SegmentMode::Merged && open.best == best => {
+                open.end = clip.end;
+                open.scores.add(&clip.probabilities);
+            }
+            _ => {
+                let mut scores = Mean::default();
+                scores.add(&clip.probabilities);
+                self.segments.push(OpenSegment { start: clip.start, end: clip.end, best, scores });
+            }
         }
     }
-    mean.iter_mut().for_each(|sum| *sum /= clips.len() as f64);
-    mean
+
+    /// Mean softmax, one for each class; empty without clips.
+    pub fn mean(&self) -> Vec<f64> {
+        self.whole.mean()
+    }
+
+    /// Mean of the pooled features; empty without clips or if not asked for.
+    pub fn mean_embedding(&self) -> Vec<f32> {
+        self.embedding.mean().into_iter().map(|value| value as f32).collect()
+    }
+
+    /// The segments; `top` turns mean probabilities into labels.
+    pub fn into_segments(self, top: impl Fn(&[f64]) -> Vec<LabelScore>) -> Vec<Segment> {
+        let segments = self.segments.into_iter();
+        segments
+            .map(|OpenSegment { start, end, scores, .. }| Segment {
+                start,
+                end,
+                labels: top(&scores.mean()),
+                clips: scores.count as usize,
+            })
+            .collect()
+    }
 }
 
 /// The best `top_k` (or all) labels of at least `threshold`, best first; equal scores in the order of the classes.
@@ -76,23 +150,6 @@ pub fn top_labels(probabilities: &[f64], labels: &[String], top_k: Option<usize>
         .into_iter()
         .map(|index| LabelScore { index, label: labels[index].clone(), score: probabilities[index] as f32 })
         .filter(|label| label.score >= threshold)
-        .collect()
-}
-
-/// Cuts a video into segments; `top` turns mean probabilities into labels.
-pub fn segments(clips: &[ClipScores], mode: SegmentMode, top: impl Fn(&[f64]) -> Vec<LabelScore>) -> Vec<Segment> {
-    let groups: Vec<&[ClipScores]> = match mode {
-        SegmentMode::Clips => clips.chunks(1).collect(),
-        SegmentMode::Merged => clips.chunk_by(|a, b| best(&a.probabilities) == best(&b.probabilities)).collect(),
-    };
-    groups
-        .into_iter()
-        .map(|group| Segment {
-            start: group[0].start,
-            end: group[group.len() - 1].end,
-            labels: top(&mean(group)),
-            clips: group.len(),
-        })
         .collect()
 }
 
@@ -110,7 +167,14 @@ mod tests {
             start: Duration::from_secs(second),
             end: Duration::from_secs(second + 1),
             probabilities: probabilities.to_vec(),
+            embedding: vec![second as f32],
         }
+    }
+
+    fn scores(mode: Option<SegmentMode>, clips: &[ClipScores]) -> VideoScores {
+        let mut scores = VideoScores::new(mode, true);
+        clips.iter().for_each(|clip| scores.add(clip));
+        scores
     }
 
     fn labels() -> Vec<String> {
@@ -132,7 +196,7 @@ mod tests {
         // Mean of logits would favour class 0: one very sure clip against two that disagree.
         let clips = [[9.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 3.0, 0.0]];
         let clips: Vec<_> = clips.iter().map(|logits| clip(0, &softmax(logits))).collect();
-        let top = top_labels(&mean(&clips), &labels(), Some(1), 0.0);
+        let top = top_labels(&scores(None, &clips).mean(), &labels(), Some(1), 0.0);
         assert_eq!(indices(&top), [1]);
     }
 
@@ -148,15 +212,21 @@ mod tests {
     fn neighbours_with_the_same_best_label_are_merged() {
         let clips = [clip(0, &[0.6, 0.4]), clip(1, &[0.8, 0.2]), clip(2, &[0.1, 0.9]), clip(3, &[0.7, 0.3])];
         let top = |probabilities: &[f64]| top_labels(probabilities, &labels(), Some(1), 0.0);
-        let merged = segments(&clips, SegmentMode::Merged, top);
+        let merged = scores(Some(SegmentMode::Merged), &clips).into_segments(top);
         assert_eq!(merged.iter().map(|segment| segment.clips).collect::<Vec<_>>(), [2, 1, 1]);
         assert_eq!(merged[0].end, Duration::from_secs(2));
         assert!((merged[0].labels[0].score - 0.7).abs() < 1e-6);
-        assert_eq!(segments(&clips, SegmentMode::Clips, top).len(), 4);
+        assert_eq!(scores(Some(SegmentMode::Clips), &clips).into_segments(top).len(), 4);
     }
 
     #[test]
     fn no_clips_have_no_scores() {
-        assert!(mean(&[]).is_empty());
+        assert!(scores(None, &[]).mean().is_empty());
+    }
+
+    #[test]
+    fn embedding_is_the_mean_over_clips() {
+        let scores = scores(None, &[clip(1, &[1.0]), clip(4, &[1.0])]);
+        assert_eq!((scores.mean_embedding(), scores.clips()), (vec![2.5], 2));
     }
 }

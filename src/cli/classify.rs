@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use anyhow::Context;
 use bytes::Bytes;
@@ -15,9 +16,10 @@ use super::model::{self, DecodeIsolation, EngineArgs};
 use super::report::Report;
 use crate::classify::{Classifier, ClassifyOptions};
 use crate::engine::{Engine, EngineConfig};
+use crate::metrics::Metrics;
 use crate::rpc::client::Client;
 use crate::rpc::proto;
-use crate::video::{Limits, Source};
+use crate::video::{Limits, PoolOptions, Source};
 
 /// Classifies videos with a model on this machine, or on a server with --server. The exit status is 1 if any video
 /// failed; the others are still classified.
@@ -86,6 +88,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             Some(Segments::Clips) => proto::SegmentMode::Clip,
         }
         .into(),
+        ..Default::default()
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -124,8 +127,10 @@ impl Backend {
             return Ok(Self::Server { client, timeout: args.timeout.map(Into::into) });
         }
         let config = EngineConfig { threads: args.engine.threads(), ..EngineConfig::default() };
-        let engine = Engine::start(&model::load(args.model.as_deref())?, config)?;
-        let classifier = Classifier::new(Limits::default(), 1, args.decode_isolation.into());
+        let metrics = Arc::new(Metrics::default());
+        let engine = Engine::start(model::load(args.model.as_deref())?, config, &metrics)?;
+        let pool = PoolOptions { threads: 1, open_videos: 1 };
+        let classifier = Classifier::new(Limits::default(), args.decode_isolation.into(), pool, metrics);
         Ok(Self::Local { engine: Box::new(engine), classifier })
     }
 
@@ -140,7 +145,7 @@ impl Backend {
                     Some(bytes) => Source::Bytes(bytes),
                     None => Source::Path(path.to_owned()),
                 };
-                Ok(classifier.classify(engine, source, &options.try_into()?).await?.into())
+                Ok(classifier.classify(engine, source, &options.try_into()?, None).await?.into())
             }
             Self::Server { client, timeout } => {
                 let content = match read_stdin(path)? {

@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use anyhow::{Context, bail};
@@ -16,9 +17,11 @@ use tracing::{info, warn};
 
 use super::model::{self, DecodeIsolation, EngineArgs};
 use crate::classify::Classifier;
-use crate::engine::{Engine, EngineConfig};
-use crate::rpc::{self, ServeOptions, Services};
-use crate::video::Limits;
+use crate::engine::{self, CpuExecutor, Engine, EngineConfig, ExecutorError};
+use crate::metrics::Metrics;
+use crate::model::file::Model;
+use crate::rpc::{self, Listeners, ServeOptions, Services};
+use crate::video::{Limits, PoolOptions};
 
 /// Serves models over gRPC until SIGTERM or SIGINT, then lets running requests finish; a second signal stops at once.
 #[derive(Debug, ClapArgs)]
@@ -41,19 +44,46 @@ pub(super) struct Args {
           value_parser = clap::value_parser!(u16).range(1..=256))]
     max_batch: u16,
 
+    /// How long a clip waits for its batch to fill while the model is idle. Zero starts at once, which is best for
+    /// answer times and costs no throughput under load: batches fill while the one before runs
+    #[arg(long, env = "KINETOSCOPE_MAX_DELAY", value_name = "TIME", default_value = "0s")]
+    max_delay: Duration,
+
+    /// Address for plain HTTP: /metrics for Prometheus, /healthz and /readyz for Kubernetes. None if absent
+    #[arg(long, env = "KINETOSCOPE_HTTP", value_name = "ADDR")]
+    http: Option<SocketAddr>,
+
     /// Videos decoded at a time, a thread each; half of the threads (at least one) if absent
     #[arg(long, env = "KINETOSCOPE_DECODERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     decoders: Option<u16>,
+
+    /// Videos open at a time, those that wait for bytes or for the model included; four for each decoder if absent
+    #[arg(long, env = "KINETOSCOPE_OPEN_VIDEOS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    open_videos: Option<u16>,
 
     /// Where videos are decoded: in locked-in processes (`process`), so that a video that breaks a decoder breaks
     /// nothing else, or in this one (`none`)
     #[arg(long, env = "KINETOSCOPE_DECODE_ISOLATION", value_enum, value_name = "WHERE", default_value = "process")]
     decode_isolation: DecodeIsolation,
 
-    /// Requests worked on at a time; more are refused with RESOURCE_EXHAUSTED
+    /// Videos worked on at a time; more are refused with RESOURCE_EXHAUSTED
     #[arg(long, env = "KINETOSCOPE_MAX_REQUESTS", value_name = "N", default_value_t = 64,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_requests: u32,
+
+    /// Videos of one ClassifyVideos stream that are worked on at a time; others wait
+    #[arg(long, env = "KINETOSCOPE_VIDEOS_PER_STREAM", value_name = "N", default_value_t = 8,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    videos_per_stream: u32,
+
+    /// Memory for the messages of all requests together; calls beyond are refused or, if they stream, wait
+    #[arg(long, env = "KINETOSCOPE_MESSAGE_MEMORY", value_name = "SIZE", default_value = "512MiB")]
+    message_memory: ByteSize,
+
+    /// Where uploads are kept while they are decoded, without names; the system's directory for temporary files if
+    /// absent
+    #[arg(long, env = "KINETOSCOPE_SPOOL", value_name = "DIR")]
+    spool: Option<PathBuf>,
 
     /// Largest video that is taken
     #[arg(long, env = "KINETOSCOPE_MAX_VIDEO_BYTES", value_name = "SIZE", default_value = "64MiB")]
@@ -71,25 +101,39 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let threads = args.engine.threads();
     let engine_config =
-        EngineConfig { threads, max_batch: args.max_batch.into(), queue_clips: 4 * usize::from(args.max_batch) };
-    let models = start_models(&args.model, engine_config)?;
+        EngineConfig { max_delay: args.max_delay.into(), ..EngineConfig::new(threads, args.max_batch.into()) };
+    let metrics = Arc::new(Metrics::default());
+    let models = start_models(&args.model, engine_config, &metrics)?;
     let limits = Limits {
         max_bytes: args.max_video_bytes.as_u64(),
         max_duration: args.max_duration.into(),
         ..Limits::default()
     };
     let decoders = args.decoders.map_or((threads / 2).max(1), usize::from);
-    let services = Services { classifier: Classifier::new(limits, decoders, args.decode_isolation.into()), models };
-    let options = ServeOptions { max_requests: args.max_requests as usize, grace: args.grace.into() };
+    let pool = PoolOptions { threads: decoders, open_videos: args.open_videos.map_or(4 * decoders, usize::from) };
+    let classifier = Classifier::new(limits, args.decode_isolation.into(), pool, Arc::clone(&metrics));
+    let services = Services { classifier, models, metrics };
+    let options = ServeOptions {
+        max_requests: args.max_requests as usize,
+        videos_per_stream: args.videos_per_stream as usize,
+        message_memory: usize::try_from(args.message_memory.as_u64())?,
+        spool: args.spool,
+        grace: args.grace.into(),
+    };
 
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener =
             TcpListener::bind(args.listen).await.with_context(|| format!("can't listen on {}", args.listen))?;
         let address = listener.local_addr()?;
+        let http = match args.http {
+            Some(at) => Some(TcpListener::bind(at).await.with_context(|| format!("can't listen on {at}"))?),
+            None => None,
+        };
+        let http_address = http.as_ref().map(TcpListener::local_addr).transpose()?.map(tracing::field::display);
         let shutdown = shutdown_signal()?;
-        info!(%address, threads, decoders, "listening");
-        rpc::serve(listener, services, options, shutdown).await?;
+        info!(%address, http_address, threads, decoders, "listening");
+        rpc::serve(Listeners { grpc: listener, http }, services, options, shutdown).await?;
         info!("stopped");
         anyhow::Ok(())
     })?;
@@ -98,18 +142,20 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn start_models(paths: &[PathBuf], config: EngineConfig) -> anyhow::Result<Vec<Engine>> {
+fn start_models(paths: &[PathBuf], config: EngineConfig, metrics: &Metrics) -> anyhow::Result<Vec<Engine>> {
     let paths: Vec<Option<&PathBuf>> = if paths.is_empty() { vec![None] } else { paths.iter().map(Some).collect() };
     let mut names = HashSet::new();
     let mut engines = Vec::with_capacity(paths.len());
     for path in paths {
         let started = Instant::now();
         let model = model::load(path.map(PathBuf::as_path))?;
-        let spec = &model.spec;
+        let spec = model.spec.clone();
         if !names.insert((spec.name.clone(), spec.version.clone())) {
             bail!("two model files hold {} version {}; their names or versions must differ", spec.name, spec.version);
         }
-        let engine = Engine::start(&model, config).with_context(|| format!("can't build the model {}", spec.name))?;
+        let build = executors(model, path.cloned(), config);
+        let engine = Engine::with_workers(spec.clone(), config, 1, build, metrics)
+            .with_context(|| format!("can't build the model {}", spec.name))?;
         info!(
             model = %spec.name,
             version = %spec.version,
@@ -124,6 +170,19 @@ fn start_models(paths: &[PathBuf], config: EngineConfig) -> anyhow::Result<Vec<E
         engines.push(engine);
     }
     Ok(engines)
+}
+
+/// Makes executors of a model. The first takes the tensors that were read; one that replaces a failed worker's reads the
+/// file again, so that they are not held for it.
+fn executors(model: Model, path: Option<PathBuf>, config: EngineConfig) -> Box<engine::Build> {
+    let first = Mutex::new(Some(model));
+    Box::new(move || {
+        let model = match first.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            Some(model) => model,
+            None => model::load(path.as_deref()).map_err(|error| ExecutorError::Reload(format!("{error:#}")))?,
+        };
+        Ok(Box::new(CpuExecutor::new(&model, config.threads, config.max_batch)?))
+    })
 }
 
 /// Resolves at the first SIGTERM or SIGINT; the second one ends the process.

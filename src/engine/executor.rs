@@ -9,8 +9,17 @@ use crate::model::plan::{self, ModelPlanError};
 
 /// A model on a device.
 pub trait Executor: Send {
-    /// Logits `(n, classes)`, row after row, of `n >= 1` clips of 8-bit RGB `(t, h, w, 3)`.
-    fn logits(&mut self, clips: &[&[u8]]) -> Result<Vec<f32>, ExecutorError>;
+    /// Runs `n >= 1` clips of 8-bit RGB `(t, h, w, 3)`.
+    fn run(&mut self, clips: &[&[u8]]) -> Result<Outputs, ExecutorError>;
+}
+
+/// What a model says about `n` clips, row after row.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Outputs {
+    /// `(n, classes)`.
+    pub logits: Vec<f32>,
+    /// `(n, features)`: the pooled features before the last layer. May be empty if the model has none to give.
+    pub embeddings: Vec<f32>,
 }
 
 /// Why a model can't be built or run.
@@ -22,12 +31,16 @@ pub enum ExecutorError {
     /// The plan refused its input.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// The model can't be read again after a failure.
+    #[error("can't load the model again: {0}")]
+    Reload(String),
 }
 
 /// An inference plan on the CPU in f32.
 pub struct CpuExecutor {
     plan: Plan,
     classes: usize,
+    features: usize,
     /// Network input for each channel and pixel value.
     table: [[f32; 256]; 3],
 }
@@ -37,7 +50,7 @@ impl CpuExecutor {
     pub fn new(model: &Model, threads: usize, max_batch: usize) -> Result<Self, ExecutorError> {
         let plan = plan::compile(model, PlanOptions { threads, max_batch, ..PlanOptions::default() })?;
         let table = model.spec.preprocessing.lookup_table();
-        Ok(Self { plan, classes: model.layout.classes, table })
+        Ok(Self { plan, classes: model.layout.classes, features: model.layout.features, table })
     }
 
     /// The plan's layers in the order they run.
@@ -52,16 +65,21 @@ impl CpuExecutor {
 
     /// Runs a batch and tells the time that each of [`layers`](Self::layers) took.
     pub fn profile(&mut self, clips: &[&[u8]]) -> Result<Vec<Duration>, ExecutorError> {
-        let mut logits = vec![0.0; clips.len() * self.classes];
+        let mut outputs = self.outputs(clips.len());
         let input = Input::Rgb { clips, table: &self.table };
-        Ok(self.plan.run_profiled(input, &mut [&mut logits])?)
+        Ok(self.plan.run_profiled(input, &mut [&mut outputs.logits, &mut outputs.embeddings])?)
+    }
+
+    fn outputs(&self, clips: usize) -> Outputs {
+        Outputs { logits: vec![0.0; clips * self.classes], embeddings: vec![0.0; clips * self.features] }
     }
 }
 
 impl Executor for CpuExecutor {
-    fn logits(&mut self, clips: &[&[u8]]) -> Result<Vec<f32>, ExecutorError> {
-        let mut logits = vec![0.0; clips.len() * self.classes];
-        self.plan.run(Input::Rgb { clips, table: &self.table }, &mut [&mut logits])?;
-        Ok(logits)
+    fn run(&mut self, clips: &[&[u8]]) -> Result<Outputs, ExecutorError> {
+        let mut outputs = self.outputs(clips.len());
+        let input = Input::Rgb { clips, table: &self.table };
+        self.plan.run(input, &mut [&mut outputs.logits, &mut outputs.embeddings])?;
+        Ok(outputs)
     }
 }

@@ -1,17 +1,32 @@
-//! Runs clips of many requests through a model: a bounded queue and one worker thread a device.
+//! Runs clips of many requests through a model.
+//!
+//! A request takes a [`VideoQueue`] and submits clips to it; the [`batcher`] decides which clips run together, and each
+//! worker, a thread that owns a device, takes a batch whenever it is idle. A batch that fails is tried once more, clip
+//! by clip, on a worker that was built anew.
 
+pub mod batcher;
 mod executor;
 mod worker;
 
-use std::sync::Arc;
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use bytes::Bytes;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 
+use crate::metrics::{Metrics, ModelMetrics};
 use crate::model::file::Model;
 use crate::model::spec::ModelSpec;
+use batcher::{BatchPolicy, Batcher, Priority, VideoId};
 
-pub use executor::{CpuExecutor, Executor, ExecutorError};
+pub use executor::{CpuExecutor, Executor, ExecutorError, Outputs};
+
+/// Builds a worker's executor, at the start and after each failure.
+pub type Build = dyn Fn() -> Result<Box<dyn Executor>, ExecutorError> + Send + Sync;
 
 /// How an engine runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,26 +35,45 @@ pub struct EngineConfig {
     pub threads: usize,
     /// Clips in one batch at most.
     pub max_batch: usize,
-    /// Clips that may wait; who brings more waits himself, so that decoding never runs far ahead.
+    /// How long a clip may wait for its batch to fill while a worker is idle.
+    pub max_delay: Duration,
+    /// Clips that may wait in all; who brings more waits himself, so that decoding never runs far ahead.
     pub queue_clips: usize,
+    /// A batch that takes longer is given up and its worker replaced.
+    pub stuck_after: Duration,
 }
 
 impl EngineConfig {
     /// Batches above this gain nothing on any measured CPU, and each clip of a batch takes about 40 MB.
     pub const DEFAULT_MAX_BATCH: usize = 8;
+
+    /// Batches' worth of clips that may wait: one that runs next and others for its workers' neighbours.
+    const QUEUE_BATCHES: usize = 8;
+
+    /// The defaults for batches of up to `max_batch` clips on `threads` threads.
+    pub fn new(threads: usize, max_batch: usize) -> Self {
+        Self {
+            threads,
+            max_batch,
+            max_delay: Duration::ZERO,
+            queue_clips: Self::QUEUE_BATCHES * max_batch,
+            stuck_after: Duration::from_secs(60),
+        }
+    }
+
+    /// Clips of one video that may wait or run: one batch that runs and one that waits behind it.
+    fn clips_per_video(&self) -> usize {
+        2 * self.max_batch
+    }
 }
 
 impl Default for EngineConfig {
     fn default() -> Self {
-        Self {
-            threads: std::thread::available_parallelism().map_or(1, usize::from),
-            max_batch: Self::DEFAULT_MAX_BATCH,
-            queue_clips: 4 * Self::DEFAULT_MAX_BATCH,
-        }
+        Self::new(std::thread::available_parallelism().map_or(1, usize::from), Self::DEFAULT_MAX_BATCH)
     }
 }
 
-/// Why a clip has no logits.
+/// Why a clip has no answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum EngineError {
     /// The clip does not fit the model.
@@ -53,46 +87,160 @@ pub enum EngineError {
     /// The engine was stopped.
     #[error("the engine has stopped")]
     Stopped,
-    /// The device or the code that drives it failed.
+    /// The device or the code that drives it failed, twice.
     #[error("running the model failed: {0}")]
     Execution(String),
 }
 
-/// A running model. Dropping it lets the worker finish what is queued and ends it.
+/// What the model says about one clip.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ClipOutput {
+    /// One for each class.
+    pub logits: Vec<f32>,
+    /// Pooled features before the last layer.
+    pub embedding: Vec<f32>,
+}
+
+/// What a worker does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkerState {
+    /// It builds its executor, at the start or after a failure.
+    Starting,
+    /// It waits for clips.
+    Idle,
+    /// It runs a batch.
+    Busy,
+}
+
+/// An engine at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineState {
+    /// Clips that wait.
+    pub queued_clips: usize,
+    /// One for each worker.
+    pub workers: Vec<WorkerState>,
+}
+
+impl EngineState {
+    /// Whether some worker can take clips.
+    pub fn is_serving(&self) -> bool {
+        self.workers.iter().any(|worker| *worker != WorkerState::Starting)
+    }
+}
+
+/// A running model. Dropping it lets the workers finish what is queued and ends them.
 #[derive(Debug)]
 pub struct Engine {
     spec: Arc<ModelSpec>,
-    queue: Option<mpsc::Sender<Job>>,
-    worker: Option<JoinHandle<()>>,
+    config: EngineConfig,
+    shared: Arc<Shared>,
+    next_video: AtomicU64,
+    threads: Vec<JoinHandle<()>>,
 }
 
-/// A clip on its way to the worker.
-#[derive(Debug)]
+/// What requests and workers share.
+struct Shared {
+    name: String,
+    config: EngineConfig,
+    state: Mutex<State>,
+    /// Clips came, or the engine stops.
+    changed: Condvar,
+    /// The engine stops.
+    stopping: Condvar,
+    /// One permit for each clip that may wait.
+    places: Arc<Semaphore>,
+    build: Box<Build>,
+    metrics: ModelMetrics,
+}
+
+struct State {
+    batcher: Batcher<Job>,
+    workers: Vec<Worker>,
+    stopping: bool,
+}
+
+/// A worker as the others see it.
+struct Worker {
+    /// Grows when the worker's thread is given up: one of an older generation has no say any more.
+    generation: u64,
+    state: WorkerState,
+    since: Instant,
+    /// What it runs.
+    batch: Vec<Job>,
+}
+
+/// A clip on its way through a worker.
 struct Job {
     /// 8-bit RGB, `(t, h, w, 3)`.
-    rgb: Vec<u8>,
-    reply: oneshot::Sender<Result<Vec<f32>, EngineError>>,
+    rgb: Bytes,
+    reply: oneshot::Sender<Result<ClipOutput, EngineError>>,
+    queued: Instant,
+    failed_before: bool,
+    place: Option<OwnedSemaphorePermit>,
+    _share: OwnedSemaphorePermit,
 }
 
-/// The logits of a submitted clip, to be awaited. Dropping it cancels the clip if it still waits.
-#[derive(Debug)]
-pub struct PendingLogits(oneshot::Receiver<Result<Vec<f32>, EngineError>>);
+impl fmt::Debug for Shared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shared").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing that can panic runs while it is held.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
 
 impl Engine {
-    /// Builds the network on the CPU and starts its worker.
-    pub fn start(model: &Model, config: EngineConfig) -> Result<Self, ExecutorError> {
-        let executor = CpuExecutor::new(model, config.threads, config.max_batch)?;
-        Ok(Self::with_executor(model.spec.clone(), config, Box::new(executor)))
+    /// Builds the network on the CPU, runs it once, and starts its worker.
+    pub fn start(model: Model, config: EngineConfig, metrics: &Metrics) -> Result<Self, ExecutorError> {
+        let spec = model.spec.clone();
+        let build = move || -> Result<Box<dyn Executor>, ExecutorError> {
+            Ok(Box::new(CpuExecutor::new(&model, config.threads, config.max_batch)?))
+        };
+        Self::with_workers(spec, config, 1, Box::new(build), metrics)
     }
 
-    /// Starts a worker around any executor.
-    pub fn with_executor(spec: ModelSpec, config: EngineConfig, executor: Box<dyn Executor>) -> Self {
-        let (queue, jobs) = mpsc::channel(config.queue_clips.max(1));
-        let worker = std::thread::Builder::new()
-            .name(format!("model-{}", spec.name))
-            .spawn(move || worker::run(jobs, executor, config.max_batch.max(1)))
-            .expect("the system can start a thread at start-up");
-        Self { spec: Arc::new(spec), queue: Some(queue), worker: Some(worker) }
+    /// Starts workers around any executors. `build` makes the first one here, so that a model that can't be built is
+    /// known at once; the others are made by their workers.
+    pub fn with_workers(
+        spec: ModelSpec,
+        config: EngineConfig,
+        workers: usize,
+        build: Box<Build>,
+        metrics: &Metrics,
+    ) -> Result<Self, ExecutorError> {
+        let config =
+            EngineConfig { max_batch: config.max_batch.max(1), queue_clips: config.queue_clips.max(1), ..config };
+        let mut first = build()?;
+        worker::warm_up(first.as_mut(), &spec, config.max_batch)?;
+        let policy = BatchPolicy { max_batch: config.max_batch, max_delay: config.max_delay };
+        let now = Instant::now();
+        let worker = || Worker { generation: 0, state: WorkerState::Starting, since: now, batch: Vec::new() };
+        let state = State {
+            batcher: Batcher::new(policy),
+            workers: (0..workers.max(1)).map(|_| worker()).collect(),
+            stopping: false,
+        };
+        let shared = Arc::new(Shared {
+            name: spec.name.clone(),
+            config,
+            state: Mutex::new(state),
+            changed: Condvar::new(),
+            stopping: Condvar::new(),
+            places: Arc::new(Semaphore::new(config.queue_clips.min(Semaphore::MAX_PERMITS))),
+            build,
+            metrics: metrics.model(&spec.name),
+        });
+        let spec = Arc::new(spec);
+        let mut executors = VecDeque::from([first]);
+        let mut threads: Vec<JoinHandle<()>> =
+            (0..workers.max(1)).map(|index| worker::spawn(&shared, &spec, index, 0, executors.pop_front())).collect();
+        threads.push(worker::spawn_watchdog(&shared, &spec));
+        shared.lock().workers[0].state = WorkerState::Idle;
+        Ok(Self { spec, config, shared, next_video: AtomicU64::new(0), threads })
     }
 
     /// What the model file says.
@@ -100,33 +248,97 @@ impl Engine {
         &self.spec
     }
 
-    /// Queues a clip of 8-bit RGB `(t, h, w, 3)`; waits while the queue is full.
-    pub async fn submit(&self, rgb: Vec<u8>) -> Result<PendingLogits, EngineError> {
-        let expected = self.spec.clip.rgb_len();
-        if rgb.len() != expected {
-            return Err(EngineError::ClipSize { actual: rgb.len(), expected });
+    /// How it runs.
+    pub fn config(&self) -> &EngineConfig {
+        &self.config
+    }
+
+    /// What it does right now.
+    pub fn state(&self) -> EngineState {
+        let state = self.shared.lock();
+        EngineState {
+            queued_clips: state.batcher.len(),
+            workers: state.workers.iter().map(|worker| worker.state).collect(),
         }
-        let (reply, logits) = oneshot::channel();
-        let queue = self.queue.as_ref().ok_or(EngineError::Stopped)?;
-        queue.send(Job { rgb, reply }).await.map_err(|_| EngineError::Stopped)?;
-        Ok(PendingLogits(logits))
+    }
+
+    /// A queue for one video's clips.
+    pub fn video(&self, priority: Priority) -> VideoQueue {
+        VideoQueue {
+            id: VideoId(self.next_video.fetch_add(1, Ordering::Relaxed)),
+            priority,
+            clip_len: self.spec.clip.rgb_len(),
+            shared: Arc::clone(&self.shared),
+            share: Arc::new(Semaphore::new(self.config.clips_per_video())),
+        }
     }
 }
 
-impl PendingLogits {
-    /// Waits for the logits, one for each class.
-    pub async fn wait(self) -> Result<Vec<f32>, EngineError> {
-        self.0.await.unwrap_or(Err(EngineError::Stopped))
+/// The clips of one video on their way to the device. Dropping it removes those that still wait.
+#[derive(Debug)]
+pub struct VideoQueue {
+    id: VideoId,
+    priority: Priority,
+    clip_len: usize,
+    shared: Arc<Shared>,
+    /// Bounds the clips of this video that wait or run.
+    share: Arc<Semaphore>,
+}
+
+impl VideoQueue {
+    /// Queues a clip of 8-bit RGB `(t, h, w, 3)`; waits while this video or all together have too many in the queue.
+    pub async fn submit(&self, rgb: Bytes) -> Result<PendingClip, EngineError> {
+        if rgb.len() != self.clip_len {
+            return Err(EngineError::ClipSize { actual: rgb.len(), expected: self.clip_len });
+        }
+        let acquire = |semaphore: &Arc<Semaphore>| Arc::clone(semaphore).acquire_owned();
+        let share = acquire(&self.share).await.expect("a video's share is never closed");
+        let place = acquire(&self.shared.places).await.map_err(|_| EngineError::Stopped)?;
+        let (reply, output) = oneshot::channel();
+        let now = Instant::now();
+        let job = Job { rgb, reply, queued: now, failed_before: false, place: Some(place), _share: share };
+        {
+            let mut state = self.shared.lock();
+            if state.stopping {
+                return Err(EngineError::Stopped);
+            }
+            state.batcher.push(self.id, self.priority, now, job);
+        }
+        self.shared.changed.notify_one();
+        Ok(PendingClip(output))
+    }
+}
+
+impl Drop for VideoQueue {
+    fn drop(&mut self) {
+        let removed = self.shared.lock().batcher.remove(self.id);
+        // Their permits go back without the lock.
+        drop(removed);
+    }
+}
+
+/// The answer about a submitted clip, to be awaited. Its [`VideoQueue`] has to live that long.
+#[derive(Debug)]
+pub struct PendingClip(oneshot::Receiver<Result<ClipOutput, EngineError>>);
+
+impl Future for PendingClip {
+    type Output = Result<ClipOutput, EngineError>;
+
+    fn poll(mut self: std::pin::Pin<&mut Self>, context: &mut std::task::Context<'_>) -> std::task::Poll<Self::Output> {
+        std::pin::Pin::new(&mut self.0).poll(context).map(|answer| answer.unwrap_or(Err(EngineError::Stopped)))
     }
 }
 
 impl Drop for Engine {
     fn drop(&mut self) {
-        self.queue = None;
-        if let Some(worker) = self.worker.take()
-            && worker.join().is_err()
-        {
-            tracing::error!("the worker thread panicked");
+        self.shared.lock().stopping = true;
+        self.shared.places.close();
+        self.shared.changed.notify_all();
+        self.shared.stopping.notify_all();
+        for thread in self.threads.drain(..) {
+            if thread.join().is_err() {
+                tracing::error!("an engine thread panicked");
+            }
         }
     }
 }

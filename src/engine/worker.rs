@@ -1,52 +1,228 @@
-//! The thread that owns a device: takes what waits, runs it as one batch, answers.
+//! The threads of an engine: a worker owns a device, takes what waits, runs it as one batch and answers; the watchdog
+//! replaces workers that are stuck.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
-use tracing::{debug, error};
+use bytes::Bytes;
+use tracing::{debug, error, info, warn};
 
-use super::{EngineError, Executor, Job};
+use super::{ClipOutput, EngineError, Executor, ExecutorError, Job, Outputs, Shared, WorkerState};
+use crate::model::spec::ModelSpec;
 
-/// Runs until all senders of `jobs` are gone and the queue is empty.
-///
-/// A batch closes as soon as the device is idle: it holds what waits at that moment, up to `max_batch` clips.
-pub(super) fn run(mut jobs: mpsc::Receiver<Job>, mut executor: Box<dyn Executor>, max_batch: usize) {
-    let mut batch = Vec::with_capacity(max_batch);
-    while let Some(job) = jobs.blocking_recv() {
-        batch.push(job);
-        while batch.len() < max_batch
-            && let Ok(job) = jobs.try_recv()
-        {
-            batch.push(job);
+/// First pause before a worker whose executor can't be built tries again; it doubles each time.
+const FIRST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// Runs the largest batch once, so that no request pays for what is only made on first use.
+pub(super) fn warm_up(executor: &mut dyn Executor, spec: &ModelSpec, max_batch: usize) -> Result<(), ExecutorError> {
+    let clip = vec![0; spec.clip.rgb_len()];
+    executor.run(&vec![clip.as_slice(); max_batch]).map(|_| ())
+}
+
+/// Starts a worker. Without an executor it builds one first.
+pub(super) fn spawn(
+    shared: &Arc<Shared>,
+    spec: &Arc<ModelSpec>,
+    index: usize,
+    generation: u64,
+    executor: Option<Box<dyn Executor>>,
+) -> JoinHandle<()> {
+    let thread = Thread { shared: Arc::clone(shared), spec: Arc::clone(spec), index, generation };
+    std::thread::Builder::new()
+        .name(format!("model-{}-{index}", spec.name))
+        .spawn(move || thread.run(executor))
+        .expect("the system can start a thread")
+}
+
+/// What a worker's thread knows of itself.
+struct Thread {
+    shared: Arc<Shared>,
+    spec: Arc<ModelSpec>,
+    index: usize,
+    generation: u64,
+}
+
+impl Thread {
+    fn run(&self, mut executor: Option<Box<dyn Executor>>) {
+        loop {
+            let Some(device) = executor.take().or_else(|| self.build()) else { return };
+            executor = Some(device);
+            let device = executor.as_mut().expect("just put there");
+            let Some(clips) = self.next_batch() else { return };
+            let clips: Vec<&[u8]> = clips.iter().map(Bytes::as_ref).collect();
+            // A panic in the numeric code fails this batch and not the server.
+            let outcome = catch_unwind(AssertUnwindSafe(|| device.run(&clips)))
+                .map_err(|panic| panic_message(panic.as_ref()).to_owned())
+                .and_then(|result| result.map_err(|error| error.to_string()));
+            if outcome.is_err() {
+                // Nobody knows what state it is in.
+                executor = None;
+            }
+            if !self.finish(outcome) {
+                return;
+            }
         }
-        // Nobody waits for the clips of a request that was cancelled.
-        batch.retain(|job| !job.reply.is_closed());
-        if !batch.is_empty() {
-            run_batch(&mut batch, executor.as_mut());
+    }
+
+    /// An executor, however long it takes; `None` if this thread is no longer wanted.
+    fn build(&self) -> Option<Box<dyn Executor>> {
+        let mut pause = FIRST_PAUSE;
+        loop {
+            let built = catch_unwind(AssertUnwindSafe(|| {
+                let mut executor = (self.shared.build)()?;
+                warm_up(executor.as_mut(), &self.spec, self.shared.config.max_batch)?;
+                Ok::<_, ExecutorError>(executor)
+            }))
+            .map_err(|panic| panic_message(panic.as_ref()).to_owned())
+            .and_then(|result| result.map_err(|error| error.to_string()));
+            let mut state = self.shared.lock();
+            if state.stopping || state.workers[self.index].generation != self.generation {
+                return None;
+            }
+            match built {
+                Ok(executor) => {
+                    state.workers[self.index].state = WorkerState::Idle;
+                    info!(model = %self.shared.name, worker = self.index, "worker ready");
+                    return Some(executor);
+                }
+                Err(error) => {
+                    error!(model = %self.shared.name, worker = self.index, %error, retry_in = ?pause, "worker can't start");
+                    let wait = self.shared.stopping.wait_timeout_while(state, pause, |state| !state.stopping);
+                    if wait.is_ok_and(|(state, _)| state.stopping) {
+                        return None;
+                    }
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+            }
+        }
+    }
+
+    /// Waits for a batch and makes it this worker's; `None` if the engine stops or the worker was replaced.
+    fn next_batch(&self) -> Option<Vec<Bytes>> {
+        let mut guard = self.shared.lock();
+        loop {
+            let now = Instant::now();
+            let state = &mut *guard;
+            let worker = &mut state.workers[self.index];
+            if worker.generation != self.generation {
+                return None;
+            }
+            if let Some(mut batch) = state.batcher.take(now) {
+                // Nobody waits for the clips of a request that was cancelled.
+                batch.retain(|job| !job.reply.is_closed());
+                if batch.is_empty() {
+                    continue;
+                }
+                for job in &mut batch {
+                    job.place = None;
+                    self.shared.metrics.batch_wait.observe((now - job.queued).as_secs_f64());
+                }
+                let clips = batch.iter().map(|job| job.rgb.clone()).collect();
+                (worker.state, worker.since, worker.batch) = (WorkerState::Busy, now, batch);
+                return Some(clips);
+            }
+            if state.stopping {
+                return None;
+            }
+            worker.state = WorkerState::Idle;
+            guard = match state.batcher.ready_at(now) {
+                Some(at) => {
+                    let waited = self.shared.changed.wait_timeout(guard, at - now);
+                    waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0
+                }
+                None => self.shared.changed.wait(guard).unwrap_or_else(|poisoned| poisoned.into_inner()),
+            };
+        }
+    }
+
+    /// Answers the batch that this worker ran, unless it was taken away. Says whether the worker goes on.
+    fn finish(&self, outcome: Result<Outputs, String>) -> bool {
+        let mut guard = self.shared.lock();
+        let worker = &mut guard.workers[self.index];
+        if worker.generation != self.generation {
+            return false;
+        }
+        let batch = std::mem::take(&mut worker.batch);
+        let elapsed = worker.since.elapsed();
+        match outcome {
+            Ok(outputs) => {
+                worker.state = WorkerState::Idle;
+                drop(guard);
+                self.answer(batch, &outputs, elapsed);
+            }
+            Err(error) => {
+                worker.state = WorkerState::Starting;
+                fail(&self.shared, &mut guard.batcher, batch, &error);
+                drop(guard);
+                self.shared.changed.notify_all();
+            }
+        }
+        true
+    }
+
+    fn answer(&self, batch: Vec<Job>, outputs: &Outputs, elapsed: Duration) {
+        let metrics = &self.shared.metrics;
+        metrics.batch_clips.observe(batch.len() as f64);
+        metrics.compute.observe(elapsed.as_secs_f64());
+        metrics.compute_seconds.inc_by(elapsed.as_secs_f64());
+        metrics.clips.inc_by(batch.len() as u64);
+        debug!(model = %self.shared.name, clips = batch.len(), ?elapsed, "batch done");
+        let (classes, features) = (outputs.logits.len() / batch.len(), outputs.embeddings.len() / batch.len());
+        for (index, job) in batch.into_iter().enumerate() {
+            let logits = outputs.logits[index * classes..][..classes].to_vec();
+            let embedding = outputs.embeddings[index * features..][..features].to_vec();
+            let _ = job.reply.send(Ok(ClipOutput { logits, embedding }));
         }
     }
 }
 
-fn run_batch(batch: &mut Vec<Job>, executor: &mut dyn Executor) {
-    let clips: Vec<&[u8]> = batch.iter().map(|job| job.rgb.as_slice()).collect();
-    // A panic in the numeric code fails this batch and not the server.
-    let outcome = catch_unwind(AssertUnwindSafe(|| executor.logits(&clips)))
-        .map_err(|panic| panic_message(panic.as_ref()).to_owned())
-        .and_then(|result| result.map_err(|error| error.to_string()));
-    debug!(clips = batch.len(), "batch done");
-    match outcome {
-        Ok(logits) => {
-            let classes = logits.len() / batch.len();
-            for (job, logits) in batch.drain(..).zip(logits.chunks_exact(classes)) {
-                let _ = job.reply.send(Ok(logits.to_vec()));
-            }
+/// Queues the clips of a failed batch once more, and fails those that failed before.
+fn fail(shared: &Shared, batcher: &mut super::Batcher<Job>, batch: Vec<Job>, error: &str) {
+    shared.metrics.failed_batches.inc();
+    shared.metrics.worker_restarts.inc();
+    error!(model = %shared.name, clips = batch.len(), error, "batch failed, its worker starts anew");
+    for mut job in batch {
+        if job.failed_before {
+            let _ = job.reply.send(Err(EngineError::Execution(error.to_owned())));
+        } else {
+            job.failed_before = true;
+            batcher.push_retry(job);
         }
-        Err(message) => {
-            error!(clips = batch.len(), %message, "batch failed");
-            for job in batch.drain(..) {
-                let _ = job.reply.send(Err(EngineError::Execution(message.clone())));
+    }
+}
+
+/// Starts the thread that replaces workers whose batch takes too long. It ends with the engine.
+pub(super) fn spawn_watchdog(shared: &Arc<Shared>, spec: &Arc<ModelSpec>) -> JoinHandle<()> {
+    let (shared, spec) = (Arc::clone(shared), Arc::clone(spec));
+    std::thread::Builder::new()
+        .name(format!("watchdog-{}", spec.name))
+        .spawn(move || watch(&shared, &spec))
+        .expect("the system can start a thread")
+}
+
+fn watch(shared: &Arc<Shared>, spec: &Arc<ModelSpec>) {
+    let stuck_after = shared.config.stuck_after;
+    let period = (stuck_after / 4).clamp(Duration::from_millis(5), Duration::from_secs(5));
+    let mut guard = shared.lock();
+    while !guard.stopping {
+        let waited = shared.stopping.wait_timeout_while(guard, period, |state| !state.stopping);
+        guard = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        let state = &mut *guard;
+        for (index, worker) in state.workers.iter_mut().enumerate() {
+            if worker.state != WorkerState::Busy || worker.since.elapsed() < stuck_after {
+                continue;
             }
+            warn!(model = %shared.name, worker = index, limit = ?stuck_after, "worker is stuck, another takes its place");
+            worker.generation += 1;
+            worker.state = WorkerState::Starting;
+            let batch = std::mem::take(&mut worker.batch);
+            fail(shared, &mut state.batcher, batch, &format!("a batch took longer than {stuck_after:?}"));
+            // The stuck thread ends by itself if it ever comes back; nobody can end it.
+            drop(spawn(shared, spec, index, worker.generation, None));
         }
     }
 }
@@ -61,56 +237,131 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Engine, EngineConfig, ExecutorError};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::super::batcher::Priority;
+    use super::super::{Engine, EngineConfig, PendingClip, VideoQueue};
     use super::*;
+    use crate::metrics::Metrics;
     use crate::model::builtin;
 
-    /// Answers each clip with its first pixel; panics at 13.
-    struct FirstPixel;
+    /// Answers each clip with its first pixel. Panics at 13, and at 14 the first time only; sleeps at 15.
+    struct FirstPixel {
+        fourteens: Arc<AtomicUsize>,
+    }
 
     impl Executor for FirstPixel {
-        fn logits(&mut self, clips: &[&[u8]]) -> Result<Vec<f32>, ExecutorError> {
+        fn run(&mut self, clips: &[&[u8]]) -> Result<Outputs, ExecutorError> {
             assert!(clips.iter().all(|clip| clip[0] != 13), "unlucky clip");
-            Ok(clips.iter().map(|clip| f32::from(clip[0])).collect())
+            if clips.iter().any(|clip| clip[0] == 14) && self.fourteens.fetch_add(1, Ordering::Relaxed) == 0 {
+                panic!("a passing weakness");
+            }
+            if clips.iter().any(|clip| clip[0] == 15) {
+                std::thread::sleep(Duration::from_millis(400));
+            }
+            Ok(Outputs { logits: clips.iter().map(|clip| f32::from(clip[0])).collect(), embeddings: Vec::new() })
         }
     }
 
-    fn engine(max_batch: usize) -> Engine {
-        let config = EngineConfig { threads: 1, max_batch, queue_clips: 4 };
-        Engine::with_executor(builtin::spec(), config, Box::new(FirstPixel))
+    fn engine(config: EngineConfig) -> Engine {
+        let fourteens = Arc::new(AtomicUsize::new(0));
+        let build = move || -> Result<Box<dyn Executor>, ExecutorError> {
+            Ok(Box::new(FirstPixel { fourteens: Arc::clone(&fourteens) }))
+        };
+        Engine::with_workers(builtin::spec(), config, 1, Box::new(build), &Metrics::default()).unwrap()
     }
 
-    fn clip(first: u8) -> Vec<u8> {
+    async fn submit(video: &VideoQueue, first: u8) -> PendingClip {
         let mut rgb = vec![0; builtin::spec().clip.rgb_len()];
         rgb[0] = first;
-        rgb
+        video.submit(rgb.into()).await.unwrap()
     }
 
     #[tokio::test]
     async fn every_clip_gets_its_own_answer() {
-        let engine = engine(3);
+        let engine = engine(EngineConfig { queue_clips: 2, ..EngineConfig::new(1, 8) });
+        let video = engine.video(Priority::Normal);
         let mut pending = Vec::new();
-        for first in 0..10 {
-            pending.push(engine.submit(clip(first)).await.unwrap());
+        for first in 0..12 {
+            pending.push(submit(&video, first).await);
         }
-        for (first, logits) in pending.into_iter().enumerate() {
-            assert_eq!(logits.wait().await.unwrap(), [first as f32]);
+        for (first, clip) in pending.into_iter().enumerate() {
+            assert_eq!(clip.await.unwrap().logits, [first as f32]);
         }
     }
 
     #[tokio::test]
-    async fn a_panic_fails_its_batch_and_the_next_one_runs() {
-        let engine = engine(1);
-        let unlucky = engine.submit(clip(13)).await.unwrap();
-        let lucky = engine.submit(clip(7)).await.unwrap();
-        let error = unlucky.wait().await.unwrap_err();
-        assert!(matches!(&error, EngineError::Execution(message) if message.contains("unlucky")), "{error}");
-        assert_eq!(lucky.wait().await.unwrap(), [7.0]);
+    async fn a_failure_that_passes_is_not_seen() {
+        let engine = engine(EngineConfig::new(1, 2));
+        let video = engine.video(Priority::Normal);
+        assert_eq!(submit(&video, 14).await.await.unwrap().logits, [14.0]);
+    }
+
+    #[tokio::test]
+    async fn a_clip_that_fails_twice_fails_alone() {
+        let engine = engine(EngineConfig::new(1, 4));
+        let video = engine.video(Priority::Normal);
+        let mut pending = Vec::new();
+        // Keeps the worker busy, so that the others become one batch.
+        pending.push(submit(&video, 15).await);
+        for first in [1, 13, 2] {
+            pending.push(submit(&video, first).await);
+        }
+        let unlucky = pending.remove(2).await.unwrap_err();
+        assert!(matches!(&unlucky, EngineError::Execution(message) if message.contains("unlucky")), "{unlucky}");
+        for (clip, expected) in pending.into_iter().zip([15.0, 1.0, 2.0]) {
+            assert_eq!(clip.await.unwrap().logits, [expected]);
+        }
+        assert!(engine.state().is_serving());
+    }
+
+    #[tokio::test]
+    async fn a_stuck_worker_is_replaced() {
+        let engine = engine(EngineConfig { stuck_after: Duration::from_millis(50), ..EngineConfig::new(1, 1) });
+        let video = engine.video(Priority::Normal);
+        let stuck = submit(&video, 15).await;
+        assert!(matches!(stuck.await, Err(EngineError::Execution(message)) if message.contains("longer than")));
+        assert_eq!(submit(&video, 7).await.await.unwrap().logits, [7.0]);
+    }
+
+    #[tokio::test]
+    async fn a_dropped_video_frees_its_places_at_once() {
+        let engine = engine(EngineConfig { queue_clips: 1, ..EngineConfig::new(1, 1) });
+        let busy = engine.video(Priority::Normal);
+        let running = submit(&busy, 15).await;
+        let dropped = engine.video(Priority::Normal);
+        while engine.state().queued_clips > 0 {
+            tokio::task::yield_now().await;
+        }
+        let _waiting = submit(&dropped, 1).await;
+        assert_eq!(engine.state().queued_clips, 1);
+        drop(dropped);
+        assert_eq!(engine.state().queued_clips, 0);
+        let next = engine.video(Priority::Normal);
+        let clip = tokio::time::timeout(Duration::from_millis(200), submit(&next, 3)).await.expect("a free place");
+        assert_eq!(clip.await.unwrap().logits, [3.0]);
+        running.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn clips_that_wait_are_run_before_the_engine_stops() {
+        let engine = engine(EngineConfig::new(1, 4));
+        let video = engine.video(Priority::Normal);
+        let pending = [submit(&video, 1).await, submit(&video, 2).await];
+        tokio::task::spawn_blocking(move || drop(engine)).await.unwrap();
+        for (clip, expected) in pending.into_iter().zip([1.0, 2.0]) {
+            assert_eq!(clip.await.unwrap().logits, [expected]);
+        }
+        assert!(matches!(
+            video.submit(vec![0; builtin::spec().clip.rgb_len()].into()).await,
+            Err(EngineError::Stopped)
+        ));
     }
 
     #[tokio::test]
     async fn a_clip_of_another_size_is_refused() {
-        let error = engine(1).submit(vec![0; 5]).await.unwrap_err();
+        let error =
+            engine(EngineConfig::new(1, 1)).video(Priority::Normal).submit(vec![0; 5].into()).await.unwrap_err();
         assert!(matches!(error, EngineError::ClipSize { actual: 5, .. }));
     }
 }

@@ -24,7 +24,8 @@ pub enum ModelPlanError {
     Candle(#[from] candle_core::Error),
 }
 
-/// Compiles a model for clips of its geometry. The plan has one output: logits `(n, classes)`.
+/// Compiles a model for clips of its geometry. The plan has two outputs: logits `(n, classes)` and the
+/// pooled features before the last layer `(n, features)`.
 pub fn compile(model: &Model, options: PlanOptions) -> Result<Plan, ModelPlanError> {
     let layout = &model.layout;
     let clip = model.spec.clip;
@@ -44,7 +45,7 @@ pub fn compile(model: &Model, options: PlanOptions) -> Result<Plan, ModelPlanErr
     }
     let features = graph.global_avg_pool(x)?;
     let logits = graph.linear(features, values(&model.tensors["fc.weight"])?, values(&model.tensors["fc.bias"])?)?;
-    Ok(graph.compile(&[logits], options)?)
+    Ok(graph.compile(&[logits, features], options)?)
 }
 
 fn add_block<'a>(

@@ -1,22 +1,33 @@
 //! The gRPC service: [`proto`] is the wire format, [`serve`] runs a server, [`client`] calls one.
 
+mod admission;
+mod batch;
 pub mod client;
+mod http;
 mod request;
 mod service;
 mod status;
+mod stream;
 mod wire;
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
 
 use crate::classify::Classifier;
 use crate::engine::Engine;
+use crate::metrics::Metrics;
+use admission::MessageMemory;
 use proto::video_classification_service_server::VideoClassificationServiceServer;
 
 /// Generated from `proto/kinetoscope/v1/kinetoscope.proto`.
@@ -37,18 +48,34 @@ const MESSAGE_OVERHEAD_BYTES: usize = 64 << 10;
 /// An idle connection is asked for a sign of life after this time, so that vanished clients free their places.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
+/// How soon health follows the workers.
+const HEALTH_PERIOD: Duration = Duration::from_millis(500);
+
 /// How a server runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct ServeOptions {
-    /// Requests worked on at a time; one more is refused with RESOURCE_EXHAUSTED. Each may hold a whole video.
+    /// Videos worked on at a time; one more is refused with RESOURCE_EXHAUSTED.
     pub max_requests: usize,
+    /// Videos of one ClassifyVideos stream that are worked on at a time; others wait to be read.
+    pub videos_per_stream: usize,
+    /// Bytes that the messages of all requests may take in memory, or one message's worth if that is more. Calls with
+    /// one message are refused beyond it with RESOURCE_EXHAUSTED, streams are read no further.
+    pub message_memory: usize,
+    /// Where long uploads are kept while they are decoded; the system's temporary directory if `None`.
+    pub spool: Option<PathBuf>,
     /// How long running requests may take to finish after the shutdown signal.
     pub grace: Duration,
 }
 
 impl Default for ServeOptions {
     fn default() -> Self {
-        Self { max_requests: 64, grace: Duration::from_secs(30) }
+        Self {
+            max_requests: 64,
+            videos_per_stream: 8,
+            message_memory: 512 << 20,
+            spool: None,
+            grace: Duration::from_secs(30),
+        }
     }
 }
 
@@ -59,52 +86,101 @@ pub struct Services {
     pub classifier: Classifier,
     /// Running models, the default one first; at least one.
     pub models: Vec<Engine>,
+    /// What all of them count.
+    pub metrics: Arc<Metrics>,
+}
+
+/// Where a server listens.
+#[derive(Debug)]
+pub struct Listeners {
+    /// gRPC.
+    pub grpc: TcpListener,
+    /// Plain HTTP: `/metrics`, `/healthz` (the process answers) and `/readyz` (it takes requests).
+    pub http: Option<TcpListener>,
 }
 
 /// Serves until `shutdown` resolves, then finishes the requests that run, for up to the grace period. Health turns
 /// to NOT_SERVING at once, so that load balancers look elsewhere.
 pub async fn serve(
-    listener: TcpListener,
+    listeners: Listeners,
     services: Services,
     options: ServeOptions,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     assert!(!services.models.is_empty(), "a server has a model");
+    let grace = options.grace;
     let max_message = usize::try_from(services.classifier.limits().max_bytes)
         .unwrap_or(usize::MAX)
         .saturating_add(MESSAGE_OVERHEAD_BYTES);
-    let service = service::Service::new(Arc::new(services), options.max_requests);
-    let (health, health_service) = tonic_health::server::health_reporter();
-    health.set_serving::<VideoClassificationServiceServer<service::Service>>().await;
-    let classification = VideoClassificationServiceServer::new(service).max_decoding_message_size(max_message);
-    let (reflection_v1, reflection_v1alpha) = (reflection_builder(), reflection_builder());
+    let memory = MessageMemory::new(options.message_memory, max_message);
+    let services = Arc::new(services);
+    let service = service::Service::new(Arc::clone(&services), options);
+    let classification = VideoClassificationServiceServer::new(service)
+        // Longer ones were refused before they were read.
+        .max_decoding_message_size(usize::MAX)
+        .max_encoding_message_size(usize::MAX);
 
-    let (drain, drained) = tokio::sync::oneshot::channel::<()>();
+    let (drain, drained) = watch::channel(false);
+    let (health, health_service) = tonic_health::server::health_reporter();
+    let (ready, is_ready) = watch::channel(true);
+    let watching = watch_health(Arc::clone(&services), health, ready, drained.clone());
+    let watching = AbortOnDropHandle::new(tokio::spawn(watching));
+    let http = listeners.http.map(|listener| {
+        let state = http::State { services: Arc::clone(&services), memory: memory.clone(), is_ready };
+        AbortOnDropHandle::new(tokio::spawn(http::serve(listener, state)))
+    });
+
+    let (reflection_v1, reflection_v1alpha) = (reflection_builder(), reflection_builder());
+    let mut until_drained = drained.clone();
     let server = Server::builder()
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .layer(request::RequestLayer { max_message })
+        .layer(request::RequestLayer { memory, metrics: Arc::clone(&services.metrics) })
         .add_service(health_service)
         .add_service(reflection_v1.build_v1().expect("our own descriptors are valid"))
         .add_service(reflection_v1alpha.build_v1alpha().expect("our own descriptors are valid"))
         .add_service(classification)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), async {
-            let _ = drained.await;
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listeners.grpc), async move {
+            let _ = until_drained.wait_for(|drained| *drained).await;
         });
     tokio::pin!(server);
     tokio::select! {
         result = &mut server => return result,
         () = shutdown => {}
     }
-    info!(grace = ?options.grace, "draining: no new connections, running requests finish");
-    health.set_not_serving::<VideoClassificationServiceServer<service::Service>>().await;
-    health.set_service_status("", tonic_health::ServingStatus::NotServing).await;
-    drop(drain);
-    match tokio::time::timeout(options.grace, server).await {
-        Ok(result) => result,
-        Err(_) => {
-            warn!(grace = ?options.grace, "requests still ran at the end of the grace period and were dropped");
-            Ok(())
+    info!(?grace, "draining: no new connections, running requests finish");
+    drain.send_replace(true);
+    // Who watches is told before connections close.
+    let _ = watching.await;
+    let ended = tokio::time::timeout(grace, server).await;
+    drop(http);
+    ended.unwrap_or_else(|_| {
+        warn!(?grace, "requests still ran at the end of the grace period and were dropped");
+        Ok(())
+    })
+}
+
+/// Keeps health true to the workers until the server drains.
+async fn watch_health(
+    services: Arc<Services>,
+    health: HealthReporter,
+    ready: watch::Sender<bool>,
+    mut drained: watch::Receiver<bool>,
+) {
+    const SERVICE: &str = <VideoClassificationServiceServer<service::Service> as tonic::server::NamedService>::NAME;
+    loop {
+        let stops = *drained.borrow();
+        let serves = !stops && services.models.iter().all(|engine| engine.state().is_serving());
+        let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
+        if ready.send_if_modified(|ready| std::mem::replace(ready, serves) != serves) && !stops {
+            warn!(serves, "health changed");
         }
+        for name in ["", SERVICE] {
+            health.set_service_status(name, status).await;
+        }
+        if stops {
+            return;
+        }
+        let _ = tokio::time::timeout(HEALTH_PERIOD, drained.changed()).await;
     }
 }
 

@@ -1,18 +1,26 @@
-//! What happens around every call, whatever its service: request id, tracing span, deadline, access log.
+//! What happens around every call, whatever its service: request id, tracing span, room for its messages, deadline,
+//! metrics, access log.
 
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use tonic::Code;
+use bytes::Bytes;
+use http_body::Frame;
+use tokio::time::Sleep;
+use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Response};
+use tonic::{Code, Status};
 use tower::{Layer, Service};
-use tracing::{Instrument, info, info_span};
+use tracing::{Instrument, Span, info, info_span};
 
+use super::admission::MessageMemory;
 use super::status;
+use crate::metrics::{InFlight, Metrics};
 
 /// Metadata key of the request id.
 const REQUEST_ID: &str = "x-request-id";
@@ -20,34 +28,40 @@ const MAX_REQUEST_ID_LEN: usize = 128;
 const GRPC_STATUS: &str = "grpc-status";
 const GRPC_TIMEOUT: &str = "grpc-timeout";
 
+/// tonic ends late calls too, but as CANCELLED, which tells clients that they cancelled themselves. So ours comes first.
+const AHEAD_OF_TONIC: Duration = Duration::from_millis(3);
+
+/// When a call has to be answered; an extension of its request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Deadline(pub(super) Instant);
+
 /// Wraps a server's services; see the module.
 #[derive(Debug, Clone)]
 pub(super) struct RequestLayer {
-    /// Bytes of the longest message that is taken, for the error of a longer one.
-    pub(super) max_message: usize,
+    pub(super) memory: MessageMemory,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 #[derive(Debug, Clone)]
 pub(super) struct RequestService<S> {
     inner: S,
-    max_message: usize,
+    layer: RequestLayer,
 }
 
 impl<S> Layer<S> for RequestLayer {
     type Service = RequestService<S>;
 
     fn layer(&self, inner: S) -> Self::Service {
-        RequestService { inner, max_message: self.max_message }
+        RequestService { inner, layer: self.clone() }
     }
 }
 
-impl<S, RequestBody, ResponseBody> Service<Request<RequestBody>> for RequestService<S>
+impl<S> Service<Request<Body>> for RequestService<S>
 where
-    S: Service<Request<RequestBody>, Response = Response<ResponseBody>, Error = Infallible>,
+    S: Service<Request<Body>, Response = Response<Body>, Error = Infallible>,
     S::Future: Send + 'static,
-    ResponseBody: Default,
 {
-    type Response = Response<ResponseBody>;
+    type Response = Response<Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
 
@@ -55,31 +69,169 @@ where
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<RequestBody>) -> Self::Future {
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
         let id = request_id(request.headers());
         let span = info_span!("request", id = id.to_str().unwrap_or_default(), call = request.uri().path());
+        let method = Method::of(request.uri().path());
         let timeout = request.headers().get(GRPC_TIMEOUT).and_then(parse_timeout);
-        let max_message = self.max_message;
-        let response = self.inner.call(request);
-        let started = Instant::now();
+        let metrics = Arc::clone(&self.layer.metrics);
+        let call = Call {
+            method: method.name,
+            in_flight: Some(metrics.request_started(method.name)),
+            metrics,
+            started: Instant::now(),
+            span: span.clone(),
+        };
+
+        let (mut parts, body) = request.into_parts();
+        let (body, reservations) = self.layer.memory.meter(body, method.streams_requests);
+        parts.extensions.insert(reservations.clone());
+        if let Some(timeout) = timeout {
+            parts.extensions.insert(Deadline(call.started + timeout));
+        }
+        let response = self.inner.call(Request::from_parts(parts, Body::new(body)));
         Box::pin(
             async move {
-                let response = match timeout {
-                    // tonic ends late calls too, but as CANCELLED, which tells the client that it cancelled itself.
-                    Some(timeout) => match tokio::time::timeout(timeout, response).await {
-                        Ok(response) => response?,
-                        Err(_) => status::deadline_exceeded(timeout).into_http(),
+                let deadline = timeout.map(|timeout| {
+                    let sleep = tokio::time::sleep(timeout.saturating_sub(AHEAD_OF_TONIC));
+                    (timeout, Box::pin(sleep))
+                });
+                let (mut response, deadline) = match deadline {
+                    None => (response.await?, None),
+                    Some((timeout, mut sleep)) => tokio::select! {
+                        response = response => (response?, Some((timeout, sleep))),
+                        () = &mut sleep => (status::deadline_exceeded(timeout).into_http(), None),
                     },
-                    None => response.await?,
                 };
-                let mut response = with_own_status(response, max_message);
                 response.headers_mut().insert(REQUEST_ID, id);
-                let code = status_code(response.headers());
-                info!(code = ?code, elapsed = ?started.elapsed(), "answered");
-                Ok(response)
+                // The messages of a call without a stream are held until its answer is there.
+                drop(reservations);
+                let code = response.headers().get(GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes()));
+                let (parts, body) = response.into_parts();
+                let mut call = Some(call);
+                if let Some(code) = code
+                    && let Some(call) = call.take()
+                {
+                    call.end(code);
+                }
+                let body = CallBody { body, call, deadline };
+                Ok(Response::from_parts(parts, Body::new(body)))
             }
             .instrument(span),
         )
+    }
+}
+
+/// What is known of a method by its path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Method {
+    /// For metrics; the same for all that we don't serve.
+    name: &'static str,
+    /// Whether a client sends many messages, so that it can be made to wait.
+    streams_requests: bool,
+}
+
+impl Method {
+    fn of(path: &str) -> Self {
+        const UNARY: [&str; 4] = ["ClassifyVideo", "ListModels", "GetModel", "Check"];
+        const STREAMS: [&str; 3] = ["ClassifyVideoStream", "ClassifyVideos", "Watch"];
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let find = |names: &[&'static str]| names.iter().copied().find(|known| *known == name);
+        match (find(&UNARY), find(&STREAMS)) {
+            (Some(name), _) => Self { name, streams_requests: false },
+            (None, Some(name)) => Self { name, streams_requests: true },
+            (None, None) => Self { name: "other", streams_requests: false },
+        }
+    }
+}
+
+/// A call that is being worked on.
+#[derive(Debug)]
+struct Call {
+    method: &'static str,
+    in_flight: Option<InFlight>,
+    metrics: Arc<Metrics>,
+    started: Instant,
+    span: Span,
+}
+
+impl Call {
+    fn end(mut self, code: Code) {
+        self.record(code);
+    }
+
+    fn record(&mut self, code: Code) {
+        if self.in_flight.take().is_some() {
+            self.metrics.request_ended(self.method, status::code_name(code));
+            self.span.in_scope(|| info!(?code, elapsed = ?self.started.elapsed(), "answered"));
+        }
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        // Nobody was there to take the end of the answer.
+        self.record(Code::Cancelled);
+    }
+}
+
+/// The body of an answer, which ends at the deadline.
+struct CallBody {
+    body: Body,
+    call: Option<Call>,
+    deadline: Option<(Duration, Pin<Box<Sleep>>)>,
+}
+
+impl CallBody {
+    fn end(&mut self, code: Code) {
+        if let Some(call) = self.call.take() {
+            call.end(code);
+        }
+        self.deadline = None;
+    }
+}
+
+impl http_body::Body for CallBody {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        let frame = match Pin::new(&mut self.body).poll_frame(context) {
+            Poll::Ready(frame) => frame,
+            Poll::Pending => {
+                let Some((timeout, sleep)) = &mut self.deadline else { return Poll::Pending };
+                if sleep.as_mut().poll(context).is_pending() {
+                    return Poll::Pending;
+                }
+                let status = status::deadline_exceeded(*timeout);
+                // Whoever makes the answer stops when nobody takes it.
+                self.body = Body::empty();
+                let mut trailers = HeaderMap::new();
+                if status.add_header(&mut trailers).is_err() {
+                    return Poll::Ready(Some(Err(status)));
+                }
+                Some(Ok(Frame::trailers(trailers)))
+            }
+        };
+        match &frame {
+            Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_ref() {
+                    let code =
+                        trailers.get(GRPC_STATUS).map_or(Code::Unknown, |code| Code::from_bytes(code.as_bytes()));
+                    self.end(code);
+                }
+            }
+            Some(Err(status)) => {
+                let code = status.code();
+                self.end(code);
+            }
+            None => self.end(Code::Ok),
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.call.is_none() && self.body.is_end_stream()
     }
 }
 
@@ -102,20 +254,6 @@ fn start_second() -> u64 {
     *START.get_or_init(|| {
         std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |since| since.as_secs())
     })
-}
-
-/// Replaces the statuses that tonic makes itself where the API promises better ones.
-fn with_own_status<B: Default>(response: Response<B>, max_message: usize) -> Response<B> {
-    if status_code(response.headers()) == Code::OutOfRange {
-        // The only OUT_OF_RANGE there is: tonic's for a message over `max_decoding_message_size`.
-        return status::message_too_large(max_message).into_http();
-    }
-    response
-}
-
-/// OK unless the response consists of an error in its headers, as those of unary calls do.
-fn status_code(headers: &HeaderMap) -> Code {
-    headers.get(GRPC_STATUS).map_or(Code::Ok, |code| Code::from_bytes(code.as_bytes()))
 }
 
 /// `TimeoutValue TimeoutUnit` of the gRPC protocol: up to eight digits and one of H, M, S, m, u, n.
@@ -143,14 +281,41 @@ mod tests {
 
     use super::*;
 
+    fn layer() -> RequestLayer {
+        RequestLayer { memory: MessageMemory::new(1 << 20, 1 << 10), metrics: Arc::new(Metrics::default()) }
+    }
+
+    fn call(timeout: &str) -> Request<Body> {
+        Request::builder().header(GRPC_TIMEOUT, timeout).uri("/x.Y/ClassifyVideos").body(Body::empty()).unwrap()
+    }
+
     #[tokio::test]
     async fn a_call_past_its_deadline_is_deadline_exceeded() {
-        let never = service_fn(|_: Request<()>| std::future::pending::<Result<Response<()>, Infallible>>());
-        let mut service = RequestLayer { max_message: 0 }.layer(never);
-        let request = Request::builder().header(GRPC_TIMEOUT, "5m").body(()).unwrap();
-        let response = service.call(request).await.unwrap();
-        assert_eq!(status_code(response.headers()), Code::DeadlineExceeded);
+        let never = service_fn(|_: Request<Body>| std::future::pending::<Result<Response<Body>, Infallible>>());
+        let response = layer().layer(never).call(call("5m")).await.unwrap();
+        assert_eq!(Status::from_header_map(response.headers()).unwrap().code(), Code::DeadlineExceeded);
         assert!(response.headers().contains_key(REQUEST_ID), "errors carry the request id too");
+    }
+
+    #[tokio::test]
+    async fn a_stream_past_its_deadline_is_deadline_exceeded() {
+        struct Endless;
+        impl http_body::Body for Endless {
+            type Data = Bytes;
+            type Error = Status;
+            fn poll_frame(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+                Poll::Pending
+            }
+        }
+        let layer = layer();
+        let metrics = Arc::clone(&layer.metrics);
+        let stream = service_fn(|_: Request<Body>| async { Ok(Response::new(Body::new(Endless))) });
+        let mut body = layer.layer(stream).call(call("20m")).await.unwrap().into_body();
+        let frame = std::future::poll_fn(|context| http_body::Body::poll_frame(Pin::new(&mut body), context));
+        let trailers = frame.await.unwrap().unwrap().into_trailers().unwrap();
+        assert_eq!(Status::from_header_map(&trailers).unwrap().code(), Code::DeadlineExceeded);
+        let counted = "kinetoscope_requests_total{method=\"ClassifyVideos\",code=\"DEADLINE_EXCEEDED\"} 1";
+        assert!(metrics.encode().contains(counted));
     }
 
     #[test]

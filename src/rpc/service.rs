@@ -1,78 +1,157 @@
 //! `kinetoscope.v1.VideoClassificationService`.
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
-use tokio::sync::Semaphore;
-use tonic::{Request, Response, Status};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+use tonic::{Extensions, Request, Response, Status, Streaming};
 use tracing::info;
 
 use super::proto::video_classification_service_server::VideoClassificationService;
 use super::proto::{self, video};
-use super::{Services, status, wire};
+use super::request::Deadline;
+use super::stream::Answers;
+use super::{ServeOptions, Services, batch, status, stream, wire};
+use crate::classify::{Classification, ClassifyOptions, ClipScores};
 use crate::engine::Engine;
 use crate::video::Source;
+
+/// What an answer takes from the last clip to the client: `partial_at_deadline` answers this much earlier.
+const ANSWER_TIME: Duration = Duration::from_millis(100);
 
 /// Serves the models of [`Services`].
 #[derive(Debug, Clone)]
 pub(super) struct Service {
-    services: Arc<Services>,
-    places: Arc<Semaphore>,
-    max_requests: usize,
+    pub(super) services: Arc<Services>,
+    pub(super) options: ServeOptions,
+    /// One for each video that is worked on.
+    pub(super) places: Arc<Semaphore>,
+    /// Those of them that videos of [`batch`] may have, so that batch jobs leave room for others.
+    pub(super) batch_places: Arc<Semaphore>,
 }
 
 impl Service {
-    pub(super) fn new(services: Arc<Services>, max_requests: usize) -> Self {
-        let max_requests = max_requests.clamp(1, Semaphore::MAX_PERMITS);
-        Self { services, places: Arc::new(Semaphore::new(max_requests)), max_requests }
+    pub(super) fn new(services: Arc<Services>, options: ServeOptions) -> Self {
+        let max_requests = options.max_requests.clamp(1, Semaphore::MAX_PERMITS);
+        let options = ServeOptions { max_requests, ..options };
+        Self {
+            services,
+            options,
+            places: Arc::new(Semaphore::new(max_requests)),
+            batch_places: Arc::new(Semaphore::new((max_requests - max_requests / 4).max(1))),
+        }
     }
 
     /// The model that a request chose, or the default one.
-    fn engine(&self, selector: Option<proto::ModelSelector>) -> Result<&Engine, Status> {
-        let proto::ModelSelector { name, version } = selector.unwrap_or_default();
+    pub(super) fn engine(&self, selector: Option<&proto::ModelSelector>) -> Result<&Engine, Status> {
+        let (name, version) = selector.map_or(("", ""), |selector| (&selector.name, &selector.version));
         let fits = |engine: &&Engine| {
             let spec = engine.spec();
             (name.is_empty() || spec.name == name) && (version.is_empty() || spec.version == version)
         };
         self.services.models.iter().find(fits).ok_or_else(|| {
             let known: Vec<String> = self.services.models.iter().map(|engine| engine.spec().name.clone()).collect();
-            status::model_not_found(&name, &version, &known)
+            status::model_not_found(name, version, &known)
         })
     }
-}
 
-#[tonic::async_trait]
-impl VideoClassificationService for Service {
-    async fn classify_video(
+    /// A place for one video, or a refusal.
+    pub(super) fn place(&self) -> Result<SemaphorePermit<'_>, Status> {
+        self.places.try_acquire().map_err(|_| {
+            self.services.metrics.rejected("requests");
+            status::overloaded(self.options.max_requests)
+        })
+    }
+
+    /// Options as sent, checked, with the deadline of their call.
+    pub(super) fn options(
         &self,
-        request: Request<proto::ClassifyVideoRequest>,
-    ) -> Result<Response<proto::ClassifyVideoResponse>, Status> {
-        let _place = self.places.try_acquire().map_err(|_| status::overloaded(self.max_requests))?;
-        let proto::ClassifyVideoRequest { video, options } = request.into_inner();
-        let options = options.unwrap_or_default();
-        let content = match video.and_then(|video| video.source) {
-            Some(video::Source::Content(content)) => content,
-            None => return Err(status::invalid("VIDEO_MISSING", "the request has no video: set video.content")),
-        };
-        let engine = self.engine(options.model.clone())?;
-        let options = (&options)
+        options: &proto::ClassificationOptions,
+        deadline: Option<Deadline>,
+    ) -> Result<ClassifyOptions, Status> {
+        let checked: ClassifyOptions = options
             .try_into()
-            .map_err(|error: wire::UnknownSegmentMode| status::invalid("UNKNOWN_SEGMENT_MODE", error.to_string()))?;
-        let bytes = content.len();
-        let classification = self
-            .services
-            .classifier
-            .classify(engine, Source::Bytes(content), &options)
+            .map_err(|error: wire::OptionsError| status::invalid(error.reason(), error.to_string()))?;
+        let answer_by = deadline
+            .filter(|_| options.partial_at_deadline)
+            .map(|Deadline(at)| at.checked_sub(ANSWER_TIME).unwrap_or_else(Instant::now));
+        Ok(ClassifyOptions { answer_by, ..checked })
+    }
+
+    /// Classifies one video.
+    pub(super) async fn classify(
+        &self,
+        engine: &Engine,
+        source: Source,
+        options: &ClassifyOptions,
+        clips: Option<&mpsc::Sender<ClipScores>>,
+    ) -> Result<Classification, Status> {
+        let classifier = &self.services.classifier;
+        let classification = classifier
+            .classify(engine, source, options, clips)
             .await
             .map_err(|error| status::from_classify_error(&error))?;
         info!(
             model = %classification.model.name,
-            bytes,
             frames = classification.video.frames,
             clips = classification.video.clips,
             label = classification.labels.first().map_or("", |label| label.label.as_str()),
             "classified"
         );
-        Ok(Response::new(proto::ClassifyVideoResponse { classification: Some(classification.into()) }))
+        Ok(classification)
+    }
+
+    /// Classifies a video that came in one message.
+    pub(super) async fn classify_message(
+        &self,
+        video: Option<proto::Video>,
+        options: &proto::ClassificationOptions,
+        deadline: Option<Deadline>,
+    ) -> Result<proto::VideoClassification, Status> {
+        let content = match video.and_then(|video| video.source) {
+            Some(video::Source::Content(content)) => content,
+            None => return Err(status::invalid("VIDEO_MISSING", "the request has no video: set video.content")),
+        };
+        self.services.metrics.received(content.len() as u64);
+        let engine = self.engine(options.model.as_ref())?;
+        let options = self.options(options, deadline)?;
+        Ok(self.classify(engine, Source::Bytes(content), &options, None).await?.into())
+    }
+}
+
+/// The deadline of a call.
+pub(super) fn deadline(extensions: &Extensions) -> Option<Deadline> {
+    extensions.get().copied()
+}
+
+#[tonic::async_trait]
+impl VideoClassificationService for Service {
+    type ClassifyVideoStreamStream = Answers<proto::ClassifyVideoStreamResponse>;
+    type ClassifyVideosStream = Answers<proto::ClassifyVideosResponse>;
+
+    async fn classify_video(
+        &self,
+        request: Request<proto::ClassifyVideoRequest>,
+    ) -> Result<Response<proto::ClassifyVideoResponse>, Status> {
+        let _place = self.place()?;
+        let deadline = deadline(request.extensions());
+        let proto::ClassifyVideoRequest { video, options } = request.into_inner();
+        let classification = self.classify_message(video, &options.unwrap_or_default(), deadline).await?;
+        Ok(Response::new(proto::ClassifyVideoResponse { classification: Some(classification) }))
+    }
+
+    async fn classify_video_stream(
+        &self,
+        request: Request<Streaming<proto::ClassifyVideoStreamRequest>>,
+    ) -> Result<Response<Self::ClassifyVideoStreamStream>, Status> {
+        Ok(Response::new(stream::classify(self.clone(), request)))
+    }
+
+    async fn classify_videos(
+        &self,
+        request: Request<Streaming<proto::ClassifyVideosRequest>>,
+    ) -> Result<Response<Self::ClassifyVideosStream>, Status> {
+        Ok(Response::new(batch::classify(self.clone(), request)))
     }
 
     async fn list_models(
@@ -93,7 +172,7 @@ impl VideoClassificationService for Service {
         &self,
         request: Request<proto::GetModelRequest>,
     ) -> Result<Response<proto::GetModelResponse>, Status> {
-        let engine = self.engine(request.into_inner().model)?;
+        let engine = self.engine(request.into_inner().model.as_ref())?;
         let default = std::ptr::eq(engine, &self.services.models[0]);
         Ok(Response::new(proto::GetModelResponse { model: Some(wire::model(engine.spec(), default)) }))
     }

@@ -7,10 +7,10 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use tracing::error;
 
-use super::ERROR_DOMAIN;
+use super::{ERROR_DOMAIN, proto};
 use crate::classify::ClassifyError;
 use crate::engine::EngineError;
-use crate::video::VideoError;
+use crate::video::{SpoolError, VideoError};
 
 /// What a refused client waits before it tries again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
@@ -30,11 +30,67 @@ pub(super) fn model_not_found(name: &str, version: &str, known: &[String]) -> St
     status(Code::NotFound, "MODEL_NOT_FOUND", format!("no model {wanted:?}; there are {}", known.join(", ")))
 }
 
-pub(super) fn overloaded(max_requests: usize) -> Status {
-    let mut details = ErrorDetails::with_error_info("TOO_MANY_REQUESTS", ERROR_DOMAIN, HashMap::new());
+/// RESOURCE_EXHAUSTED with the time after which to try again.
+fn exhausted(reason: &str, message: String) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, HashMap::new());
     details.set_retry_info(Some(RETRY_DELAY));
-    let message = format!("{max_requests} requests are being worked on, which is the limit; try again");
     Status::with_error_details(Code::ResourceExhausted, message, details)
+}
+
+pub(super) fn overloaded(max_requests: usize) -> Status {
+    let message = format!("{max_requests} requests are being worked on, which is the limit; try again");
+    exhausted("TOO_MANY_REQUESTS", message)
+}
+
+pub(super) fn no_memory(capacity: usize) -> Status {
+    let message = format!("the messages of other requests fill the {capacity} bytes there are for them; try again");
+    exhausted("TOO_MANY_BYTES", message)
+}
+
+pub(super) fn from_spool_error(error: SpoolError) -> Status {
+    match error {
+        SpoolError::TooLarge { .. } => invalid("VIDEO_TOO_LARGE", error.to_string()),
+        SpoolError::Disk(error) => {
+            error!(%error, "an upload could not be written");
+            exhausted("NO_DISK_SPACE", "there is no room on disk for this upload; try again".to_owned())
+        }
+        SpoolError::Unwanted => status(Code::Cancelled, "CANCELLED", "nobody reads this upload any more"),
+    }
+}
+
+/// A status as one field of an answer.
+pub(super) fn to_video_error(status: &Status) -> proto::VideoError {
+    let details = status.get_error_details();
+    let retry_delay = details.retry_info().and_then(|info| info.retry_delay);
+    proto::VideoError {
+        code: status.code() as i32,
+        reason: details.error_info().map_or_else(String::new, |info| info.reason.clone()),
+        message: status.message().to_owned(),
+        retry_delay: retry_delay.and_then(|delay| delay.try_into().ok()),
+    }
+}
+
+/// The name of a code as the gRPC documentation writes it.
+pub(super) fn code_name(code: Code) -> &'static str {
+    match code {
+        Code::Ok => "OK",
+        Code::Cancelled => "CANCELLED",
+        Code::Unknown => "UNKNOWN",
+        Code::InvalidArgument => "INVALID_ARGUMENT",
+        Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        Code::NotFound => "NOT_FOUND",
+        Code::AlreadyExists => "ALREADY_EXISTS",
+        Code::PermissionDenied => "PERMISSION_DENIED",
+        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        Code::FailedPrecondition => "FAILED_PRECONDITION",
+        Code::Aborted => "ABORTED",
+        Code::OutOfRange => "OUT_OF_RANGE",
+        Code::Unimplemented => "UNIMPLEMENTED",
+        Code::Internal => "INTERNAL",
+        Code::Unavailable => "UNAVAILABLE",
+        Code::DataLoss => "DATA_LOSS",
+        Code::Unauthenticated => "UNAUTHENTICATED",
+    }
 }
 
 pub(super) fn deadline_exceeded(timeout: Duration) -> Status {
@@ -45,8 +101,8 @@ pub(super) fn deadline_exceeded(timeout: Duration) -> Status {
     )
 }
 
-pub(super) fn message_too_large(limit: usize) -> Status {
-    invalid("VIDEO_TOO_LARGE", format!("the request message is too large; the limit is {limit} bytes"))
+pub(super) fn message_too_large(actual: usize, limit: usize) -> Status {
+    invalid("VIDEO_TOO_LARGE", format!("the request message is {actual} bytes; the limit is {limit}"))
 }
 
 /// The caller learns what it did wrong; what is our own fault is logged and not sent.
@@ -55,9 +111,9 @@ pub(super) fn from_classify_error(error: &ClassifyError) -> Status {
         ClassifyError::Video(video) => from_video_error(video),
         ClassifyError::Engine(EngineError::Stopped) => status(Code::Unavailable, "STOPPING", "the server is stopping"),
         ClassifyError::ScoreThreshold { .. } => invalid("INVALID_SCORE_THRESHOLD", error.to_string()),
-        ClassifyError::Engine(EngineError::ClipSize { .. } | EngineError::Execution(_)) | ClassifyError::Decoder(_) => {
-            internal(error)
-        }
+        ClassifyError::TimeRange { .. } => invalid("INVALID_TIME_RANGE", error.to_string()),
+        ClassifyError::Deadline => status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", error.to_string()),
+        ClassifyError::Engine(EngineError::ClipSize { .. } | EngineError::Execution(_)) => internal(error),
     }
 }
 
@@ -92,7 +148,8 @@ fn from_video_error(error: &VideoError) -> Status {
     invalid(reason, error.to_string())
 }
 
-fn internal(error: &dyn std::fmt::Display) -> Status {
+/// INTERNAL; the log has what happened.
+pub(super) fn internal(error: &dyn std::fmt::Display) -> Status {
     error!(%error, "request failed");
     status(Code::Internal, "INTERNAL", "the server failed; its log has the details under this request's id")
 }

@@ -3,21 +3,50 @@
 use std::time::Duration;
 
 use super::proto;
-use crate::classify::scores::{LabelScore, Segment, SegmentMode};
-use crate::classify::{Classification, ClassifyOptions};
+use crate::classify::scores::{self, LabelScore, Segment, SegmentMode};
+use crate::classify::{Classification, ClassifyOptions, ClipScores, Partial};
+use crate::engine::batcher::Priority;
 use crate::model::spec::{ColorMatrix, ModelSpec, Resize};
-use crate::video::{Limits, PartialReason, VideoSummary};
+use crate::video::{Limits, PartialReason, TimeRange, VideoSummary};
 
-/// A value of `segments` that a newer API may know.
+/// Why options make no sense.
 #[derive(Debug, thiserror::Error)]
-#[error("segments is {0}; this server knows 0 to 2")]
-pub struct UnknownSegmentMode(i32);
+pub enum OptionsError {
+    /// A value of `segments` that a newer API may know.
+    #[error("segments is {0}; this server knows 0 to 2")]
+    SegmentMode(i32),
+    /// A value of `priority` that a newer API may know.
+    #[error("priority is {0}; this server knows 0 to 3")]
+    Priority(i32),
+    /// A time before the video.
+    #[error("{name} is {seconds} s and {nanos} ns; a time in a video is not negative")]
+    Time {
+        /// The option's name.
+        name: &'static str,
+        /// As sent.
+        seconds: i64,
+        /// As sent.
+        nanos: i32,
+    },
+}
+
+impl OptionsError {
+    /// Stable reason for `google.rpc.ErrorInfo`.
+    pub(super) fn reason(&self) -> &'static str {
+        match self {
+            Self::SegmentMode(_) => "UNKNOWN_SEGMENT_MODE",
+            Self::Priority(_) => "UNKNOWN_PRIORITY",
+            Self::Time { .. } => "INVALID_TIME_RANGE",
+        }
+    }
+}
 
 impl TryFrom<&proto::ClassificationOptions> for ClassifyOptions {
-    type Error = UnknownSegmentMode;
+    type Error = OptionsError;
 
-    /// What is absent or unspecified takes its default.
-    fn try_from(options: &proto::ClassificationOptions) -> Result<Self, UnknownSegmentMode> {
+    /// What is absent or unspecified takes its default. `partial_at_deadline` needs a deadline, which is not among the
+    /// options.
+    fn try_from(options: &proto::ClassificationOptions) -> Result<Self, OptionsError> {
         let top_k = match options.top_k {
             None => Some(Self::DEFAULT_TOP_K),
             Some(0) => None,
@@ -27,28 +56,69 @@ impl TryFrom<&proto::ClassificationOptions> for ClassifyOptions {
             Ok(proto::SegmentMode::Unspecified) => None,
             Ok(proto::SegmentMode::Clip) => Some(SegmentMode::Clips),
             Ok(proto::SegmentMode::Merged) => Some(SegmentMode::Merged),
-            Err(_) => return Err(UnknownSegmentMode(options.segments)),
+            Err(_) => return Err(OptionsError::SegmentMode(options.segments)),
         };
-        Ok(Self { top_k, score_threshold: options.score_threshold, segments })
+        let priority = match proto::Priority::try_from(options.priority) {
+            Ok(proto::Priority::Unspecified | proto::Priority::Normal) => Priority::Normal,
+            Ok(proto::Priority::Low) => Priority::Low,
+            Ok(proto::Priority::High) => Priority::High,
+            Err(_) => return Err(OptionsError::Priority(options.priority)),
+        };
+        Ok(Self {
+            top_k,
+            score_threshold: options.score_threshold,
+            segments,
+            embedding: options.embedding,
+            range: TimeRange {
+                start: time("start", options.start)?.unwrap_or_default(),
+                end: time("end", options.end)?,
+            },
+            clip_stride: options.clip_stride.max(1) as usize,
+            max_clips: (options.max_clips > 0).then_some(options.max_clips),
+            priority,
+            answer_by: None,
+        })
+    }
+}
+
+fn time(name: &'static str, time: Option<prost_types::Duration>) -> Result<Option<Duration>, OptionsError> {
+    let convert = |time: prost_types::Duration| {
+        let prost_types::Duration { seconds, nanos } = time;
+        Duration::try_from(time).map_err(|_| OptionsError::Time { name, seconds, nanos })
+    };
+    time.map(convert).transpose()
+}
+
+/// One clip's answer in a stream.
+pub(super) fn clip_result(clip: ClipScores, model: &ModelSpec, options: &ClassifyOptions) -> proto::ClipResult {
+    let probabilities: Vec<f64> = clip.probabilities.iter().map(|&score| score.into()).collect();
+    let labels = scores::top_labels(&probabilities, &model.labels, options.top_k, options.score_threshold);
+    proto::ClipResult {
+        start: Some(duration(clip.start)),
+        end: Some(duration(clip.end)),
+        labels: labels.into_iter().map(Into::into).collect(),
+        embedding: if options.embedding { clip.embedding } else { Vec::new() },
     }
 }
 
 impl From<Classification> for proto::VideoClassification {
     fn from(classification: Classification) -> Self {
-        let Classification { model, labels, segments, video, warnings } = classification;
-        let partial_reason = match &video.partial {
+        let Classification { model, labels, segments, embedding, video, partial, warnings } = classification;
+        let partial_reason = match &partial {
             None => proto::PartialReason::Unspecified,
-            Some(PartialReason::Truncated { .. }) => proto::PartialReason::Truncated,
-            Some(PartialReason::Unreadable { .. }) => proto::PartialReason::Unreadable,
-            Some(PartialReason::CorruptPackets { .. }) => proto::PartialReason::Corrupt,
+            Some(Partial::Video(PartialReason::Truncated { .. })) => proto::PartialReason::Truncated,
+            Some(Partial::Video(PartialReason::Unreadable { .. })) => proto::PartialReason::Unreadable,
+            Some(Partial::Video(PartialReason::CorruptPackets { .. })) => proto::PartialReason::Corrupt,
+            Some(Partial::Deadline { .. }) => proto::PartialReason::Deadline,
         };
         Self {
             model: Some(proto::ModelReference { name: model.name.clone(), version: model.version.clone() }),
             labels: labels.into_iter().map(Into::into).collect(),
             segments: segments.into_iter().map(Into::into).collect(),
-            partial: video.partial.is_some(),
+            embedding,
+            partial: partial.is_some(),
             partial_reason: partial_reason.into(),
-            partial_detail: video.partial.as_ref().map_or_else(String::new, ToString::to_string),
+            partial_detail: partial.as_ref().map_or_else(String::new, ToString::to_string),
             video: Some(video.into()),
             warnings,
         }
@@ -134,7 +204,7 @@ pub(super) fn limits(limits: &Limits) -> proto::Limits {
     }
 }
 
-fn duration(duration: Duration) -> prost_types::Duration {
+pub(super) fn duration(duration: Duration) -> prost_types::Duration {
     // Only durations of more than 10,000 years don't fit; no container holds such.
     duration.try_into().unwrap_or_default()
 }

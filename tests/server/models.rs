@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use kinetoscope::engine::Engine;
+use kinetoscope::metrics::Metrics;
 use kinetoscope::model::builtin;
 use kinetoscope::rpc::{ServeOptions, proto};
 use prost::Message;
@@ -19,7 +20,7 @@ async fn two_models() -> Server {
     let models = [("first", "1"), ("second", "7")].map(|(name, version)| {
         let spec = builtin::spec();
         let spec = kinetoscope::model::spec::ModelSpec { name: name.to_owned(), version: version.to_owned(), ..spec };
-        Engine::start(&builtin::initialise(spec, 3).unwrap(), engine_config()).unwrap()
+        Engine::start(builtin::initialise(spec, 3).unwrap(), engine_config(), &Metrics::default()).unwrap()
     });
     Server::with_models(models.into(), limits(), ServeOptions::default()).await
 }

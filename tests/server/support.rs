@@ -1,16 +1,18 @@
 //! Starts servers on free ports.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use kinetoscope::classify::Classifier;
-use kinetoscope::engine::{Engine, EngineConfig, Executor, ExecutorError};
+use kinetoscope::engine::{Engine, EngineConfig, Executor, ExecutorError, Outputs};
+use kinetoscope::metrics::Metrics;
 use kinetoscope::model::builtin;
 use kinetoscope::rpc::proto::video_classification_service_client::VideoClassificationServiceClient;
 use kinetoscope::rpc::proto::{self, video};
-use kinetoscope::rpc::{ServeOptions, Services, serve};
-use kinetoscope::video::{Isolation, Limits};
+use kinetoscope::rpc::{Listeners, ServeOptions, Services, serve};
+use kinetoscope::video::{Isolation, Limits, PoolOptions};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -21,6 +23,7 @@ use tonic_types::StatusExt;
 /// A server in this process. Dropping it without [`stop`](Self::stop) leaves it to the test's runtime.
 pub(crate) struct Server {
     pub(crate) address: SocketAddr,
+    pub(crate) http_address: SocketAddr,
     stop: oneshot::Sender<()>,
     done: JoinHandle<Result<(), tonic::transport::Error>>,
 }
@@ -30,7 +33,7 @@ pub(crate) type Client = VideoClassificationServiceClient<Channel>;
 impl Server {
     /// A server with the built-in model and small limits that tests can exceed.
     pub(crate) async fn start() -> Self {
-        let engine = Engine::start(&builtin::model().unwrap(), engine_config()).unwrap();
+        let engine = Engine::start(builtin::model().unwrap(), engine_config(), &Metrics::default()).unwrap();
         Self::with_models(vec![engine], limits(), ServeOptions::default()).await
     }
 
@@ -38,11 +41,17 @@ impl Server {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();
-        let services = Services { classifier: Classifier::new(limits, 2, Isolation::None), models };
-        let done = tokio::spawn(serve(listener, services, options, async {
+        let http = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let http_address = http.local_addr().unwrap();
+        let metrics = Arc::new(Metrics::default());
+        let pool = PoolOptions { threads: 2, open_videos: 8 };
+        let classifier = Classifier::new(limits, Isolation::None, pool, Arc::clone(&metrics));
+        let services = Services { classifier, models, metrics };
+        let listeners = Listeners { grpc: listener, http: Some(http) };
+        let done = tokio::spawn(serve(listeners, services, options, async {
             let _ = stopped.await;
         }));
-        Self { address, stop, done }
+        Self { address, http_address, stop, done }
     }
 
     pub(crate) async fn channel(&self) -> Channel {
@@ -61,7 +70,7 @@ impl Server {
 }
 
 pub(crate) fn engine_config() -> EngineConfig {
-    EngineConfig { threads: 1, ..EngineConfig::default() }
+    EngineConfig::new(1, EngineConfig::DEFAULT_MAX_BATCH)
 }
 
 pub(crate) fn limits() -> Limits {
@@ -72,15 +81,19 @@ pub(crate) fn limits() -> Limits {
 pub(crate) struct Slow(pub(crate) Duration);
 
 impl Executor for Slow {
-    fn logits(&mut self, clips: &[&[u8]]) -> Result<Vec<f32>, ExecutorError> {
-        std::thread::sleep(self.0);
-        Ok(vec![0.0; clips.len() * builtin::spec().labels.len()])
+    fn run(&mut self, clips: &[&[u8]]) -> Result<Outputs, ExecutorError> {
+        // Not for the clips of the warm-up, which are black.
+        if clips.iter().any(|clip| clip.iter().any(|&value| value > 0)) {
+            std::thread::sleep(self.0);
+        }
+        Ok(Outputs { logits: vec![0.0; clips.len() * builtin::spec().labels.len()], embeddings: Vec::new() })
     }
 }
 
 pub(crate) fn slow_engine(per_batch: Duration) -> Engine {
-    let config = EngineConfig { max_batch: 1, ..engine_config() };
-    Engine::with_executor(builtin::spec(), config, Box::new(Slow(per_batch)))
+    let config = EngineConfig::new(1, 1);
+    let build = move || -> Result<Box<dyn Executor>, ExecutorError> { Ok(Box::new(Slow(per_batch))) };
+    Engine::with_workers(builtin::spec(), config, 1, Box::new(build), &Metrics::default()).unwrap()
 }
 
 pub(crate) fn request(content: impl Into<Bytes>) -> proto::ClassifyVideoRequest {

@@ -1,0 +1,63 @@
+//! Plain HTTP for those who watch: metrics for Prometheus, health for Kubernetes.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::State as Extract;
+use axum::http::{StatusCode, header};
+use axum::response::IntoResponse;
+use axum::routing::get;
+use tokio::net::TcpListener;
+use tokio::sync::watch;
+use tracing::error;
+
+use super::Services;
+use super::admission::MessageMemory;
+use crate::engine::WorkerState;
+use crate::metrics;
+
+/// What the pages tell about.
+#[derive(Debug, Clone)]
+pub(super) struct State {
+    pub(super) services: Arc<Services>,
+    pub(super) memory: MessageMemory,
+    pub(super) is_ready: watch::Receiver<bool>,
+}
+
+pub(super) async fn serve(listener: TcpListener, state: State) {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(|| async { "ok\n" }))
+        .route("/readyz", get(ready))
+        .with_state(state);
+    if let Err(error) = axum::serve(listener, router).await {
+        error!(%error, "the HTTP server ended");
+    }
+}
+
+async fn ready(Extract(state): Extract<State>) -> impl IntoResponse {
+    if *state.is_ready.borrow() {
+        (StatusCode::OK, "ready\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready: a model has no worker, or the server is stopping\n")
+    }
+}
+
+async fn metrics(Extract(state): Extract<State>) -> impl IntoResponse {
+    let metrics = &state.services.metrics;
+    for engine in &state.services.models {
+        let now = engine.state();
+        let count = |wanted: WorkerState| now.workers.iter().filter(|worker| **worker == wanted).count();
+        let workers = [
+            ("starting", count(WorkerState::Starting)),
+            ("idle", count(WorkerState::Idle)),
+            ("busy", count(WorkerState::Busy)),
+        ];
+        metrics.set_engine(&engine.spec().name, now.queued_clips, &workers);
+    }
+    let pool = state.services.classifier.pool_state();
+    let decodes = [("waiting", pool.waiting), ("open", pool.open), ("running", pool.running)];
+    metrics.set_decodes(&decodes, pool.worker_restarts);
+    metrics.set_buffered_bytes(state.memory.held());
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.encode())
+}
