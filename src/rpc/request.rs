@@ -28,8 +28,11 @@ const MAX_REQUEST_ID_LEN: usize = 128;
 const GRPC_STATUS: &str = "grpc-status";
 const GRPC_TIMEOUT: &str = "grpc-timeout";
 
-/// tonic ends late calls too, but as CANCELLED, which tells clients that they cancelled themselves. So ours comes first.
-const AHEAD_OF_TONIC: Duration = Duration::from_millis(3);
+/// How long before its deadline a call is given up, so that the answer is there in time. Otherwise clients, and tonic on
+/// this side, would end it by themselves, as CANCELLED and without a reason.
+fn answer_time(timeout: Duration) -> Duration {
+    (timeout / 20).clamp(Duration::from_millis(3), Duration::from_millis(50))
+}
 
 /// When a call has to be answered; an extension of its request.
 #[derive(Debug, Clone, Copy)]
@@ -93,7 +96,7 @@ where
         Box::pin(
             async move {
                 let deadline = timeout.map(|timeout| {
-                    let sleep = tokio::time::sleep(timeout.saturating_sub(AHEAD_OF_TONIC));
+                    let sleep = tokio::time::sleep(timeout.saturating_sub(answer_time(timeout)));
                     (timeout, Box::pin(sleep))
                 });
                 let (mut response, deadline) = match deadline {

@@ -94,3 +94,14 @@ async fn the_grace_period_bounds_the_stop() {
     assert!(started.elapsed() < Duration::from_secs(2), "stopped after {:?}", started.elapsed());
     running.abort();
 }
+
+#[tokio::test]
+async fn http_pages_tell_metrics_and_health() {
+    let server = Server::start().await;
+    assert_eq!(server.page("/healthz").await, (200, "ok\n".to_owned()));
+    assert_eq!(server.page("/readyz").await, (200, "ready\n".to_owned()));
+    let (status, text) = server.page("/metrics").await;
+    assert!(status == 200 && text.ends_with("# EOF\n"), "{text}");
+    assert!(text.contains("kinetoscope_workers{model=\"camera-motion-untrained\",state=\"idle\"} 1"), "{text}");
+    assert_eq!(server.page("/elsewhere").await.0, 404);
+}

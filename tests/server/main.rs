@@ -5,9 +5,11 @@
 mod bad_input;
 mod classify;
 mod cli;
+mod endings;
 mod lifecycle;
 #[allow(dead_code, reason = "the video tests decode with it too")]
 #[path = "../video/media.rs"]
 mod media;
 mod models;
+mod streams;
 mod support;

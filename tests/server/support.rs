@@ -13,6 +13,7 @@ use kinetoscope::rpc::proto::video_classification_service_client::VideoClassific
 use kinetoscope::rpc::proto::{self, video};
 use kinetoscope::rpc::{Listeners, ServeOptions, Services, serve};
 use kinetoscope::video::{Isolation, Limits, PoolOptions};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -62,6 +63,51 @@ impl Server {
         Client::new(self.channel().await).max_encoding_message_size(usize::MAX)
     }
 
+    /// Status code and body of a page of its HTTP port.
+    pub(crate) async fn page(&self, path: &str) -> (u16, String) {
+        let mut stream = tokio::net::TcpStream::connect(self.http_address).await.unwrap();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: server\r\nConnection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut response = String::new();
+        stream.read_to_string(&mut response).await.unwrap();
+        let (head, body) = response.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    /// A metric's value; 0 if it was never set.
+    pub(crate) async fn metric(&self, name_and_labels: &str) -> f64 {
+        let (_, text) = self.page("/metrics").await;
+        let value = text.lines().find_map(|line| line.strip_prefix(name_and_labels)?.strip_prefix(' '));
+        value.map_or(0.0, |value| value.parse().unwrap())
+    }
+
+    /// Waits, but not long, until no call, decode or queued clip is left and all memory for messages is free.
+    pub(crate) async fn assert_nothing_left_behind(&self) {
+        const LEFT: [&str; 6] = [
+            "kinetoscope_requests_in_flight{method=\"ClassifyVideo\"}",
+            "kinetoscope_requests_in_flight{method=\"ClassifyVideoStream\"}",
+            "kinetoscope_requests_in_flight{method=\"ClassifyVideos\"}",
+            "kinetoscope_decodes{state=\"open\"}",
+            "kinetoscope_queue_clips{model=\"camera-motion-untrained\"}",
+            "kinetoscope_buffered_bytes",
+        ];
+        let mut left = Vec::new();
+        for _ in 0..100 {
+            left.clear();
+            for name in LEFT {
+                let value = self.metric(name).await;
+                if value != 0.0 {
+                    left.push((name, value));
+                }
+            }
+            if left.is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("left behind: {left:?}");
+    }
+
     /// Asks the server to stop; the handle resolves when it has.
     pub(crate) fn stop(self) -> JoinHandle<Result<(), tonic::transport::Error>> {
         self.stop.send(()).unwrap();
@@ -94,6 +140,19 @@ pub(crate) fn slow_engine(per_batch: Duration) -> Engine {
     let config = EngineConfig::new(1, 1);
     let build = move || -> Result<Box<dyn Executor>, ExecutorError> { Ok(Box::new(Slow(per_batch))) };
     Engine::with_workers(builtin::spec(), config, 1, Box::new(build), &Metrics::default()).unwrap()
+}
+
+/// A model whose device is broken.
+pub(crate) fn broken_engine() -> Engine {
+    struct Broken;
+    impl Executor for Broken {
+        fn run(&mut self, clips: &[&[u8]]) -> Result<Outputs, ExecutorError> {
+            let warm_up = clips.iter().all(|clip| clip.iter().all(|&value| value == 0));
+            if warm_up { Ok(Outputs::default()) } else { Err(ExecutorError::Reload("the device is lost".to_owned())) }
+        }
+    }
+    let build = || -> Result<Box<dyn Executor>, ExecutorError> { Ok(Box::new(Broken)) };
+    Engine::with_workers(builtin::spec(), EngineConfig::new(1, 1), 1, Box::new(build), &Metrics::default()).unwrap()
 }
 
 pub(crate) fn request(content: impl Into<Bytes>) -> proto::ClassifyVideoRequest {

@@ -1,0 +1,168 @@
+//! However a call ends, the client learns the right code and the server keeps nothing of it: every way to send a video,
+//! by every way to end.
+
+use std::time::{Duration, Instant};
+
+use kinetoscope::rpc::ServeOptions;
+use kinetoscope::rpc::proto::classify_video_stream_response::Event;
+use kinetoscope::rpc::proto::classify_videos_response::Result as Answer;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Code, Request};
+
+use crate::media::Media;
+use crate::streams::{chunk, keyed};
+use crate::support::{Client, Server, broken_engine, limits, request, slow_engine};
+
+/// A way to send a video.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    Message,
+    Chunks,
+    Many,
+}
+
+const WAYS: [Way; 3] = [Way::Message, Way::Chunks, Way::Many];
+
+/// Sends a video and gives the code of the answer, of the stream or of the video within it.
+async fn send(mut client: Client, way: Way, video: Vec<u8>, timeout: Option<Duration>) -> Code {
+    fn call<T>(message: T, timeout: Option<Duration>) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(timeout) = timeout {
+            request.set_timeout(timeout);
+        }
+        request
+    }
+    let outcome = async {
+        match way {
+            Way::Message => client.classify_video(call(request(video), timeout)).await.map(|_| Code::Ok),
+            Way::Chunks => {
+                let messages = tokio_stream::iter(vec![chunk(video)]);
+                let mut events = client.classify_video_stream(call(messages, timeout)).await?.into_inner();
+                let mut last = None;
+                while let Some(event) = events.message().await? {
+                    last = event.event;
+                }
+                assert!(matches!(last, Some(Event::Classification(_))), "a stream that ends well ends with the answer");
+                Ok(Code::Ok)
+            }
+            Way::Many => {
+                let messages = tokio_stream::iter(vec![keyed("it", video)]);
+                let mut answers = client.classify_videos(call(messages, timeout)).await?.into_inner();
+                let answer = answers.message().await?.expect("an answer for the video");
+                assert!(answers.message().await?.is_none());
+                Ok(match answer.result.unwrap() {
+                    Answer::Classification(_) => Code::Ok,
+                    Answer::Error(error) => error.code.into(),
+                })
+            }
+        }
+    };
+    outcome.await.unwrap_or_else(|status: tonic::Status| match status.code() {
+        // What the client's own timer says if it is the first.
+        Code::Cancelled if status.message() == "Timeout expired" => Code::DeadlineExceeded,
+        code => code,
+    })
+}
+
+fn video(media: &Media) -> Vec<u8> {
+    let args = "-f lavfi -i testsrc2=size=64x64:rate=25 -t 4 -pix_fmt yuv420p";
+    std::fs::read(media.make("video.mp4", args)).unwrap()
+}
+
+async fn slow_server(per_clip: u64, options: ServeOptions) -> Server {
+    Server::with_models(vec![slow_engine(Duration::from_millis(per_clip))], limits(), options).await
+}
+
+#[tokio::test]
+async fn ok() {
+    let media = Media::new();
+    let server = Server::start().await;
+    for way in WAYS {
+        assert_eq!(send(server.client().await, way, video(&media), None).await, Code::Ok, "{way:?}");
+    }
+    server.assert_nothing_left_behind().await;
+}
+
+#[tokio::test]
+async fn the_client_cancels() {
+    let media = Media::new();
+    let server = slow_server(200, ServeOptions::default()).await;
+    for way in WAYS {
+        let sending = tokio::spawn(send(server.client().await, way, video(&media), None));
+        while server.metric("kinetoscope_decodes{state=\"open\"}").await == 0.0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        sending.abort();
+        let aborted = Instant::now();
+        server.assert_nothing_left_behind().await;
+        // A hundred milliseconds for the server, the rest for asking it.
+        assert!(aborted.elapsed() < Duration::from_millis(400), "{way:?}: {:?}", aborted.elapsed());
+    }
+}
+
+#[tokio::test]
+async fn the_client_vanishes_in_the_middle_of_an_upload() {
+    let media = Media::new();
+    let server = Server::start().await;
+    let video = video(&media);
+    let (messages, stream) = mpsc::channel(4);
+    messages.send(chunk(video[..video.len() / 2].to_vec())).await.unwrap();
+    let events = server.client().await.classify_video_stream(ReceiverStream::new(stream)).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    drop((events, messages));
+    server.assert_nothing_left_behind().await;
+}
+
+#[tokio::test]
+async fn the_deadline_passes() {
+    let media = Media::new();
+    let server = slow_server(100, ServeOptions::default()).await;
+    for way in WAYS {
+        let code = send(server.client().await, way, video(&media), Some(Duration::from_millis(250))).await;
+        assert_eq!(code, Code::DeadlineExceeded, "{way:?}");
+        server.assert_nothing_left_behind().await;
+    }
+}
+
+#[tokio::test]
+async fn the_server_fails() {
+    let media = Media::new();
+    let server = Server::with_models(vec![broken_engine()], limits(), ServeOptions::default()).await;
+    for way in WAYS {
+        assert_eq!(send(server.client().await, way, video(&media), None).await, Code::Internal, "{way:?}");
+    }
+    server.assert_nothing_left_behind().await;
+}
+
+#[tokio::test]
+async fn the_server_stops() {
+    let media = Media::new();
+    for way in WAYS {
+        let server = slow_server(60, ServeOptions::default()).await;
+        let sending = tokio::spawn(send(server.client().await, way, video(&media), None));
+        while server.metric("kinetoscope_decodes{state=\"open\"}").await == 0.0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let stopped = server.stop();
+        assert_eq!(sending.await.unwrap(), Code::Ok, "{way:?}: what was accepted is answered");
+        stopped.await.unwrap().unwrap();
+    }
+}
+
+#[tokio::test]
+async fn the_server_is_full() {
+    let media = Media::new();
+    for way in WAYS {
+        let server = slow_server(100, ServeOptions { max_requests: 1, ..ServeOptions::default() }).await;
+        let first = tokio::spawn(send(server.client().await, Way::Message, video(&media), None));
+        while server.metric("kinetoscope_decodes{state=\"open\"}").await == 0.0 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        // Videos of a batch stream wait for their turn; others are refused with the time to try again.
+        let expected = if way == Way::Many { Code::Ok } else { Code::ResourceExhausted };
+        assert_eq!(send(server.client().await, way, video(&media), None).await, expected, "{way:?}");
+        assert_eq!(first.await.unwrap(), Code::Ok);
+        server.assert_nothing_left_behind().await;
+    }
+}

@@ -1,0 +1,202 @@
+//! `ClassifyVideoStream` and `ClassifyVideos`: answers while bytes arrive, and many videos over one stream.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use kinetoscope::rpc::ServeOptions;
+use kinetoscope::rpc::proto::classify_video_stream_request::Payload;
+use kinetoscope::rpc::proto::classify_video_stream_response::Event;
+use kinetoscope::rpc::proto::classify_videos_response::Result as Answer;
+use kinetoscope::rpc::proto::{
+    ClassificationOptions, ClassifyVideoRequest, ClassifyVideoStreamRequest, ClassifyVideosRequest, SegmentMode, Video,
+    VideoClassification, video,
+};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
+use tonic::Code;
+
+use crate::media::Media;
+use crate::support::{Server, limits, reason, request, slow_engine};
+
+pub(crate) fn chunk(bytes: impl Into<Bytes>) -> ClassifyVideoStreamRequest {
+    ClassifyVideoStreamRequest { payload: Some(Payload::Chunk(bytes.into())) }
+}
+
+pub(crate) fn keyed(key: impl ToString, content: impl Into<Bytes>) -> ClassifyVideosRequest {
+    let video = Video { source: Some(video::Source::Content(content.into())) };
+    ClassifyVideosRequest { key: key.to_string(), video: Some(video), options: None }
+}
+
+fn make(media: &Media, name: &str, args: &str) -> Vec<u8> {
+    let input = "-f lavfi -i testsrc2=size=160x120:rate=25 -pix_fmt yuv420p";
+    std::fs::read(media.make(name, &format!("{input} {args}"))).unwrap()
+}
+
+/// Uploads in chunks; gives the number of clip events and the answer.
+async fn upload(server: &Server, video: &[u8], options: Option<ClassificationOptions>) -> (usize, VideoClassification) {
+    let options = options.map(|options| ClassifyVideoStreamRequest { payload: Some(Payload::Options(options)) });
+    let chunks = video.chunks(10_000).map(|part| chunk(part.to_vec()));
+    let messages: Vec<_> = options.into_iter().chain(chunks).collect();
+    let mut events =
+        server.client().await.classify_video_stream(tokio_stream::iter(messages)).await.unwrap().into_inner();
+    let (mut clips, mut answer) = (0, None);
+    while let Some(event) = events.message().await.unwrap() {
+        assert!(answer.is_none(), "nothing comes after the answer");
+        match event.event.unwrap() {
+            Event::Clip(clip) => {
+                assert!(clip.labels.len() == 5 && clip.end.unwrap().nanos != clip.start.unwrap().nanos);
+                clips += 1;
+            }
+            Event::Progress(_) => {}
+            Event::Classification(classification) => answer = Some(classification),
+        }
+    }
+    (clips, answer.expect("an answer"))
+}
+
+#[tokio::test]
+async fn an_upload_in_chunks_gets_the_answer_of_one_message() {
+    let media = Media::new();
+    let server = Server::start().await;
+    for (name, args) in [("index-last.mp4", "-t 3"), ("first.mp4", "-t 3 -movflags +faststart"), ("video.mkv", "-t 3")] {
+        let video = make(&media, name, args);
+        let options = ClassificationOptions { segments: SegmentMode::Merged.into(), embedding: true, ..Default::default() };
+        let whole = ClassifyVideoRequest { options: Some(options.clone()), ..request(video.clone()) };
+        let whole = server.client().await.classify_video(whole).await.unwrap().into_inner().classification.unwrap();
+        let (clips, chunked) = upload(&server, &video, Some(options)).await;
+        assert_eq!((clips, &chunked), (5, &whole), "{name}");
+        assert!(!chunked.embedding.is_empty() && chunked.embedding.iter().all(|value| value.is_finite()));
+    }
+    server.assert_nothing_left_behind().await;
+}
+
+#[tokio::test]
+async fn first_clips_are_answered_while_the_rest_is_on_its_way() {
+    let media = Media::new();
+    let server = Server::start().await;
+    let video = make(&media, "video.mkv", "-t 8 -g 10");
+    let (first, rest) = video.split_at(video.len() / 2);
+    let (messages, stream) = mpsc::channel(4);
+    messages.send(chunk(first.to_vec())).await.unwrap();
+    let mut events = server.client().await.classify_video_stream(ReceiverStream::new(stream)).await.unwrap().into_inner();
+    let early = loop {
+        match events.message().await.unwrap().unwrap().event.unwrap() {
+            Event::Clip(clip) => break clip,
+            Event::Progress(progress) => assert_eq!(progress.received_bytes, first.len() as u64),
+            Event::Classification(_) => panic!("half of the video is missing"),
+        }
+    };
+    assert_eq!(early.start.unwrap(), prost_types::Duration { seconds: 0, nanos: 0 });
+    messages.send(chunk(rest.to_vec())).await.unwrap();
+    drop(messages);
+    let mut last = None;
+    while let Some(event) = events.message().await.unwrap() {
+        last = event.event;
+    }
+    let Some(Event::Classification(answer)) = last else { panic!("the answer comes last") };
+    assert_eq!(answer.video.unwrap().frames, 200);
+}
+
+#[tokio::test]
+async fn an_upload_over_the_limit_is_refused_while_it_arrives() {
+    let server = Server::start().await;
+    let (messages, stream) = mpsc::channel(4);
+    let sending = tokio::spawn(async move { while messages.send(chunk(vec![0x47; 100_000])).await.is_ok() {} });
+    let mut events = server.client().await.classify_video_stream(ReceiverStream::new(stream)).await.unwrap().into_inner();
+    let refused = loop {
+        match events.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("an endless upload got an answer"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    sending.await.unwrap();
+    server.assert_nothing_left_behind().await;
+}
+
+#[tokio::test]
+async fn many_videos_are_answered_by_key_and_fail_alone() {
+    let media = Media::new();
+    let server = Server::start().await;
+    let good = make(&media, "good.mp4", "-t 1");
+    let mut messages: Vec<_> = (0..20).map(|index| keyed(index, good.clone())).collect();
+    messages.insert(3, keyed("bad", b"no video at all".to_vec()));
+    messages.insert(9, ClassifyVideosRequest { key: "none".to_owned(), ..Default::default() });
+    let mut answers = server.client().await.classify_videos(tokio_stream::iter(messages)).await.unwrap().into_inner();
+    let mut by_key = BTreeMap::new();
+    while let Some(answer) = answers.message().await.unwrap() {
+        assert!(by_key.insert(answer.key, answer.result.unwrap()).is_none(), "one answer a key");
+    }
+    assert_eq!(by_key.len(), 22);
+    for (key, answer) in by_key {
+        match answer {
+            Answer::Classification(answer) => assert_eq!(answer.video.unwrap().frames, 25, "{key}"),
+            Answer::Error(error) => {
+                let expected = if key == "bad" { "NOT_A_VIDEO" } else { "VIDEO_MISSING" };
+                assert_eq!((error.code, error.reason.as_str()), (Code::InvalidArgument as i32, expected), "{key}");
+            }
+        }
+    }
+    server.assert_nothing_left_behind().await;
+}
+
+#[tokio::test]
+async fn a_client_that_takes_no_answers_is_read_no_further() {
+    let media = Media::new();
+    let options = ServeOptions { videos_per_stream: 2, ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::from_millis(1))], limits(), options).await;
+    let video = Bytes::from(make(&media, "video.mp4", "-t 0.2"));
+    let (messages, stream) = mpsc::unbounded_channel();
+    for index in 0..2000 {
+        messages.send(keyed(index, video.clone())).unwrap();
+    }
+    let mut answers =
+        server.client().await.classify_videos(UnboundedReceiverStream::new(stream)).await.unwrap().into_inner();
+    let mut before = -1.0;
+    // Until nothing moves any more.
+    loop {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        let now = server.metric("kinetoscope_video_bytes_total").await;
+        if now == before {
+            break;
+        }
+        before = now;
+    }
+    let read = before / video.len() as f64;
+    assert!(read < 2000.0, "all {read} videos were read though nobody took an answer");
+    drop(messages);
+    let mut count = 0;
+    while answers.message().await.unwrap().is_some() {
+        count += 1;
+    }
+    assert_eq!(count, 2000, "and all are answered when somebody does");
+}
+
+#[tokio::test]
+async fn messages_beyond_the_memory_for_them_are_refused_or_wait() {
+    let media = Media::new();
+    let video = make(&media, "video.mp4", "-t 1");
+    // Room for one message of up to 2 MiB.
+    let options = ServeOptions { message_memory: 0, ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::from_millis(300))], limits(), options).await;
+    let mut padded = video.clone();
+    padded.resize(1_500_000, 0);
+    let mut client = server.client().await;
+    let first = tokio::spawn({
+        let padded = padded.clone();
+        async move { client.classify_video(request(padded)).await }
+    });
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let refused = server.client().await.classify_video(request(padded.clone())).await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::ResourceExhausted, "TOO_MANY_BYTES".to_owned()));
+    let messages = tokio_stream::iter(vec![keyed(1, padded.clone()), keyed(2, padded)]);
+    let mut answers = server.client().await.classify_videos(messages).await.unwrap().into_inner();
+    for _ in 0..2 {
+        let answer = answers.message().await.unwrap().unwrap();
+        assert!(matches!(answer.result, Some(Answer::Classification(_))), "{answer:?}");
+    }
+    first.await.unwrap().unwrap();
+    server.assert_nothing_left_behind().await;
+}
