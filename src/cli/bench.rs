@@ -38,9 +38,13 @@ struct DecodeArgs {
     #[arg(required = true, value_name = "FILE")]
     videos: Vec<PathBuf>,
 
-    /// Threads that decode at a time, each the whole file, for the frames a second
+    /// Videos that decode at a time, one thread each, for the frames a second
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
+
+    /// Where videos are decoded for the frames a second; with `process`, also measure what that costs
+    #[arg(long, value_enum, value_name = "WHERE", default_value = "none")]
+    isolation: model::DecodeIsolation,
 
     /// Rounds; medians are printed
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..=1000))]
@@ -101,14 +105,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 #[cfg(feature = "video")]
 fn bench_decode(args: DecodeArgs) -> anyhow::Result<ExitCode> {
-    use crate::bench::decode::measure;
+    use crate::bench::decode::{Effort, measure};
 
+    let effort = Effort { isolation: args.isolation.into(), threads: args.threads.into(), rounds: args.rounds.into() };
     if !args.json {
         println!("{:>9} {:>12} {:>12} {:>7} {:>10}  video", "frames", "decode", "+ transform", "ratio", "frames/s");
     }
     let mut failed = false;
     for video in &args.videos {
-        let row = match measure(video, args.threads.into(), args.rounds.into()) {
+        let row = match measure(video, &effort) {
             Ok(row) => row,
             Err(error) => {
                 failed = true;
@@ -128,6 +133,17 @@ fn bench_decode(args: DecodeArgs) -> anyhow::Result<ExitCode> {
                 row.frames_per_second,
                 row.video
             );
+            if let Some(cost) = row.isolation {
+                println!(
+                    "{:>9} {:>9.3} ms here, {:.3} ms in a process: {:.3}x; its start {:.1} ms, its memory {:.0} MiB",
+                    "request",
+                    cost.request_ms_per_frame,
+                    cost.isolated_request_ms_per_frame,
+                    cost.isolation_ratio,
+                    cost.process_start_ms,
+                    cost.process_peak_rss_bytes as f64 / f64::from(1 << 20),
+                );
+            }
         }
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
