@@ -58,7 +58,26 @@ impl Clock {
 
     /// When a frame is shown, if it says so.
     pub(super) fn start_of(&self, frame: &ffmpeg::frame::Video) -> Option<Duration> {
-        self.stamp_of(frame).map(|stamp| seconds(stamp - self.origin.unwrap_or(stamp)))
+        frame.timestamp().map(|ticks| self.time_of(ticks))
+    }
+
+    /// When a frame with timestamp `ticks` is shown.
+    pub(super) fn time_of(&self, ticks: i64) -> Duration {
+        let stamp = ticks as f64 * self.seconds_per_tick;
+        seconds(stamp - self.origin.unwrap_or(stamp))
+    }
+
+    /// When such a frame's display ends, if no other frame ends it before. It is shown for `duration` ticks; 0 if that is
+    /// not said.
+    pub(super) fn end_of(&self, ticks: i64, duration: i64) -> Duration {
+        let stamp = ticks as f64 * self.seconds_per_tick;
+        seconds((stamp - self.origin.unwrap_or(stamp)).max(0.0) + self.length(duration))
+    }
+
+    /// Seconds for which a frame of `duration` ticks is shown.
+    fn length(&self, duration: i64) -> f64 {
+        let length = duration as f64 * self.seconds_per_tick;
+        if length > 0.0 { length } else { self.default_length }
     }
 
     fn stamp_of(&self, frame: &ffmpeg::frame::Video) -> Option<f64> {
@@ -72,8 +91,7 @@ impl Clock {
         let origin = *self.origin.get_or_insert(stamp.unwrap_or(0.0));
         let (earliest, following) = self.last.unwrap_or((0.0, 0.0));
         let start = stamp.map_or(following, |stamp| stamp - origin).max(earliest);
-        let length = frame.packet().duration as f64 * self.seconds_per_tick;
-        let end = start + if length > 0.0 { length } else { self.default_length };
+        let end = start + self.length(frame.packet().duration);
         self.last = Some((start, end));
         (seconds(start), seconds(end))
     }

@@ -10,9 +10,10 @@ use tokio_util::sync::CancellationToken;
 
 use super::DecodeOptions;
 use super::clock::{Clock, check_duration};
-use super::error::{PartialReason, VideoError};
+use super::error::{PartialReason, Unit, VideoError};
 use super::ffmpeg as glue;
 use super::ffmpeg::OpenError;
+use super::frame_table::{FrameTable, KeyFrame, ListedFrame};
 use super::limits::Limits;
 use super::picture::Orientation;
 use super::source::{Origin, explain_refusal};
@@ -38,6 +39,8 @@ pub(super) struct TimedFrame<'a> {
     pub(super) start: Duration,
     /// When the frame's display ends, if no other frame ends it before.
     pub(super) end: Duration,
+    /// Place among the frames of the range, from 0.
+    pub(super) number: u64,
 }
 
 /// What is known of a video stream before it is decoded.
@@ -52,7 +55,12 @@ pub(super) struct StreamInfo {
 /// What was met on the way through a stream.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Decoded {
+    /// Frames of the range, those passed over included.
     pub(super) frames: u64,
+    /// End of the last frame, where that was not decoded.
+    pub(super) end: Option<Duration>,
+    /// Nothing of the file comes after these frames.
+    pub(super) to_the_end: bool,
     pub(super) corrupt_packets: u64,
     pub(super) partial: Option<PartialReason>,
 }
@@ -70,6 +78,10 @@ pub(super) struct VideoStream {
     first: Option<Duration>,
     /// The frame that seeking decoded to see where it landed.
     landed_on: Option<ffmpeg::frame::Video>,
+    /// All frames, where some are to be passed over without decoding them.
+    table: Option<FrameTable>,
+    /// Frames shown before this, in ticks, only lead to a frame that is wanted.
+    wanted_from: i64,
     /// Packets of the stream before the place where reading began, as far as the container's index knows.
     packets_before: u64,
     packets: u64,
@@ -86,6 +98,9 @@ const MAX_ERRORS_IN_A_ROW: u32 = 256;
 /// container leads to the right place the first time, but for streams whose marked key frames are none.
 const SEEK_BACK: [f64; 3] = [0.0, 2.0, 20.0];
 
+/// Fewer frames in a row are decoded rather than jumped over: a jump costs the decoder what it has under way.
+const JUMP_PAYS_FROM: u64 = 8;
+
 /// What reading a packet came to.
 enum Reading {
     Packet,
@@ -94,9 +109,21 @@ enum Reading {
 }
 
 impl VideoStream {
-    /// Opens the container, chooses the stream, opens its decoder and seeks to the start of the range.
-    pub(super) fn open(source: &dyn Origin, options: &DecodeOptions) -> Result<Self, VideoError> {
-        let (mut stream, can_seek) = Self::at_start(source, options)?;
+    /// Opens the container, chooses the stream, opens its decoder and seeks to the start of the range. With `jumps`,
+    /// frames that nobody wants are not decoded where that can be done without an effect on others.
+    pub(super) fn open(source: &dyn Origin, options: &DecodeOptions, jumps: bool) -> Result<Self, VideoError> {
+        let cpu_time_before = glue::thread_cpu_time();
+        let reopen = || Self::at_start(source, options, cpu_time_before);
+        let (mut stream, can_seek) = reopen()?;
+        if can_seek && jumps {
+            if let Some(table) = stream.list_frames()? {
+                stream.table = Some(table);
+                if stream.jump_to(0)? {
+                    return Ok(stream);
+                }
+            }
+            stream = reopen()?.0;
+        }
         let range = options.range;
         if range.start.is_zero() || !can_seek {
             return Ok(stream);
@@ -107,14 +134,17 @@ impl VideoStream {
             }
         }
         // Decoding from the start always gives the right frames.
-        Ok(Self::at_start(source, options)?.0)
+        Ok(reopen()?.0)
     }
 
     /// Also tells whether seeking finds frames by the same times as decoding does. That needs timestamps in the
     /// container for every frame, and an index.
-    fn at_start(source: &dyn Origin, options: &DecodeOptions) -> Result<(Self, bool), VideoError> {
+    fn at_start(
+        source: &dyn Origin,
+        options: &DecodeOptions,
+        cpu_time_before: Duration,
+    ) -> Result<(Self, bool), VideoError> {
         let DecodeOptions { limits, cancel, range, .. } = options;
-        let cpu_time_before = glue::thread_cpu_time();
         let bytes = source.open(limits).map_err(|error| match error {
             // How the wait for an upload ended is no news to who cancelled it.
             _ if cancel.is_cancelled() => VideoError::Cancelled,
@@ -148,6 +178,8 @@ impl VideoStream {
             clock,
             first: None,
             landed_on: None,
+            table: None,
+            wanted_from: i64::MIN,
             packets_before: 0,
             packets: 0,
             decoded: Decoded::default(),
@@ -189,19 +221,78 @@ impl VideoStream {
         Ok(landed)
     }
 
+    /// Reads the whole file without decoding it. `None` if anything about it is in doubt, such as damage, of which only
+    /// decoding would tell how many frames it costs.
+    fn list_frames(&mut self) -> Result<Option<FrameTable>, VideoError> {
+        let (mut frames, mut keys) = (Vec::new(), Vec::new());
+        loop {
+            let mut packet = ffmpeg::Packet::empty();
+            match self.read(&mut packet)? {
+                Reading::Packet => {}
+                Reading::End => break,
+                Reading::Unreadable(_) => return Ok(None),
+            }
+            let Some(pts) = packet.pts() else { return Ok(None) };
+            if packet.is_key() {
+                keys.push(KeyFrame { pts, dts: packet.dts() });
+            }
+            if !glue::is_discarded(&packet) {
+                frames.push(ListedFrame { pts, duration: packet.duration() });
+            }
+            if packet.is_corrupt() || frames.len() as u64 > self.limits.max_frames {
+                return Ok(None);
+            }
+        }
+        if self.decoded.corrupt_packets > 0 || self.missing_packets().is_some() {
+            return Ok(None);
+        }
+        let table = FrameTable::new(frames, keys).within(|frame| {
+            let start = self.clock.time_of(frame.pts);
+            start >= self.range.start && self.range.end.is_none_or(|end| start < end)
+        });
+        Ok((table.len() > 0).then_some(table))
+    }
+
+    /// Goes on with the last key frame that frame `number` needs. Tells whether reading in fact goes on there, or with
+    /// another key frame before.
+    fn jump_to(&mut self, number: u64) -> Result<bool, VideoError> {
+        let Some(table) = &self.table else { return Ok(false) };
+        let Some(wanted) = table.frame(number) else { return Ok(false) };
+        let Some(key) = table.key_before(wanted.pts) else { return Ok(false) };
+        // MP4 is indexed by decoding time, Matroska by presentation time.
+        let ticks = if self.info.container.starts_with("mov") { key.dts.unwrap_or(key.pts) } else { key.pts };
+        self.decoder.flush();
+        if glue::seek(&mut self.input, self.info.index, ticks).is_err() {
+            return Ok(false);
+        }
+        let mut packet = ffmpeg::Packet::empty();
+        let Reading::Packet = self.read(&mut packet)? else { return Ok(false) };
+        let landed = packet.is_key() && packet.pts().is_some_and(|pts| pts <= key.pts && self.has_key_at(pts));
+        (self.wanted_from, self.decoded.frames) = (wanted.pts, number);
+        Ok(landed && self.decoder.send_packet(&packet).is_ok())
+    }
+
+    fn has_key_at(&self, pts: i64) -> bool {
+        self.table.as_ref().is_some_and(|table| table.has_key_at(pts))
+    }
+
     /// Decodes to the end of the range and hands over each frame of it in display order. Corrupt packets are passed
-    /// over and counted.
+    /// over and counted. `on_frame` answers with the number of the next frame it wants; others it may get or not.
+    ///
+    /// `None` if frames were to be passed over and the packets promised others than came: all that was handed over is to
+    /// be forgotten, and the video to be decoded without jumps.
     pub(super) fn decode<E: From<VideoError>>(
         mut self,
-        mut on_frame: impl FnMut(TimedFrame<'_>) -> Result<(), E>,
-    ) -> Result<Decoded, E> {
-        if let Some(frame) = self.landed_on.take()
-            && self.hand_over(&frame, &mut on_frame)? == Progress::PastRange
-        {
-            return Ok(self.finish(None, Progress::PastRange)?);
-        }
+        mut on_frame: impl FnMut(TimedFrame<'_>) -> Result<u64, E>,
+    ) -> Result<Option<Decoded>, E> {
         let mut unreadable = None;
-        let mut progress = self.receive_frames(&mut on_frame)?;
+        let mut progress = match self.landed_on.take() {
+            Some(frame) => self.hand_over(&frame, &mut on_frame)?,
+            None => Progress::Going,
+        };
+        if progress == Progress::Going {
+            progress = self.receive_frames(&mut on_frame)?;
+        }
         while progress == Progress::Going {
             let mut packet = ffmpeg::Packet::empty();
             match self.read(&mut packet)? {
@@ -221,7 +312,11 @@ impl VideoStream {
         if progress == Progress::Going && self.decoder.send_eof().is_ok() {
             progress = self.receive_frames(&mut on_frame)?;
         }
-        Ok(self.finish(unreadable, progress)?)
+        let promised = self.table.as_ref().map(FrameTable::len);
+        if progress == Progress::Surprised || promised.is_some_and(|frames| frames != self.decoded.frames) {
+            return Ok(None);
+        }
+        Ok(Some(self.finish(unreadable, progress)?))
     }
 
     /// Reads the next packet of the stream into `packet`, which must be empty.
@@ -249,7 +344,7 @@ impl VideoStream {
 
     fn receive_frames<E: From<VideoError>>(
         &mut self,
-        on_frame: &mut impl FnMut(TimedFrame<'_>) -> Result<(), E>,
+        on_frame: &mut impl FnMut(TimedFrame<'_>) -> Result<u64, E>,
     ) -> Result<Progress, E> {
         let mut frame = ffmpeg::frame::Video::empty();
         for _ in 0..MAX_ERRORS_IN_A_ROW {
@@ -261,8 +356,9 @@ impl VideoStream {
                     }
                     Err(_) => break,
                 }
-                if self.hand_over(&frame, on_frame)? == Progress::PastRange {
-                    return Ok(Progress::PastRange);
+                let progress = self.hand_over(&frame, on_frame)?;
+                if progress != Progress::Going {
+                    return Ok(progress);
                 }
             }
             self.decoded.corrupt_packets += 1;
@@ -273,9 +369,12 @@ impl VideoStream {
     fn hand_over<E: From<VideoError>>(
         &mut self,
         frame: &ffmpeg::frame::Video,
-        on_frame: &mut impl FnMut(TimedFrame<'_>) -> Result<(), E>,
+        on_frame: &mut impl FnMut(TimedFrame<'_>) -> Result<u64, E>,
     ) -> Result<Progress, E> {
         self.check_time()?;
+        if self.table.is_some() && frame.timestamp().is_some_and(|pts| pts < self.wanted_from) {
+            return Ok(Progress::Going);
+        }
         let (start, end) = self.clock.place(frame);
         if start < self.range.start {
             return Ok(Progress::Going);
@@ -283,10 +382,32 @@ impl VideoStream {
         if self.range.end.is_some_and(|range_end| start >= range_end) {
             return Ok(Progress::PastRange);
         }
+        let number = self.decoded.frames;
+        if let Some(table) = &self.table
+            && table.frame(number).map(|listed| listed.pts) != frame.timestamp()
+        {
+            return Ok(Progress::Surprised);
+        }
         self.check_frame(frame)?;
         check_duration(end.saturating_sub(*self.first.get_or_insert(start)), &self.limits)?;
-        on_frame(TimedFrame { frame, start, end })?;
-        Ok(Progress::Going)
+        let wanted = on_frame(TimedFrame { frame, start, end, number })?;
+        self.pass_over(number + 1, wanted).map_err(E::from)
+    }
+
+    /// Leaves out the frames from `next` to before `wanted`, as far as that saves any work.
+    fn pass_over(&mut self, next: u64, wanted: u64) -> Result<Progress, VideoError> {
+        let Some(table) = &self.table else { return Ok(Progress::Going) };
+        let Some(frame) = table.frame(wanted) else {
+            let end = table.last().map(|last| self.clock.end_of(last.pts, last.duration)).unwrap_or_default();
+            check_duration(end.saturating_sub(self.first.unwrap_or_default()), &self.limits)?;
+            (self.decoded.frames, self.decoded.end) = (table.len(), Some(end));
+            return Ok(Progress::Enough);
+        };
+        let lands_on = table.key_before(frame.pts).map_or(0, |key| table.frames_before(key.pts));
+        if lands_on < next + JUMP_PAYS_FROM {
+            return Ok(Progress::Going);
+        }
+        Ok(if self.jump_to(wanted)? { Progress::Going } else { Progress::Surprised })
     }
 
     fn check_time(&self) -> Result<(), VideoError> {
@@ -319,6 +440,12 @@ impl VideoStream {
         Ok(())
     }
 
+    /// How many packets the container's index lists, if more than were read.
+    fn missing_packets(&self) -> Option<u64> {
+        let expected = glue::indexed_packets(&self.input, self.info.index).saturating_sub(self.packets_before);
+        (self.packets < expected).then_some(expected)
+    }
+
     fn finish(mut self, unreadable: Option<String>, progress: Progress) -> Result<Decoded, VideoError> {
         let corrupt_packets = self.decoded.corrupt_packets;
         if self.decoded.frames == 0 && self.range != TimeRange::ALL && self.clock.has_seen_frames() {
@@ -331,9 +458,11 @@ impl VideoStream {
                 corrupt_packets,
             });
         }
-        let expected = glue::indexed_packets(&self.input, self.info.index).saturating_sub(self.packets_before);
-        self.decoded.partial = if progress == Progress::Going && self.packets < expected {
-            Some(PartialReason::Truncated { expected, actual: self.packets })
+        self.decoded.to_the_end = progress != Progress::PastRange;
+        // A table is made of whole files only, and where frames are passed over, packets are too.
+        let missing = self.missing_packets().filter(|_| progress == Progress::Going && self.table.is_none());
+        self.decoded.partial = if let Some(expected) = missing {
+            Some(PartialReason::Truncated { expected, actual: self.packets, unit: Unit::Packets })
         } else if let Some(detail) = unreadable {
             Some(PartialReason::Unreadable { packets: self.packets, detail })
         } else {
@@ -348,6 +477,10 @@ impl VideoStream {
 enum Progress {
     Going,
     PastRange,
+    /// No more is wanted.
+    Enough,
+    /// The frames are not those that the packets promised.
+    Surprised,
 }
 
 /// Refuses by what the header says, before anything is decoded.

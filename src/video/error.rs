@@ -198,13 +198,15 @@ impl VideoError {
 /// Why only part of a video was decoded.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 pub enum PartialReason {
-    /// The file ends before its index says it does.
-    #[error("the file is truncated: its index lists {expected} packets, {actual} could be read")]
+    /// The file ends before its index or its headers say it does.
+    #[error("the file is truncated: it should have at least {expected} {unit}, {actual} could be read")]
     Truncated {
-        /// Packets that the container's index lists.
+        /// What the container says that there is, at least.
         expected: u64,
-        /// Packets read.
+        /// What is there.
         actual: u64,
+        /// What was counted.
+        unit: Unit,
     },
     /// The container became unreadable.
     #[error("the file became unreadable after {packets} packets: {detail}")]
@@ -220,4 +222,22 @@ pub enum PartialReason {
         /// Corrupt packets.
         packets: u64,
     },
+}
+
+/// What a container counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Unit {
+    /// Packets of the stream.
+    Packets,
+    /// Bytes of the file.
+    Bytes,
+}
+
+impl std::fmt::Display for Unit {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Packets => "packets",
+            Self::Bytes => "bytes",
+        })
+    }
 }

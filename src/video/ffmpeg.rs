@@ -246,6 +246,13 @@ pub(super) fn seek(input: &mut Input, stream: usize, ticks: i64) -> Result<(), f
     if result < 0 { Err(ffmpeg::Error::from(result)) } else { Ok(()) }
 }
 
+/// Whether what a packet holds is only needed to decode others: an edit list cuts it out.
+pub(super) fn is_discarded(packet: &ffmpeg::Packet) -> bool {
+    use ffmpeg::packet::Ref;
+    // SAFETY: reads a plain field of a valid packet.
+    unsafe { (*packet.as_ptr()).flags & ffi::AV_PKT_FLAG_DISCARD != 0 }
+}
+
 /// Packets of a stream that the container's index lists before decoding time `dts`.
 pub(super) fn packets_before(input: &Input, stream: usize, dts: i64) -> u64 {
     let stream = input.stream(stream).expect("the stream was chosen from this input");

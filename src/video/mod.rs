@@ -6,9 +6,11 @@
 
 mod clock;
 mod decode;
+mod ending;
 mod error;
 mod ffmpeg;
 mod frame;
+mod frame_table;
 mod isolation;
 mod kernel;
 mod limits;
@@ -28,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 pub use decode::TimeRange;
-pub use error::{PartialReason, VideoError};
+pub use error::{PartialReason, Unit, VideoError};
 pub use isolation::{Decoder, Isolation, WorkerOptions, run_worker};
 pub use limits::Limits;
 pub use pool::{DecodePool, Decoding, PoolOptions, PoolState};
@@ -54,6 +56,11 @@ pub struct DecodeOptions {
     pub range: TimeRange,
     /// Which part of each frame is used; the middle unless training.
     pub crop: Crop,
+    /// Takes the first clip and every so many-th after it; 1, and 0 is taken for 1. The others are not transformed, and not
+    /// even decoded where seeking past them is known to give the same frames: in whole MP4 and Matroska files.
+    pub clip_stride: usize,
+    /// Stops after so many clips, without error; all of them if `None`. The summary covers what was decoded until then.
+    pub max_clips_wanted: Option<u64>,
     /// Threads of the decoder; 1. Many videos at a time, each on one thread, decode more frames a second in all.
     pub decoder_threads: usize,
 }
@@ -65,15 +72,27 @@ impl Default for DecodeOptions {
             cancel: CancellationToken::new(),
             range: TimeRange::ALL,
             crop: Crop::Center,
+            clip_stride: 1,
+            max_clips_wanted: None,
             decoder_threads: 1,
         }
+    }
+}
+
+impl DecodeOptions {
+    /// Whether so many frames are passed over at a time that looking for a way around them costs less than they do.
+    fn should_jump(&self, window: &SlidingWindow) -> bool {
+        /// Half the distance of key frames in most files: fewer frames are seldom got around.
+        const LONG_WAY: u64 = 100;
+        (self.clip_stride.max(1) as u64 - 1).saturating_mul(window.frames_per_clip()) >= LONG_WAY
     }
 }
 
 /// One clip, ready for the network but for normalisation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Clip {
-    /// Place among the video's clips, from 0.
+    /// Place among all clips of the video (or of the decoded part of it), from 0: clips that
+    /// [`DecodeOptions::clip_stride`] passes over count.
     pub index: usize,
     /// Different frames in it; less than [`ClipSpec::frames`] only where a short tail was looped.
     pub frames: usize,
@@ -88,7 +107,7 @@ pub struct Clip {
 /// What was decoded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VideoSummary {
-    /// Decoded frames.
+    /// Frames of the video, or of the part that was decoded; those passed over count.
     pub frames: u64,
     /// Clips handed over.
     pub clips: u64,
@@ -117,9 +136,27 @@ pub fn decode_clips(
     clip: &ClipSpec,
     preprocessing: &Preprocessing,
     options: &DecodeOptions,
-    on_clip: impl FnMut(Clip) -> ControlFlow<()>,
+    mut on_clip: impl FnMut(Clip) -> ControlFlow<()>,
 ) -> Result<VideoSummary, VideoError> {
-    decode_origin(source, clip, preprocessing, options, on_clip)
+    decode_origin(source, clip, preprocessing, options, |passed| passed.clip_to(&mut on_clip))
+}
+
+/// What decoding has come past.
+enum Passed {
+    /// A clip that is wanted.
+    Clip(Clip),
+    /// A clip that is not, but had to be decoded.
+    Unwanted,
+}
+
+impl Passed {
+    /// Hands a clip to `on_clip`, to which others mean nothing.
+    fn clip_to(self, on_clip: &mut impl FnMut(Clip) -> ControlFlow<()>) -> ControlFlow<()> {
+        match self {
+            Self::Clip(clip) => on_clip(clip),
+            Self::Unwanted => ControlFlow::Continue(()),
+        }
+    }
 }
 
 fn decode_origin(
@@ -127,28 +164,43 @@ fn decode_origin(
     clip: &ClipSpec,
     preprocessing: &Preprocessing,
     options: &DecodeOptions,
-    on_clip: impl FnMut(Clip) -> ControlFlow<()>,
+    on_passed: impl FnMut(Passed) -> ControlFlow<()>,
 ) -> Result<VideoSummary, VideoError> {
     let transform = FrameTransform::new(clip.size, preprocessing, options.crop)?;
-    let stream = VideoStream::open(source, options)?;
-    let info = stream.info.clone();
-    let mut assembly = Assembly::new(&info, clip, preprocessing, options, transform, on_clip);
-    let decoded = match stream.decode(|frame| assembly.take(frame)) {
+    let jumps = options.should_jump(&SlidingWindow::new(clip));
+    let stream = VideoStream::open(source, options, jumps)?;
+    let mut info = stream.info.clone();
+    let mut assembly = Assembly::new(&info, clip, preprocessing, options, transform, on_passed);
+    let mut decoded = stream.decode(|frame| assembly.take(frame));
+    if let Ok(None) = decoded {
+        let stream = VideoStream::open(source, options, false)?;
+        info = stream.info.clone();
+        assembly.start_again();
+        decoded = stream.decode(|frame| assembly.take(frame));
+    }
+    let decoded = match decoded {
         Ok(decoded) => {
             // Whether the caller wants more no longer matters.
             let _ = assembly.hand_over(None);
-            decoded
+            decoded.expect("without jumps there is no surprise")
         }
         Err(Stop::Asked) => decode::Decoded { frames: assembly.frames, ..Default::default() },
         Err(Stop::Failed(error)) => return Err(error),
+    };
+    // Of the end of these files, FFmpeg says nothing.
+    let cut_off = match decoded.partial {
+        None | Some(PartialReason::CorruptPackets { .. }) if decoded.to_the_end => {
+            ending::missing_bytes(source, &info.container, &options.limits)
+        }
+        _ => None,
     };
     let (start, end) = assembly.span.unwrap_or_default();
     Ok(VideoSummary {
         frames: decoded.frames,
         clips: assembly.clips,
-        duration: end.saturating_sub(start),
+        duration: decoded.end.unwrap_or(end).saturating_sub(start),
         corrupt_packets: decoded.corrupt_packets,
-        partial: decoded.partial,
+        partial: cut_off.or(decoded.partial),
         width: assembly.size.0,
         height: assembly.size.1,
         codec: info.codec.to_string(),
@@ -164,22 +216,22 @@ pub fn time_decoding(
     clips: Option<(&ClipSpec, &Preprocessing)>,
     options: &DecodeOptions,
 ) -> Result<(u64, Duration), VideoError> {
-    let stream = VideoStream::open(source, options)?;
+    let stream = VideoStream::open(source, options, false)?;
     let info = stream.info.clone();
     let before = ffmpeg::thread_cpu_time();
     let decoded = match clips {
-        None => stream.decode(|_| Ok::<(), Stop>(())),
+        None => stream.decode(|_| Ok::<u64, Stop>(0)),
         Some((clip, preprocessing)) => {
             let transform = FrameTransform::new(clip.size, preprocessing, options.crop)?;
-            let keep_going = |_| ControlFlow::Continue(());
+            let keep_going = |_: Passed| ControlFlow::Continue(());
             let mut assembly = Assembly::new(&info, clip, preprocessing, options, transform, keep_going);
             stream.decode(|frame| assembly.take(frame))
         }
     };
     match decoded {
-        Ok(decoded) => Ok((decoded.frames, ffmpeg::thread_cpu_time() - before)),
+        Ok(Some(decoded)) => Ok((decoded.frames, ffmpeg::thread_cpu_time() - before)),
         Err(Stop::Failed(error)) => Err(error),
-        Err(Stop::Asked) => unreachable!("nothing above asks to stop"),
+        Ok(None) | Err(Stop::Asked) => unreachable!("nothing above jumps or asks to stop"),
     }
 }
 
@@ -198,64 +250,80 @@ impl From<VideoError> for Stop {
 /// Puts frames into clips.
 struct Assembly<F> {
     clip: ClipSpec,
+    clip_stride: usize,
     max_clips: u64,
+    max_clips_wanted: u64,
     orientation: picture::Orientation,
     matrix_from_tags: bool,
     transform: FrameTransform,
     view: FrameView,
     window: SlidingWindow,
     open: Option<Clip>,
-    on_clip: F,
+    on_passed: F,
     span: Option<(Duration, Duration)>,
     size: (u32, u32),
     frames: u64,
     clips: u64,
+    /// Clips before this were handed over already.
+    next_clip: usize,
 }
 
-impl<F: FnMut(Clip) -> ControlFlow<()>> Assembly<F> {
+impl<F: FnMut(Passed) -> ControlFlow<()>> Assembly<F> {
     fn new(
         info: &StreamInfo,
         clip: &ClipSpec,
         preprocessing: &Preprocessing,
         options: &DecodeOptions,
         transform: FrameTransform,
-        on_clip: F,
+        on_passed: F,
     ) -> Self {
         Self {
             clip: *clip,
+            clip_stride: options.clip_stride.max(1),
             max_clips: options.limits.max_clips,
+            max_clips_wanted: options.max_clips_wanted.unwrap_or(u64::MAX),
             orientation: info.orientation,
             matrix_from_tags: preprocessing.color_matrix == ColorMatrix::Tagged,
             transform,
             view: FrameView::default(),
             window: SlidingWindow::new(clip),
             open: None,
-            on_clip,
+            on_passed,
             span: None,
             size: (0, 0),
             frames: 0,
             clips: 0,
+            next_clip: 0,
         }
     }
 
-    fn take(&mut self, frame: TimedFrame<'_>) -> Result<(), Stop> {
+    /// Prepares for the same frames from the first on. Clips that were handed over are not handed over again.
+    fn start_again(&mut self) {
+        (self.open, self.span, self.frames) = (None, None, 0);
+    }
+
+    /// Takes the next frame; answers with the next that is wanted.
+    fn take(&mut self, frame: TimedFrame<'_>) -> Result<u64, Stop> {
         if self.frames == 0 {
             let (width, height) = (frame.frame.width(), frame.frame.height());
             self.size = if self.orientation.transpose { (height, width) } else { (width, height) };
         }
-        self.frames += 1;
-        let place = self.window.place_next();
-        // A clip is handed over when the first frame after it comes: only then is its end known.
-        if let Some(Place { clip, slot: 0 }) = place {
-            self.hand_over(Some(frame.start))?;
-            if clip as u64 >= self.max_clips {
-                return Err(VideoError::TooManyClips { limit: self.max_clips }.into());
-            }
-            let rgb = vec![0; self.clip.rgb_len()];
-            self.open = Some(Clip { index: clip, frames: 0, start: frame.start, end: frame.end, rgb });
-        }
+        self.frames = frame.number + 1;
         self.span.get_or_insert((frame.start, frame.end)).1 = frame.end;
-        let (Some(Place { slot, .. }), Some(open)) = (place, &mut self.open) else { return Ok(()) };
+        // A clip is handed over when the first frame after it comes: only then is its end known.
+        let Some(Place { clip, slot }) = self.window.place(frame.number) else { return Ok(self.frames) };
+        if slot == 0 {
+            self.hand_over(Some(frame.start))?;
+            if !clip.is_multiple_of(self.clip_stride) {
+                self.pass(Passed::Unwanted)?;
+            } else if clip >= self.next_clip {
+                self.begin(clip, &frame)?;
+            }
+        }
+        let Some(open) = &mut self.open else {
+            let next = clip.checked_next_multiple_of(self.clip_stride).unwrap_or(usize::MAX);
+            return Ok(self.window.first_frame(next.max(self.next_clip)));
+        };
         let picture = self
             .view
             .picture(frame.frame, self.orientation, self.matrix_from_tags)
@@ -263,6 +331,15 @@ impl<F: FnMut(Clip) -> ControlFlow<()>> Assembly<F> {
         let frame_len = self.clip.size * self.clip.size * 3;
         self.transform.apply(&picture, &mut open.rgb[slot * frame_len..][..frame_len]);
         open.frames = slot + 1;
+        Ok(self.frames)
+    }
+
+    fn begin(&mut self, clip: usize, first: &TimedFrame<'_>) -> Result<(), VideoError> {
+        if self.clips >= self.max_clips {
+            return Err(VideoError::TooManyClips { limit: self.max_clips });
+        }
+        let rgb = vec![0; self.clip.rgb_len()];
+        self.open = Some(Clip { index: clip, frames: 0, start: first.start, end: first.end, rgb });
         Ok(())
     }
 
@@ -272,7 +349,13 @@ impl<F: FnMut(Clip) -> ControlFlow<()>> Assembly<F> {
         clip.end = next.or(self.span.map(|(_, end)| end)).unwrap_or(clip.end);
         loop_to_full_length(&mut clip.rgb, self.clip.size * self.clip.size * 3, clip.frames);
         self.clips += 1;
-        match (self.on_clip)(clip) {
+        self.next_clip = clip.index.saturating_add(self.clip_stride);
+        self.pass(Passed::Clip(clip))?;
+        if self.clips >= self.max_clips_wanted { Err(Stop::Asked) } else { Ok(()) }
+    }
+
+    fn pass(&mut self, passed: Passed) -> Result<(), Stop> {
+        match (self.on_passed)(passed) {
             ControlFlow::Continue(()) => Ok(()),
             ControlFlow::Break(()) => Err(Stop::Asked),
         }

@@ -18,7 +18,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::spool::WhileWaiting;
-use super::{Clip, DecodeOptions, Decoder, Isolation, Source, VideoError, VideoSummary};
+use super::{Clip, DecodeOptions, Decoder, Isolation, Passed, Source, VideoError, VideoSummary};
 use crate::model::spec::{ClipSpec, Preprocessing};
 
 /// Clips of one video that are decoded and not yet taken; a decode beyond them waits without holding a turn.
@@ -103,7 +103,10 @@ impl DecodePool {
         self.begin(options.cancel.child_token(), move |turn| {
             let source = source.with(Arc::clone(turn) as Arc<dyn WhileWaiting>);
             let options = DecodeOptions { cancel: turn.cancel.clone(), ..options };
-            decoder.decode_clips(&source, &clip, &preprocessing, &options, |clip| turn.hand_over(clip))
+            decoder.decode(&source, &clip, &preprocessing, &options, |passed| match passed {
+                Passed::Clip(clip) => turn.hand_over(clip),
+                Passed::Unwanted => turn.pass(),
+            })
         })
         .await
     }
@@ -269,6 +272,12 @@ impl Turn {
                 }
             })?;
         }
+        self.take()
+    }
+
+    /// Ends the turn at a clip that nobody wants.
+    fn pass(&self) -> ControlFlow<()> {
+        self.give_up();
         self.take()
     }
 }

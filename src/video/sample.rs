@@ -14,12 +14,11 @@ fn looped(window: &[usize], frames: usize) -> Vec<usize> {
     window.iter().copied().cycle().take(frames).collect()
 }
 
-/// The streaming form of [`sliding_window`]: frames come one by one and nothing but counters is kept.
+/// The form of [`sliding_window`] for frames that come one by one.
 #[derive(Debug, Clone)]
 pub struct SlidingWindow {
     stride: usize,
     frames: usize,
-    next_frame: usize,
 }
 
 /// Where a frame belongs.
@@ -32,17 +31,26 @@ pub struct Place {
 }
 
 impl SlidingWindow {
-    /// A window at the start of a video.
+    /// A window over videos of any length.
     pub fn new(clip: &ClipSpec) -> Self {
-        Self { stride: clip.temporal_stride.max(1), frames: clip.frames.max(1), next_frame: 0 }
+        Self { stride: clip.temporal_stride.max(1), frames: clip.frames.max(1) }
     }
 
-    /// Takes the next frame in display order; `None` if the temporal stride passes over it.
-    pub fn place_next(&mut self) -> Option<Place> {
-        let frame = self.next_frame;
-        self.next_frame += 1;
-        let used = frame / self.stride;
-        frame.is_multiple_of(self.stride).then_some(Place { clip: used / self.frames, slot: used % self.frames })
+    /// Where frame `number` belongs, in display order from 0; `None` if the temporal stride passes over it.
+    pub fn place(&self, number: u64) -> Option<Place> {
+        let number = usize::try_from(number).ok()?;
+        let used = number / self.stride;
+        number.is_multiple_of(self.stride).then_some(Place { clip: used / self.frames, slot: used % self.frames })
+    }
+
+    /// The first frame of clip `clip`.
+    pub fn first_frame(&self, clip: usize) -> u64 {
+        (clip as u64).saturating_mul(self.frames as u64).saturating_mul(self.stride as u64)
+    }
+
+    /// From the first frame of a clip to that of the next.
+    pub fn frames_per_clip(&self) -> u64 {
+        self.first_frame(1)
     }
 }
 
@@ -105,10 +113,11 @@ mod tests {
             let clip = clip(frames, stride);
             let mut streamed: Vec<Vec<u8>> = Vec::new();
             let mut filled = 0;
-            let mut window = SlidingWindow::new(&clip);
+            let window = SlidingWindow::new(&clip);
             for frame in 0..count {
-                if let Some(Place { clip, slot }) = window.place_next() {
+                if let Some(Place { clip, slot }) = window.place(frame as u64) {
                     if slot == 0 {
+                        prop_assert_eq!(window.first_frame(clip), frame as u64);
                         streamed.push(vec![0; frames]);
                     }
                     streamed[clip][slot] = frame as u8;

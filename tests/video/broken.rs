@@ -96,6 +96,28 @@ fn truncated_file_gives_what_is_there_and_says_so() {
 }
 
 #[test]
+fn files_that_end_before_they_say_are_called_truncated() {
+    let media = Media::new();
+    for (whole, extra) in [
+        ("a.mkv", ""),
+        ("a.webm", "-c:v libvpx -deadline realtime -cpu-used 8"),
+        ("streamed.mkv", "-flush_packets 1 -live 1"),
+        ("a.avi", ""),
+        ("a.ts", ""),
+        ("a.m2ts", ""),
+    ] {
+        let path = video(&media, whole, extra);
+        assert_eq!(decode(&path).expect("a good video").1.partial, None, "{whole}");
+        let len = std::fs::metadata(&path).expect("made").len() as usize;
+        let cut = media.truncate(&path, &format!("cut-{whole}"), len * 2 / 3 + 1);
+        let (_, summary) = decode(&cut).expect("most of a video");
+        let truncated = matches!(summary.partial, Some(PartialReason::Truncated { .. }));
+        // Written for streaming, a cluster may not say how long it is: then nobody can know.
+        assert!(truncated || whole == "streamed.mkv", "{whole}: {summary:?}");
+    }
+}
+
+#[test]
 fn damaged_packets_are_passed_over_and_counted() {
     let media = Media::new();
     let path = video(&media, "a.ts", "-f mpegts");

@@ -231,22 +231,91 @@ fn program_that_is_no_decoder_is_an_error_of_our_own() {
 }
 
 #[test]
-fn cancelling_ends_an_isolated_decode_of_full_hd_within_a_tenth_of_a_second() {
+fn cancelling_ends_a_decode_of_full_hd_within_a_tenth_of_a_second() {
     let media = Media::new();
     let args = "-f lavfi -i testsrc2=size=1920x1080:rate=25 -frames:v 200 -c:v libx264 -preset ultrafast";
-    let source = Source::Path(media.make("a.mp4", args));
-    let cancel = CancellationToken::new();
-    let options = DecodeOptions { cancel: cancel.clone(), ..Default::default() };
-    let decoder = isolated(workers());
-    let decoding = thread::spawn(move || {
-        let result = run(&decoder, source, &options);
-        (Instant::now(), result.map(|(_, summary)| summary))
+    let path = media.make("a.mp4", args);
+    for decoder in [Decoder::new(Isolation::None), isolated(workers())] {
+        let source = Source::Path(path.clone());
+        let cancel = CancellationToken::new();
+        let options = DecodeOptions { cancel: cancel.clone(), ..Default::default() };
+        let decoding = thread::spawn(move || {
+            let result = run(&decoder, source, &options);
+            (Instant::now(), result.map(|(_, summary)| summary))
+        });
+        thread::sleep(Duration::from_millis(400));
+        assert!(!decoding.is_finished(), "the video is long enough to be cancelled");
+        let asked = Instant::now();
+        cancel.cancel();
+        let (ended, result) = decoding.join().expect("no panic");
+        assert_eq!(result, Err(VideoError::Cancelled));
+        assert!(ended - asked < Duration::from_millis(100), "{:?}", ended - asked);
+    }
+}
+
+/// Seconds of CPU time after which the kernel ends process `pid`.
+fn cpu_time_limit(pid: &str) -> u64 {
+    let limits = fs::read_to_string(format!("/proc/{pid}/limits")).expect("it runs");
+    let line = limits.lines().find(|line| line.starts_with("Max cpu time")).expect("a line for each limit");
+    line.split_whitespace().nth(3).and_then(|soft| soft.parse().ok()).unwrap_or_else(|| panic!("no limit: {line}"))
+}
+
+#[test]
+fn kernel_limits_the_cpu_time_of_each_job() {
+    let media = Media::new();
+    let pids = media.path("pids");
+    let decoder = isolated(traceable(&pids));
+    for seconds in [40, 7] {
+        let cancel = CancellationToken::new();
+        let (source, writer) = stalled(&media, &cancel);
+        let limits = Limits { max_cpu_time: Duration::from_secs(seconds), ..Default::default() };
+        let options = DecodeOptions { cancel, limits, ..Default::default() };
+        thread::scope(|scope| {
+            let decoding = scope.spawn(|| run(&decoder, source, &options));
+            let limit = cpu_time_limit(&wait_for_worker(&pids, 1));
+            // Three seconds more than it allows itself, and those it spent before: none here.
+            assert!((seconds + 3..seconds + 6).contains(&limit), "{limit}");
+            drop(writer);
+            decoding.join().expect("no panic").expect("half a video");
+        });
+    }
+}
+
+#[test]
+fn process_that_the_kernel_ends_for_its_cpu_time_is_not_tried_again() {
+    let media = Media::new();
+    let pids = media.path("pids");
+    let (source, _writer) = stalled(&media, &CancellationToken::new());
+    let decoder = isolated(traceable(&pids));
+    let result = thread::scope(|scope| {
+        let decoding = scope.spawn(|| run(&decoder, source, &DecodeOptions::default()));
+        let pid = wait_for_worker(&pids, 1);
+        // What the kernel sends.
+        Command::new("kill").args(["-XCPU", &pid]).status().expect("kill");
+        decoding.join().expect("no panic")
     });
-    thread::sleep(Duration::from_millis(400));
-    assert!(!decoding.is_finished(), "the video is long enough to be cancelled");
-    let asked = Instant::now();
-    cancel.cancel();
-    let (ended, result) = decoding.join().expect("no panic");
-    assert_eq!(result, Err(VideoError::Cancelled));
-    assert!(ended - asked < Duration::from_millis(100), "{:?}", ended - asked);
+    let error = result.expect_err("out of time");
+    assert!(
+        matches!(error, VideoError::TooMuchCpuTime { limit, .. } if limit == Limits::default().max_cpu_time),
+        "{error}"
+    );
+    assert_eq!(fs::read_to_string(&pids).expect("written").lines().count(), 1, "one process was enough");
+}
+
+/// A gigabyte and a half of frames go through it.
+#[test]
+fn process_that_decodes_full_hd_stays_small() {
+    let media = Media::new();
+    let args = "-f lavfi -i testsrc2=size=1920x1080:rate=25 -frames:v 500 -c:v libx264 -preset ultrafast -bf 3 -refs 4";
+    let path = media.make("a.mp4", args);
+    let decoder = isolated(workers());
+    let spec = ClipSpec::default();
+    let keep_going = |_| ControlFlow::Continue(());
+    let (source, options) = (Source::Path(path), DecodeOptions::default());
+    decoder.decode_clips(&source, &spec, &Preprocessing::AUTHORS_2018, &options, keep_going).expect("a good video");
+    let [pid] = decoder.idle_processes()[..] else { panic!("one process is idle") };
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("peak memory");
+    let kilobytes: u64 = peak.split_whitespace().next().and_then(|n| n.parse().ok()).expect("a number");
+    assert!(kilobytes < 120_000, "{peak}");
 }

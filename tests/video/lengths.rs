@@ -1,10 +1,11 @@
 //! How many clips a video gives, and when they are.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 use std::time::Duration;
 
 use kinetoscope::model::spec::{ClipSpec, Preprocessing};
-use kinetoscope::video::{DecodeOptions, Limits, Source, VideoError, decode_clips};
+use kinetoscope::video::{DecodeOptions, Decoder, Isolation, Limits, Source, VideoError, WorkerOptions, decode_clips};
 
 use crate::media::{Media, decode, decode_with};
 
@@ -89,26 +90,45 @@ fn cancelled_decoding_says_so() {
 }
 
 #[test]
-fn every_limit_is_named_in_its_error() {
+fn every_limit_is_named_in_its_error_here_and_in_a_process() {
     let media = Media::new();
     let path = make(&media, 30);
-    let refused = |limits: Limits| {
-        let options = DecodeOptions { limits, ..Default::default() };
-        decode_with(&Source::Path(path.clone()), &Preprocessing::AUTHORS_2018, &options).expect_err("over the limit")
-    };
-    let limits = Limits::default;
-    let error = refused(Limits { max_bytes: 100, ..limits() });
-    assert!(matches!(error, VideoError::TooLarge { limit: 100, .. }), "{error}");
-    let error = refused(Limits { max_frames: 29, ..limits() });
-    assert!(matches!(error, VideoError::TooManyFrames { limit: 29 }), "{error}");
-    let error = refused(Limits { max_clips: 1, ..limits() });
-    assert!(matches!(error, VideoError::TooManyClips { limit: 1 }), "{error}");
-    let error = refused(Limits { max_duration: Duration::from_secs(1), ..limits() });
-    assert!(matches!(error, VideoError::TooLong { .. }), "{error}");
-    let error = refused(Limits { max_pixels: 64 * 48 - 1, ..limits() });
-    assert!(matches!(error, VideoError::TooManyPixels { actual: 3072, .. }), "{error}");
-    let error = refused(Limits { max_cpu_time: Duration::ZERO, ..limits() });
-    assert!(matches!(error, VideoError::TooMuchCpuTime { .. }), "{error}");
+    for (name, size) in [("small.ts", "64x48"), ("large.ts", "128x96")] {
+        media.make(name, &format!("-f lavfi -i testsrc2=size={size}:rate=25:duration=1 -c:v mpeg2video"));
+    }
+    let parts = ["small.ts", "large.ts", "small.ts"];
+    let joined = parts.map(|name| std::fs::read(media.path(name)).expect("made")).concat();
+    let changing = media.write("joined.ts", &joined);
+    let workers = WorkerOptions { program: env!("CARGO_BIN_EXE_kinetoscope").into(), ..Default::default() };
+    for isolation in [Isolation::None, Isolation::Processes(workers)] {
+        let decoder = Decoder::new(isolation);
+        // The error, which has to name `limit`.
+        let refused = |path: &Path, limits: Limits, limit: &str| {
+            let options = DecodeOptions { limits, ..Default::default() };
+            let (source, spec) = (Source::Path(path.into()), ClipSpec::default());
+            let keep_going = |_| ControlFlow::Continue(());
+            let result = decoder.decode_clips(&source, &spec, &Preprocessing::AUTHORS_2018, &options, keep_going);
+            let error = result.expect_err("over the limit");
+            assert!(error.to_string().contains(limit), "{limit} is not in: {error}");
+            assert!(error.is_input_fault());
+            error
+        };
+        let limits = Limits::default;
+        let error = refused(&path, Limits { max_bytes: 100, ..limits() }, "limit is 100");
+        assert!(matches!(error, VideoError::TooLarge { limit: 100, .. }), "{error}");
+        let error = refused(&path, Limits { max_frames: 29, ..limits() }, "more than 29 frames");
+        assert!(matches!(error, VideoError::TooManyFrames { limit: 29 }), "{error}");
+        let error = refused(&path, Limits { max_clips: 1, ..limits() }, "more than 1 clips");
+        assert!(matches!(error, VideoError::TooManyClips { limit: 1 }), "{error}");
+        let error = refused(&path, Limits { max_duration: Duration::from_secs(1), ..limits() }, "limit is 1s");
+        assert!(matches!(error, VideoError::TooLong { .. }), "{error}");
+        let error = refused(&path, Limits { max_pixels: 64 * 48 - 1, ..limits() }, "limit is 3071 pixels");
+        assert!(matches!(error, VideoError::TooManyPixels { actual: 3072, .. }), "{error}");
+        let error = refused(&path, Limits { max_cpu_time: Duration::ZERO, ..limits() }, "limit is 0ns");
+        assert!(matches!(error, VideoError::TooMuchCpuTime { .. }), "{error}");
+        let error = refused(&changing, Limits { max_format_changes: 1, ..limits() }, "more than 1 times");
+        assert!(matches!(error, VideoError::TooManyFormatChanges { limit: 1 }), "{error}");
+    }
 }
 
 #[test]

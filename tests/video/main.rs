@@ -11,3 +11,4 @@ mod pillow;
 mod pool;
 mod ranges;
 mod streaming;
+mod strides;

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use kinetoscope::model::spec::{ClipSpec, Preprocessing};
@@ -9,6 +10,7 @@ use kinetoscope::video::{
     Clip, DecodeOptions, DecodePool, Decoding, Isolation, PoolOptions, PoolState, Source, SpoolOptions, VideoError,
     VideoSummary, WorkerOptions, spool,
 };
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::media::{Media, decode};
@@ -59,17 +61,16 @@ async fn many_videos_at_a_time_give_the_clips_they_give_alone() {
     let media = Media::new();
     let paths = [5, 40, 70].map(|frames| video(&media, frames, "160x120"));
     for isolation in isolations() {
-        let pool = pool(isolation, 2, 4);
-        let all = paths.iter().cycle().take(9).map(|path| async {
-            let result = take_all(begin(&pool, Source::Path(path.clone())).await).await;
-            assert!(result == decode(path), "{}: {:?}", path.display(), result.map(|(_, summary)| summary));
-        });
-        let mut all: Vec<_> = all.map(Box::pin).collect();
-        std::future::poll_fn(|context| {
-            all.retain_mut(|one| one.as_mut().poll(context).is_pending());
-            if all.is_empty() { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
-        })
-        .await;
+        let pool = Arc::new(pool(isolation, 2, 4));
+        let mut all = JoinSet::new();
+        for path in paths.iter().cycle().take(9) {
+            let (pool, path) = (Arc::clone(&pool), path.clone());
+            all.spawn(async move {
+                let result = take_all(begin(&pool, Source::Path(path.clone())).await).await;
+                assert!(result == decode(&path), "{}: {:?}", path.display(), result.map(|(_, summary)| summary));
+            });
+        }
+        all.join_all().await;
         assert_eq!(pool.state(), PoolState::default());
     }
 }

@@ -18,9 +18,9 @@ use tracing::{debug, warn};
 
 pub use worker::run_worker;
 
-use super::{Clip, DecodeOptions, Source, VideoError, VideoSummary, decode_clips};
+use super::{Clip, DecodeOptions, Passed, Source, VideoError, VideoSummary, decode_origin};
 use crate::model::spec::{ClipSpec, Preprocessing};
-use process::{JobError, Worker};
+use process::{CPU_TIME_SLACK, JobError, Worker};
 
 /// Where decoding happens.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,7 +82,12 @@ impl Decoder {
         self.lost.load(Ordering::Relaxed)
     }
 
-    /// As [`decode_clips`], which it is without isolation. With it, decoders have one thread each.
+    /// The process numbers of the processes that wait for videos.
+    pub fn idle_processes(&self) -> Vec<u32> {
+        self.idle.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Worker::pid).collect()
+    }
+
+    /// As [`decode_clips`](super::decode_clips), which it is without isolation. With it, decoders have one thread each.
     pub fn decode_clips(
         &self,
         source: &Source,
@@ -91,8 +96,19 @@ impl Decoder {
         options: &DecodeOptions,
         mut on_clip: impl FnMut(Clip) -> ControlFlow<()>,
     ) -> Result<VideoSummary, VideoError> {
+        self.decode(source, clip, preprocessing, options, |passed| passed.clip_to(&mut on_clip))
+    }
+
+    pub(super) fn decode(
+        &self,
+        source: &Source,
+        clip: &ClipSpec,
+        preprocessing: &Preprocessing,
+        options: &DecodeOptions,
+        mut on_passed: impl FnMut(Passed) -> ControlFlow<()>,
+    ) -> Result<VideoSummary, VideoError> {
         let Isolation::Processes(workers) = &self.isolation else {
-            return decode_clips(source, clip, preprocessing, options, on_clip);
+            return decode_origin(source, clip, preprocessing, options, on_passed);
         };
         if options.cancel.is_cancelled() {
             return Err(VideoError::Cancelled);
@@ -101,9 +117,11 @@ impl Decoder {
         let mut died_before = false;
         loop {
             let mut worker = self.take(workers, clip.rgb_len(), died_before, &options.cancel)?;
-            let result = worker.decode(source, clip, preprocessing, options, handed_over, |clip| {
-                handed_over = clip.index + 1;
-                on_clip(clip)
+            let result = worker.decode(source, clip, preprocessing, options, handed_over, |passed| {
+                if let Passed::Clip(clip) = &passed {
+                    handed_over = clip.index + 1;
+                }
+                on_passed(passed)
             });
             // Memory may be short because of what the process did before.
             let result = result.map_err(|error| match error {
@@ -120,6 +138,11 @@ impl Decoder {
                 Err(JobError::Video(error)) => {
                     self.put_back(worker, workers);
                     return Err(error);
+                }
+                Err(JobError::OutOfCpuTime) => {
+                    self.lost.fetch_add(1, Ordering::Relaxed);
+                    let limit = options.limits.max_cpu_time;
+                    return Err(VideoError::TooMuchCpuTime { actual: limit.saturating_add(CPU_TIME_SLACK), limit });
                 }
                 Err(JobError::Lost(detail)) if died_before => {
                     self.lost.fetch_add(1, Ordering::Relaxed);

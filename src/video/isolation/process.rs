@@ -12,6 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{MemfdFlags, SealFlags};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use tokio_util::sync::CancellationToken;
 
 use super::WorkerOptions;
@@ -20,7 +21,7 @@ use crate::model::spec::{ClipSpec, Preprocessing};
 use crate::video::ffmpeg::MediaBytes;
 use crate::video::source::Origin;
 use crate::video::spool::WhileWaiting;
-use crate::video::{Clip, DecodeOptions, Source, VideoError, VideoSummary};
+use crate::video::{Clip, DecodeOptions, Passed, Source, VideoError, VideoSummary};
 
 /// How soon a cancellation is noticed.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -28,12 +29,17 @@ const PATIENCE: Duration = Duration::from_millis(20);
 /// How long a process may take to start.
 const START_TIME: Duration = Duration::from_secs(20);
 
+/// A process checks its CPU time between packets; one that spends so much more hangs in the midst of one. In whole seconds,
+/// as the kernel counts.
+pub(super) const CPU_TIME_SLACK: Duration = Duration::from_secs(3);
+
 /// One decoder process. Dropping it ends the process.
 pub(super) struct Worker {
     child: Arc<Mutex<Child>>,
     link: Link,
     memory: SharedMemory,
     window: Vec<u8>,
+    started: Instant,
     /// Videos it has decoded.
     pub(super) videos: u32,
 }
@@ -54,6 +60,13 @@ fn lock(child: &Mutex<Child>) -> MutexGuard<'_, Child> {
     child.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn loss(status: ExitStatus) -> JobError {
+    if status.signal() == Some(Signal::XCPU.as_raw()) {
+        return JobError::OutOfCpuTime;
+    }
+    JobError::Lost(words_for(status))
+}
+
 fn words_for(status: ExitStatus) -> String {
     status.signal().map_or(format!("it ended with {status}"), |signal| format!("it was killed by signal {signal}"))
 }
@@ -64,6 +77,8 @@ pub(super) enum JobError {
     Video(VideoError),
     /// The process; it is of no more use.
     Lost(String),
+    /// The process, which the kernel ended for its CPU time.
+    OutOfCpuTime,
 }
 
 impl From<VideoError> for JobError {
@@ -90,8 +105,14 @@ impl Worker {
         command.stdin(OwnedFd::from(theirs)).stdout(memory.try_clone()?).stderr(Stdio::null());
         let child = spawn_from_lasting_thread(command)?;
         let memory = SharedMemory::new(memory, slot_len);
-        let mut worker =
-            Self { child: Arc::new(Mutex::new(child)), link: Link::new(ours), memory, window: Vec::new(), videos: 0 };
+        let mut worker = Self {
+            child: Arc::new(Mutex::new(child)),
+            link: Link::new(ours),
+            memory,
+            window: Vec::new(),
+            started: Instant::now(),
+            videos: 0,
+        };
         worker.link.set_patience(PATIENCE)?;
         worker.link.send(&ToWorker::Setup { max_memory: options.max_memory })?;
         let begin = Instant::now();
@@ -108,10 +129,15 @@ impl Worker {
         }
     }
 
+    /// Its process number.
+    pub(super) fn pid(&self) -> u32 {
+        lock(&self.child).id()
+    }
+
     /// How the process died, if it did.
     fn died(&self) -> Option<JobError> {
         let status = lock(&self.child).try_wait().ok().flatten()?;
-        Some(JobError::Lost(words_for(status)))
+        Some(loss(status))
     }
 
     /// Whether it has room for clips of `len` bytes.
@@ -127,7 +153,7 @@ impl Worker {
         preprocessing: &Preprocessing,
         options: &DecodeOptions,
         skip: usize,
-        mut on_clip: impl FnMut(Clip) -> ControlFlow<()>,
+        mut on_passed: impl FnMut(Passed) -> ControlFlow<()>,
     ) -> Result<VideoSummary, JobError> {
         self.videos += 1;
         let source = source.clone().with(Arc::new(DeathWatch(Arc::clone(&self.child))));
@@ -137,17 +163,21 @@ impl Worker {
             Err(error) => return Err(self.died().unwrap_or(error.into())),
         };
         let lost = |error: io::Error| JobError::Lost(error.to_string());
+        self.limit_cpu_time(options.limits.max_cpu_time).map_err(lost)?;
         self.send(&ToWorker::Decode(Box::new(Job {
             clip: *clip,
             preprocessing: *preprocessing,
             limits: options.limits.clone(),
             range: options.range,
             crop: options.crop,
+            clip_stride: options.clip_stride,
+            max_clips_wanted: options.max_clips_wanted,
             in_order: bytes.in_order,
         })))?;
-        let mut next_clip = 0;
+        let mut next_clip = 0usize;
         // Clips that the caller has, those of an earlier try included, and whether it wants more.
         let (mut handed_over, mut more) = (0, true);
+        let mut sent = 0;
         let mut waited = Duration::ZERO;
         loop {
             match self.receive(options, &mut waited)? {
@@ -166,18 +196,23 @@ impl Worker {
                     if slot >= SLOTS || index != next_clip || !(1..=clip.frames).contains(&frames) {
                         return Err(JobError::Lost("it sent a clip that cannot be".to_string()));
                     }
-                    next_clip += 1;
+                    next_clip = next_clip.saturating_add(options.clip_stride.max(1));
+                    sent += 1;
                     handed_over += u64::from(more);
                     // The next clip was on its way when the caller had enough.
                     if more && index >= skip {
                         let mut rgb = vec![0; clip.rgb_len()];
                         self.memory.read_slot(slot, &mut rgb).map_err(lost)?;
-                        more = on_clip(Clip { index, frames, start, end, rgb }).is_continue();
+                        more = on_passed(Passed::Clip(Clip { index, frames, start, end, rgb })).is_continue();
                     }
                     self.answer(&ToWorker::Taken { slot, more }, options)?;
                 }
+                FromWorker::Unwanted { slot } => {
+                    more = more && on_passed(Passed::Unwanted).is_continue();
+                    self.answer(&ToWorker::Taken { slot, more }, options)?;
+                }
                 FromWorker::Done(summary) if !more => return Ok(VideoSummary { clips: handed_over, ..*summary }),
-                FromWorker::Done(summary) if summary.clips == next_clip as u64 => return Ok(*summary),
+                FromWorker::Done(summary) if summary.clips == sent => return Ok(*summary),
                 FromWorker::Failed(error) => return Err(error.into()),
                 FromWorker::Done(_) | FromWorker::Ready { .. } => {
                     return Err(JobError::Lost("it answers what nobody asked".to_string()));
@@ -190,7 +225,7 @@ impl Worker {
     fn receive(&mut self, options: &DecodeOptions, waited: &mut Duration) -> Result<FromWorker, JobError> {
         let begin = Instant::now();
         // CPU time is limited by the process itself; this catches one that does not, and leaves room for a busy machine.
-        let limit = options.limits.max_cpu_time * 4 + START_TIME;
+        let limit = options.limits.max_cpu_time.saturating_mul(4).saturating_add(START_TIME);
         loop {
             match self.link.receive() {
                 Ok(message) => {
@@ -198,7 +233,7 @@ impl Worker {
                     return Ok(message);
                 }
                 Err(error) if is_impatience(&error) => {}
-                Err(error) => return Err(JobError::Lost(self.obituary(&error))),
+                Err(error) => return Err(self.obituary(&error)),
             }
             if options.cancel.is_cancelled() {
                 return Err(VideoError::Cancelled.into());
@@ -232,24 +267,47 @@ impl Worker {
     }
 
     fn send(&mut self, message: &ToWorker) -> Result<(), JobError> {
-        self.link.send(message).map_err(|error| JobError::Lost(self.obituary(&error)))
+        self.link.send(message).map_err(|error| self.obituary(&error))
     }
 
     /// How the process died, or else what is wrong with it.
-    fn obituary(&mut self, error: &io::Error) -> String {
+    fn obituary(&mut self, error: &io::Error) -> JobError {
         use ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
         if !matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof) {
-            return error.to_string();
+            return JobError::Lost(error.to_string());
         }
         // A process that is dying closes its socket first; one that only closed it is not waited for.
         for _ in 0..10 {
-            match lock(&self.child).try_wait() {
-                Ok(Some(status)) => return words_for(status),
-                Ok(None) => thread::sleep(PATIENCE),
-                Err(error) => return error.to_string(),
+            if let Some(died) = self.died() {
+                return died;
             }
+            thread::sleep(PATIENCE);
         }
-        "it hung up".to_string()
+        JobError::Lost("it hung up".to_string())
+    }
+
+    /// Lets the kernel end the process when it has spent `limit` on its next job, and some time in which it should have
+    /// noticed by itself. Set anew for each job, and from here, as the process may not.
+    fn limit_cpu_time(&self, limit: Duration) -> io::Result<()> {
+        let pid = self.pid();
+        let allowed = self.cpu_time(pid).saturating_add(limit).saturating_add(CPU_TIME_SLACK).as_secs();
+        let Rlimit { maximum, .. } = getrlimit(Resource::Cpu);
+        let current = Some(maximum.map_or(allowed, |maximum| allowed.min(maximum)));
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        prlimit(pid, Resource::Cpu, Rlimit { current, maximum })?;
+        Ok(())
+    }
+
+    /// CPU time the process has spent; where that can't be seen, an upper bound: it has one thread.
+    fn cpu_time(&self, pid: u32) -> Duration {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        // Fields 14 and 15 (proc(5)), in hundredths of a second; the second, in brackets, may hold anything.
+        let mut fields = status.rsplit_once(')').map_or("", |(_, rest)| rest).split_whitespace().skip(11);
+        let mut next = || fields.next()?.parse::<u64>().ok();
+        match (next(), next()) {
+            (Some(user), Some(system)) => Duration::from_millis(user.saturating_add(system).saturating_mul(10)),
+            _ => self.started.elapsed(),
+        }
     }
 }
 

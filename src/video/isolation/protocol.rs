@@ -53,6 +53,8 @@ pub(super) struct Job {
     pub(super) limits: Limits,
     pub(super) range: TimeRange,
     pub(super) crop: Crop,
+    pub(super) clip_stride: usize,
+    pub(super) max_clips_wanted: Option<u64>,
     /// See [`crate::video::ffmpeg::MediaBytes`].
     pub(super) in_order: bool,
 }
@@ -68,6 +70,8 @@ pub(super) enum FromWorker {
     AskLength,
     /// A clip is in its slot.
     Clip { slot: usize, index: usize, frames: usize, start: Duration, end: Duration },
+    /// A clip that is not wanted was decoded; it takes up a slot, so that the process gets no further ahead.
+    Unwanted { slot: usize },
     /// The video is decoded.
     Done(Box<VideoSummary>),
     /// It could not be.

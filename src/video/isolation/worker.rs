@@ -15,7 +15,7 @@ use super::protocol::{FromWorker, Job, Link, SLOTS, SharedMemory, ToWorker, WIND
 use super::sandbox;
 use crate::video::ffmpeg::MediaBytes;
 use crate::video::source::{HEAD, Origin};
-use crate::video::{Clip, DecodeOptions, Limits, VideoError, decode_origin};
+use crate::video::{Clip, DecodeOptions, Limits, Passed, VideoError, decode_origin};
 
 /// Runs as a decoder process until its owner hangs up. The binary's hidden subcommand is nothing but this.
 pub fn run_worker() -> ExitCode {
@@ -42,6 +42,7 @@ fn serve() -> io::Result<()> {
         link,
         memory: SharedMemory::new(memory, slot_len),
         free: [true; SLOTS],
+        passed: 0,
         stop: false,
     }));
     loop {
@@ -66,7 +67,7 @@ fn serve() -> io::Result<()> {
 fn decode(owner: &Arc<Mutex<Owner>>, job: &Job) -> Result<crate::video::VideoSummary, VideoError> {
     {
         let mut owner = lock(owner);
-        (owner.free, owner.stop) = ([true; SLOTS], false);
+        (owner.free, owner.passed, owner.stop) = ([true; SLOTS], 0, false);
     }
     let options = DecodeOptions {
         limits: job.limits.clone(),
@@ -74,12 +75,14 @@ fn decode(owner: &Arc<Mutex<Owner>>, job: &Job) -> Result<crate::video::VideoSum
         cancel: CancellationToken::new(),
         range: job.range,
         crop: job.crop,
+        clip_stride: job.clip_stride,
+        max_clips_wanted: job.max_clips_wanted,
         decoder_threads: 1,
     };
     let origin = Remote { owner: Arc::clone(owner), in_order: job.in_order };
     let mut lost = None;
-    let summary = decode_origin(&origin, &job.clip, &job.preprocessing, &options, |clip| {
-        lock(owner).hand_over(&clip).unwrap_or_else(|error| {
+    let summary = decode_origin(&origin, &job.clip, &job.preprocessing, &options, |passed| {
+        lock(owner).pass(&passed).unwrap_or_else(|error| {
             lost = Some(error);
             ControlFlow::Break(())
         })
@@ -100,13 +103,15 @@ struct Owner {
     link: Link,
     memory: SharedMemory,
     free: [bool; SLOTS],
+    /// Clips that took up a slot.
+    passed: usize,
     stop: bool,
 }
 
 impl Owner {
     /// Sends a clip, as soon as there is room for it.
-    fn hand_over(&mut self, clip: &Clip) -> io::Result<ControlFlow<()>> {
-        let slot = clip.index % SLOTS;
+    fn pass(&mut self, passed: &Passed) -> io::Result<ControlFlow<()>> {
+        let slot = self.passed % SLOTS;
         while !self.free[slot] {
             match self.link.receive()? {
                 ToWorker::Taken { slot, more } => self.taken(slot, more),
@@ -116,10 +121,16 @@ impl Owner {
         if self.stop {
             return Ok(ControlFlow::Break(()));
         }
-        self.memory.write_slot(slot, &clip.rgb)?;
         self.free[slot] = false;
-        let Clip { index, frames, start, end, .. } = *clip;
-        self.link.send(&FromWorker::Clip { slot, index, frames, start, end })?;
+        self.passed += 1;
+        match passed {
+            Passed::Clip(clip) => {
+                self.memory.write_slot(slot, &clip.rgb)?;
+                let Clip { index, frames, start, end, .. } = *clip;
+                self.link.send(&FromWorker::Clip { slot, index, frames, start, end })?;
+            }
+            Passed::Unwanted => self.link.send(&FromWorker::Unwanted { slot })?,
+        }
         Ok(ControlFlow::Continue(()))
     }
 
