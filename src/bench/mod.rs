@@ -3,3 +3,5 @@
 #[cfg(feature = "video")]
 pub mod decode;
 pub mod model;
+#[cfg(feature = "video")]
+pub mod serve;

@@ -29,6 +29,50 @@ enum Target {
     /// Time decoding alone and with the transform to clips, as CPU time, on real videos
     #[cfg(feature = "video")]
     Decode(DecodeArgs),
+    /// Load a running server and tell throughput, latencies and errors as its clients see them
+    #[cfg(feature = "video")]
+    Serve(ServeArgs),
+}
+
+#[cfg(feature = "video")]
+#[derive(Debug, ClapArgs)]
+struct ServeArgs {
+    /// Video files, sent in turn
+    #[arg(required = true, value_name = "FILE")]
+    videos: Vec<PathBuf>,
+
+    /// The server
+    #[arg(long, env = "KINETOSCOPE_SERVER", value_name = "URL", default_value = "127.0.0.1:50051")]
+    server: String,
+
+    /// Closed loop: requests under way at any time, each client sending its next when it has an answer
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    concurrency: u32,
+
+    /// Open loop instead: requests a second at fixed times, whatever the answers do. Latency counts from the time a
+    /// request was due
+    #[arg(long, value_name = "PER SECOND", conflicts_with = "concurrency", value_parser = parse_rate)]
+    rate: Option<f64>,
+
+    /// How long to send
+    #[arg(long, value_name = "TIME", default_value = "10s")]
+    duration: humantime::Duration,
+
+    /// Time that a request may take
+    #[arg(long, value_name = "TIME", default_value = "60s")]
+    timeout: humantime::Duration,
+
+    /// Connections to spread the requests over
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    connections: u16,
+
+    /// Name of the server's model to ask; its default one if absent
+    #[arg(long, value_name = "NAME")]
+    model_name: Option<String>,
+
+    /// Print one JSON object
+    #[arg(long)]
+    json: bool,
 }
 
 #[cfg(feature = "video")]
@@ -100,7 +144,62 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Target::Model(args) => bench_model(args),
         #[cfg(feature = "video")]
         Target::Decode(args) => bench_decode(args),
+        #[cfg(feature = "video")]
+        Target::Serve(args) => bench_serve(args),
     }
+}
+
+#[cfg(feature = "video")]
+fn bench_serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
+    use crate::bench::serve::{Arrivals, Load, run};
+    use crate::rpc::client::Client;
+    use crate::rpc::proto;
+
+    let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("can't read {}", path.display()));
+    let videos: anyhow::Result<Vec<bytes::Bytes>> = args.videos.iter().map(|path| Ok(read(path)?.into())).collect();
+    let load = Load {
+        arrivals: match args.rate {
+            Some(rate) => Arrivals::Open { rate },
+            None => Arrivals::Closed { concurrency: args.concurrency as usize },
+        },
+        duration: args.duration.into(),
+        timeout: args.timeout.into(),
+        videos: videos?,
+        options: proto::ClassificationOptions {
+            model: args.model_name.map(|name| proto::ModelSelector { name, version: String::new() }),
+            ..Default::default()
+        },
+    };
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let report = runtime.block_on(async {
+        let mut clients = Vec::new();
+        for _ in 0..args.connections {
+            let client = Client::connect(&args.server, Duration::from_secs(10)).await;
+            clients.push(client.with_context(|| format!("can't connect to the server {}", args.server))?);
+        }
+        anyhow::Ok(run(&clients, load).await)
+    })?;
+    if args.json {
+        println!("{}", serde_json::to_string(&report)?);
+    } else {
+        let latency = report.latency_ms;
+        println!("{} requests in {:.1} s", report.requests, report.seconds);
+        println!("{:.2} videos/s, {:.2} clips/s", report.videos_per_second, report.clips_per_second);
+        println!(
+            "latency: median {:.1} ms, 90% {:.1} ms, 99% {:.1} ms, longest {:.1} ms",
+            latency.p50, latency.p90, latency.p99, latency.max
+        );
+        for (code, count) in &report.errors {
+            println!("{code}: {count}");
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+#[cfg(feature = "video")]
+fn parse_rate(text: &str) -> Result<f64, String> {
+    let rate = text.parse::<f64>().ok().filter(|rate| (0.001..=1e6).contains(rate));
+    rate.ok_or_else(|| "expected requests a second from 0.001 to 1000000".to_owned())
 }
 
 #[cfg(feature = "video")]

@@ -1,5 +1,7 @@
 //! `kinetoscope classify`.
 
+use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -9,15 +11,22 @@ use anyhow::Context;
 use bytes::Bytes;
 use clap::{Args as ClapArgs, ValueEnum};
 use humantime::Duration;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::Stream;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 use tonic_types::StatusExt;
+use tracing::warn;
 
 use super::model::{self, DecodeIsolation, EngineArgs};
 use super::report::Report;
 use crate::classify::{Classifier, ClassifyOptions};
 use crate::engine::{Engine, EngineConfig};
 use crate::metrics::Metrics;
-use crate::rpc::client::Client;
+use crate::rpc::client::{Client, with_retries};
 use crate::rpc::proto;
 use crate::video::{Limits, PoolOptions, Source};
 
@@ -26,8 +35,12 @@ use crate::video::{Limits, PoolOptions, Source};
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     /// Video files; `-` reads one from standard input
-    #[arg(required = true, value_name = "VIDEO")]
+    #[arg(required_unless_present = "from", value_name = "VIDEO")]
     videos: Vec<PathBuf>,
+
+    /// Also classify the files that this file names, one a line
+    #[arg(long, value_name = "FILE")]
+    from: Option<PathBuf>,
 
     /// Model file; the built-in model if absent
     #[arg(long, env = "KINETOSCOPE_MODEL", value_name = "FILE", conflicts_with = "server")]
@@ -44,6 +57,14 @@ pub(super) struct Args {
     /// Give up on a video after this time
     #[arg(long, value_name = "TIME", requires = "server")]
     timeout: Option<Duration>,
+
+    /// Try a video again so often while the server is full, stopping or away
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "server")]
+    retries: u32,
+
+    /// Videos worked on at a time
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    concurrency: u16,
 
     #[command(flatten)]
     engine: EngineArgs,
@@ -66,9 +87,37 @@ pub(super) struct Args {
     #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "merged")]
     segments: Option<Segments>,
 
+    /// Begin at this time of each video
+    #[arg(long, value_name = "TIME")]
+    start: Option<Duration>,
+
+    /// End at this time of each video
+    #[arg(long, value_name = "TIME")]
+    end: Option<Duration>,
+
+    /// Look at every n-th clip only
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    clip_stride: u32,
+
+    /// Look at so many clips of a video at most
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    max_clips: Option<u64>,
+
+    /// Print the network's features of each video too, in JSON
+    #[arg(long)]
+    embedding: bool,
+
     /// Print one JSON object a video, a line each
     #[arg(long)]
     json: bool,
+
+    /// Append the JSON objects to this file as videos get done, instead of printing them
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Skip the videos that the output file has already, and mend its last line if that was cut off
+    #[arg(long, requires = "output")]
+    resume: bool,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -78,7 +127,63 @@ enum Segments {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let options = proto::ClassificationOptions {
+    let mut videos = args.videos.clone();
+    if let Some(list) = &args.from {
+        let list = std::fs::read_to_string(list).with_context(|| format!("can't read {}", list.display()))?;
+        videos.extend(list.lines().map(str::trim).filter(|line| !line.is_empty()).map(PathBuf::from));
+    }
+    let mut out = match &args.output {
+        Some(path) => Out::file(path, args.resume)?,
+        None => Out::stdout(args.json),
+    };
+    let asked = videos.len();
+    videos.retain(|path| !out.has(path));
+    if videos.len() < asked {
+        eprintln!("kinetoscope: {} of {asked} videos were done before", asked - videos.len());
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let failed = runtime.block_on(classify_all(&args, videos, &mut out))?;
+    Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Gives the number of videos that failed.
+async fn classify_all(args: &Args, videos: Vec<PathBuf>, out: &mut Out) -> anyhow::Result<usize> {
+    let backend = Arc::new(Backend::start(args).await?);
+    let options = options(args);
+    let progress = Progress::new(videos.len());
+    let mut waiting = videos.into_iter().enumerate();
+    let mut tasks = JoinSet::new();
+    let mut failed = 0;
+    loop {
+        while tasks.len() < usize::from(args.concurrency)
+            && let Some((index, path)) = waiting.next()
+        {
+            let (backend, options) = (Arc::clone(&backend), options.clone());
+            tasks.spawn(async move {
+                let answer = backend.classify(&path, &options).await;
+                (index, path, answer)
+            });
+        }
+        let Some(ended) = tasks.join_next().await else { break };
+        let (index, path, answer) = ended?;
+        let report = match answer {
+            Ok(answer) => Some(Report::new(path.display().to_string(), answer, args.segments.is_some())),
+            Err(error) => {
+                failed += 1;
+                progress.suspend(|| eprintln!("kinetoscope: {}: {error:#}", path.display()));
+                None
+            }
+        };
+        progress.suspend(|| out.put(index, report))?;
+        progress.advance(failed);
+    }
+    Ok(failed)
+}
+
+fn options(args: &Args) -> proto::ClassificationOptions {
+    // Only times of more than ten thousand years don't fit.
+    let time = |time: Option<Duration>| time.and_then(|time| (*time).try_into().ok());
+    proto::ClassificationOptions {
         model: args.model_name.clone().map(|name| proto::ModelSelector { name, version: String::new() }),
         top_k: Some(args.top_k),
         score_threshold: args.threshold,
@@ -88,33 +193,19 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             Some(Segments::Clips) => proto::SegmentMode::Clip,
         }
         .into(),
+        embedding: args.embedding,
+        start: time(args.start),
+        end: time(args.end),
+        clip_stride: args.clip_stride,
+        max_clips: args.max_clips.unwrap_or(0),
         ..Default::default()
-    };
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    runtime.block_on(async {
-        let mut backend = Backend::start(&args).await?;
-        let mut printer = Printer { json: args.json, warned: Vec::new() };
-        let mut failed = false;
-        for path in &args.videos {
-            match backend.classify(path, &options).await {
-                Ok(answer) => {
-                    let video = path.display().to_string();
-                    printer.print(&Report::new(video, answer, args.segments.is_some()))?;
-                }
-                Err(error) => {
-                    failed = true;
-                    eprintln!("kinetoscope: {}: {error:#}", path.display());
-                }
-            }
-        }
-        Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
-    })
+    }
 }
 
 /// Where videos are classified.
 enum Backend {
-    Local { engine: Box<Engine>, classifier: Classifier },
-    Server { client: Client, timeout: Option<std::time::Duration> },
+    Local { engine: Box<Engine>, classifier: Box<Classifier> },
+    Server { client: Client, timeout: Option<std::time::Duration>, retries: u32 },
 }
 
 impl Backend {
@@ -124,18 +215,19 @@ impl Backend {
             let client = Client::connect(server, CONNECT_TIMEOUT)
                 .await
                 .with_context(|| format!("can't connect to the server {server}"))?;
-            return Ok(Self::Server { client, timeout: args.timeout.map(Into::into) });
+            return Ok(Self::Server { client, timeout: args.timeout.map(Into::into), retries: args.retries });
         }
-        let config = EngineConfig { threads: args.engine.threads(), ..EngineConfig::default() };
+        let threads = args.engine.threads();
         let metrics = Arc::new(Metrics::default());
+        let config = EngineConfig::new(threads, EngineConfig::DEFAULT_MAX_BATCH);
         let engine = Engine::start(model::load(args.model.as_deref())?, config, &metrics)?;
-        let pool = PoolOptions { threads: 1, open_videos: 1 };
+        let pool = PoolOptions { threads, open_videos: args.concurrency.into() };
         let classifier = Classifier::new(Limits::default(), args.decode_isolation.into(), pool, metrics);
-        Ok(Self::Local { engine: Box::new(engine), classifier })
+        Ok(Self::Local { engine: Box::new(engine), classifier: Box::new(classifier) })
     }
 
     async fn classify(
-        &mut self,
+        &self,
         path: &Path,
         options: &proto::ClassificationOptions,
     ) -> anyhow::Result<proto::VideoClassification> {
@@ -147,15 +239,52 @@ impl Backend {
                 };
                 Ok(classifier.classify(engine, source, &options.try_into()?, None).await?.into())
             }
-            Self::Server { client, timeout } => {
+            Self::Server { client, timeout, retries } => {
                 let content = match read_stdin(path)? {
-                    Some(bytes) => bytes,
-                    None => tokio::fs::read(path).await?.into(),
+                    Some(bytes) => Some(bytes),
+                    None if tokio::fs::metadata(path).await?.len() <= UPLOAD_FROM => {
+                        Some(tokio::fs::read(path).await?.into())
+                    }
+                    None => None,
                 };
-                client.classify_video(content, options.clone(), *timeout).await.map_err(|status| describe(&status))
+                let call = || async {
+                    let (mut client, options) = (client.clone(), options.clone());
+                    match &content {
+                        Some(content) => client.classify_video(content.clone(), options, *timeout).await,
+                        None => {
+                            let file = tokio::fs::File::open(path).await?;
+                            client.classify_upload(chunks(file), options, *timeout, |_| {}).await
+                        }
+                    }
+                };
+                with_retries(*retries, call).await.map_err(|status| describe(&status))
             }
         }
     }
+}
+
+/// Files of more bytes are streamed, not sent as one message.
+const UPLOAD_FROM: u64 = 1 << 20;
+
+/// A file's bytes as they are wanted. One that can't be read to its end is cut off there, which the server notices.
+fn chunks(mut file: tokio::fs::File) -> impl Stream<Item = Bytes> + Send + 'static {
+    const CHUNK: usize = 256 << 10;
+    let (sender, chunks) = mpsc::channel(2);
+    tokio::spawn(async move {
+        loop {
+            let mut chunk = Vec::with_capacity(CHUNK);
+            match (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).await {
+                Ok(0) => break,
+                Ok(_) if sender.send(chunk.into()).await.is_ok() => {}
+                Ok(_) => break,
+                Err(error) => {
+                    warn!(%error, "the video can't be read to its end");
+                    break;
+                }
+            }
+        }
+    });
+    ReceiverStream::new(chunks)
 }
 
 /// Standard input's bytes if the path is `-`.
@@ -174,21 +303,106 @@ fn describe(status: &Status) -> anyhow::Error {
     anyhow::anyhow!("{:?}{reason}: {}", status.code(), status.message())
 }
 
-struct Printer {
-    json: bool,
+/// Where answers go.
+struct Out {
+    target: Target,
     warned: Vec<String>,
 }
 
-impl Printer {
-    fn print(&mut self, report: &Report) -> std::io::Result<()> {
+enum Target {
+    /// In the order of the command line: what came before its turn waits.
+    Stdout { json: bool, next: usize, early: BTreeMap<usize, Option<Report>> },
+    /// As they come.
+    File { file: File, done: HashSet<String> },
+}
+
+impl Out {
+    fn stdout(json: bool) -> Self {
+        Self { target: Target::Stdout { json, next: 0, early: BTreeMap::new() }, warned: Vec::new() }
+    }
+
+    fn file(path: &Path, resume: bool) -> anyhow::Result<Self> {
+        let open = || -> std::io::Result<(File, HashSet<String>)> {
+            let mut file = File::options().create(true).append(true).read(true).open(path)?;
+            let mut done = HashSet::new();
+            let mut text = String::new();
+            if file.metadata()?.len() > 0 && !resume {
+                return Err(std::io::Error::other("it is there already; --resume goes on with it"));
+            }
+            file.read_to_string(&mut text)?;
+            let whole = text.rfind('\n').map_or(0, |end| end + 1);
+            file.set_len(whole as u64)?;
+            for line in text[..whole].lines() {
+                let value: serde_json::Value = serde_json::from_str(line)?;
+                done.extend(value.get("video").and_then(|video| video.as_str()).map(str::to_owned));
+            }
+            Ok((file, done))
+        };
+        let (file, done) = open().with_context(|| format!("can't write to {}", path.display()))?;
+        Ok(Self { target: Target::File { file, done }, warned: Vec::new() })
+    }
+
+    /// Whether the file has this video's answer from an earlier run.
+    fn has(&self, path: &Path) -> bool {
+        matches!(&self.target, Target::File { done, .. } if done.contains(&path.display().to_string()))
+    }
+
+    fn put(&mut self, index: usize, report: Option<Report>) -> std::io::Result<()> {
         // A warning is about the model, so once is enough.
-        for warning in report.warnings() {
+        for warning in report.iter().flat_map(Report::warnings) {
             if !self.warned.contains(warning) {
                 eprintln!("kinetoscope: warning: {warning}");
                 self.warned.push(warning.clone());
             }
         }
-        let mut out = std::io::stdout().lock();
-        if self.json { writeln!(out, "{}", report.to_json()) } else { out.write_all(report.to_text().as_bytes()) }
+        match &mut self.target {
+            Target::Stdout { json, next, early } => {
+                early.insert(index, report);
+                while let Some(report) = early.remove(next) {
+                    *next += 1;
+                    let Some(report) = report else { continue };
+                    let mut out = std::io::stdout().lock();
+                    if *json {
+                        writeln!(out, "{}", report.to_json())?;
+                    } else {
+                        out.write_all(report.to_text().as_bytes())?;
+                    }
+                }
+                Ok(())
+            }
+            // In one call, so that a line is there as a whole or is the last.
+            Target::File { file, .. } => report.map_or(Ok(()), |report| {
+                let line = report.to_json() + "\n";
+                file.write_all(line.as_bytes())
+            }),
+        }
+    }
+}
+
+/// A bar on the terminal, if there is one and more than one video.
+struct Progress(ProgressBar);
+
+impl Progress {
+    fn new(videos: usize) -> Self {
+        let bar = if videos > 1 { ProgressBar::new(videos as u64) } else { ProgressBar::hidden() };
+        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} videos, {per_sec}, {eta} left {msg}");
+        Self(bar.with_style(style.expect("the template is right")))
+    }
+
+    fn advance(&self, failed: usize) {
+        self.0.inc(1);
+        if failed > 0 {
+            self.0.set_message(format!("({failed} failed)"));
+        }
+    }
+
+    fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
+        self.0.suspend(print)
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
     }
 }

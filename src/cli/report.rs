@@ -21,6 +21,8 @@ pub(super) struct Report {
     corrupt_packets: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     segments: Option<Vec<SegmentReport>>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    embedding: Vec<f32>,
     #[serde(skip)]
     warnings: Vec<String>,
 }
@@ -63,6 +65,7 @@ impl Report {
                     })
                     .collect()
             }),
+            embedding: answer.embedding,
             warnings: answer.warnings,
         }
     }

@@ -1,18 +1,28 @@
 //! Calls a running server.
 
+use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tokio_stream::{Stream, StreamExt};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Status};
+use tonic_types::StatusExt;
 
+use super::proto::classify_video_stream_request::Payload;
+use super::proto::classify_video_stream_response::Event;
 use super::proto::video_classification_service_client::VideoClassificationServiceClient;
 use super::proto::{self, video};
 
 /// Responses with every label of every clip of a long video exceed gRPC's usual 4 MiB.
 const MAX_RESPONSE_BYTES: usize = 256 << 20;
 
-/// A connection to a server.
+/// Pause before the second try if the server names none; it doubles with each.
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(20);
+
+/// A connection to a server. Clones share it.
 #[derive(Debug, Clone)]
 pub struct Client {
     inner: VideoClassificationServiceClient<Channel>,
@@ -29,7 +39,7 @@ impl Client {
         Ok(Self { inner })
     }
 
-    /// Classifies one encoded video, within `timeout` if there is one.
+    /// Classifies one encoded video in one message, within `timeout` if there is one.
     pub async fn classify_video(
         &mut self,
         content: Bytes,
@@ -37,19 +47,134 @@ impl Client {
         timeout: Option<Duration>,
     ) -> Result<proto::VideoClassification, Status> {
         let video = proto::Video { source: Some(video::Source::Content(content)) };
-        let mut request = Request::new(proto::ClassifyVideoRequest { video: Some(video), options: Some(options) });
-        if let Some(timeout) = timeout {
+        let request = proto::ClassifyVideoRequest { video: Some(video), options: Some(options) };
+        let deadline = Deadline::new(timeout);
+        let response = self.inner.classify_video(deadline.on(request)).await;
+        let response = response.map_err(|status| deadline.explain(status))?.into_inner();
+        response.classification.ok_or_else(|| Status::internal("the server's response holds no classification"))
+    }
+
+    /// Classifies one encoded video while `chunks` of it are sent, within `timeout` if there is one. `on_event` gets
+    /// what the server tells on the way.
+    pub async fn classify_upload(
+        &mut self,
+        chunks: impl Stream<Item = Bytes> + Send + 'static,
+        options: proto::ClassificationOptions,
+        timeout: Option<Duration>,
+        mut on_event: impl FnMut(&Event),
+    ) -> Result<proto::VideoClassification, Status> {
+        let message = |payload| proto::ClassifyVideoStreamRequest { payload: Some(payload) };
+        let first = tokio_stream::once(message(Payload::Options(options)));
+        let messages = first.chain(chunks.map(move |chunk| message(Payload::Chunk(chunk))));
+        let deadline = Deadline::new(timeout);
+        let outcome = async {
+            let mut events = self.inner.classify_video_stream(deadline.on(messages)).await?.into_inner();
+            while let Some(event) = events.message().await? {
+                match event.event {
+                    Some(Event::Classification(classification)) => return Ok(classification),
+                    Some(event) => on_event(&event),
+                    None => {}
+                }
+            }
+            Err(Status::internal("the server's stream holds no classification"))
+        };
+        outcome.await.map_err(|status| deadline.explain(status))
+    }
+}
+
+/// A call's own time limit.
+#[derive(Debug, Clone, Copy)]
+struct Deadline {
+    timeout: Option<Duration>,
+    sent: Instant,
+}
+
+impl Deadline {
+    fn new(timeout: Option<Duration>) -> Self {
+        Self { timeout, sent: Instant::now() }
+    }
+
+    fn on<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(timeout) = self.timeout {
             request.set_timeout(timeout);
         }
-        let sent = Instant::now();
-        let response = self.inner.classify_video(request).await.map_err(|status| match timeout {
-            // tonic reports the end of the client's own timeout as CANCELLED; the API's word for it is this.
-            Some(timeout) if status.code() == Code::Cancelled && sent.elapsed() >= timeout => {
+        request
+    }
+
+    /// tonic reports the end of the client's own timeout as CANCELLED; the API's word for it is DEADLINE_EXCEEDED.
+    fn explain(&self, status: Status) -> Status {
+        match self.timeout {
+            Some(timeout) if status.code() == Code::Cancelled && self.sent.elapsed() >= timeout => {
                 Status::deadline_exceeded(format!("no answer within {timeout:?}"))
             }
             _ => status,
-        })?;
-        let response = response.into_inner();
-        response.classification.ok_or_else(|| Status::internal("the server's response holds no classification"))
+        }
+    }
+}
+
+/// Calls up to `limit` times more while the server is full, stopping or away, after the pause that it asks for.
+pub async fn with_retries<T, F>(limit: u32, mut call: impl FnMut() -> F) -> Result<T, Status>
+where
+    F: Future<Output = Result<T, Status>>,
+{
+    let mut tries = 0;
+    loop {
+        let status = match call().await {
+            Ok(answer) => return Ok(answer),
+            Err(status) => status,
+        };
+        tries += 1;
+        match retry_pause(&status, tries) {
+            Some(pause) if tries <= limit => {
+                tracing::info!(code = ?status.code(), message = status.message(), ?pause, "trying again");
+                tokio::time::sleep(pause).await;
+            }
+            _ => return Err(status),
+        }
+    }
+}
+
+/// How long to wait before the next try; `None` if that would not help.
+fn retry_pause(status: &Status, tries: u32) -> Option<Duration> {
+    let asked = status.get_details_retry_info().and_then(|info| info.retry_delay);
+    if asked.is_none() && status.code() != Code::Unavailable {
+        return None;
+    }
+    let doubled = FIRST_PAUSE * 2u32.saturating_pow((tries - 1).min(16));
+    let pause = asked.unwrap_or(Duration::ZERO).max(doubled.min(LONGEST_PAUSE));
+    // Clients that were refused together must not come back together.
+    let spread = RandomState::new().hash_one(tries) % 256;
+    Some(pause + pause * spread as u32 / 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tonic_types::ErrorDetails;
+
+    #[test]
+    fn only_what_may_pass_is_tried_again() {
+        let full = Status::with_error_details(
+            Code::ResourceExhausted,
+            "full",
+            ErrorDetails::with_retry_info(Some(Duration::from_secs(3))),
+        );
+        assert!(retry_pause(&full, 1).unwrap() >= Duration::from_secs(3));
+        assert!(retry_pause(&Status::unavailable("stopping"), 4).unwrap() >= FIRST_PAUSE * 8);
+        assert!(retry_pause(&Status::unavailable("stopping"), 1000).unwrap() <= LONGEST_PAUSE * 2);
+        assert_eq!(retry_pause(&Status::invalid_argument("no video"), 1), None);
+        assert_eq!(retry_pause(&Status::resource_exhausted("the message is too large for the client"), 1), None);
+    }
+
+    #[tokio::test]
+    async fn tries_end_with_the_last_status() {
+        let mut calls = 0;
+        let result: Result<(), Status> = with_retries(1, || {
+            calls += 1;
+            std::future::ready(Err(Status::unavailable(calls.to_string())))
+        })
+        .await;
+        assert_eq!((result.unwrap_err().message(), calls), ("2", 2));
     }
 }

@@ -135,3 +135,54 @@ fn convert_makes_a_file_that_classify_takes() {
     let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(answer["labels"].as_array().unwrap().len(), 4);
 }
+
+#[test]
+fn an_interrupted_batch_goes_on_with_nothing_done_twice_or_missed() {
+    let media = Media::new();
+    let serving = Serving::start();
+    let small = video(&media);
+    // Over a mebibyte, so it is streamed.
+    let noise = "-f lavfi -i testsrc2=size=320x240:rate=25,noise=alls=60:allf=t -t 3 -pix_fmt yuv420p";
+    let large = media.make("large.mkv", noise).to_str().unwrap().to_owned();
+    assert!(std::fs::metadata(&large).unwrap().len() > 1 << 20);
+    let list = media.write("list.txt", format!("{small}\n\n{large}\n").as_bytes());
+    let output = media.path("answers.jsonl");
+    let (list, output) = (list.to_str().unwrap(), output.to_str().unwrap());
+    let classify =
+        |args: &[&str]| run(&[&["classify", "--server", serving.address.as_str(), "--output", output], args].concat());
+    let videos = || {
+        let lines = std::fs::read_to_string(output).unwrap();
+        let video = |line: &str| serde_json::from_str::<Value>(line).unwrap()["video"].as_str().unwrap().to_owned();
+        lines.lines().map(video).collect::<Vec<_>>()
+    };
+
+    assert!(classify(&[&small]).status.success());
+    assert_eq!(videos(), [small.as_str()]);
+    let again = classify(&["--from", list]);
+    assert!(!again.status.success() && text(&again.stderr).contains("--resume"), "{}", text(&again.stderr));
+    // A line that was cut off when the machine went down.
+    let whole = std::fs::read_to_string(output).unwrap();
+    std::fs::write(output, whole + "{\"video\": \"lar").unwrap();
+    let resumed = classify(&["--from", list, "--resume"]);
+    assert!(resumed.status.success(), "{}", text(&resumed.stderr));
+    assert_eq!(videos(), [small.as_str(), large.as_str()]);
+}
+
+#[test]
+fn a_load_is_measured_in_both_loops() {
+    let media = Media::new();
+    let serving = Serving::start();
+    let video = video(&media);
+    for arrivals in [["--concurrency", "2"], ["--rate", "10"]] {
+        let args = ["bench", "serve", &video, "--server", &serving.address, "--duration", "500ms", "--json"];
+        let output = run(&[&args[..], &arrivals[..]].concat());
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(report["requests"].as_u64().unwrap() >= 2, "{report}");
+        assert!(report["latency_ms"]["p99"].as_f64() >= report["latency_ms"]["p50"].as_f64(), "{report}");
+        let (videos, clips) =
+            (report["videos_per_second"].as_f64().unwrap(), report["clips_per_second"].as_f64().unwrap());
+        assert!((clips / videos - 3.0).abs() < 1e-9, "each video has three clips: {report}");
+        assert_eq!(report["errors"], serde_json::json!({}));
+    }
+}

@@ -1,0 +1,210 @@
+//! Load for a running server, and what its clients see of it.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use serde::Serialize;
+use tokio::task::JoinSet;
+use tonic::Status;
+
+use crate::rpc::client::Client;
+use crate::rpc::{code_name, proto};
+
+/// When requests are sent.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Arrivals {
+    /// Closed loop: so many clients, each sending its next request when it has an answer. Shows throughput; a slow
+    /// server gets less load, so latencies say little.
+    Closed {
+        /// Requests under way at any time.
+        concurrency: usize,
+    },
+    /// Open loop: at fixed times whatever the answers do, as from many independent users. Latency counts from the
+    /// time a request was due, so that a server that stalls can't hide it (coordinated omission).
+    Open {
+        /// Requests a second.
+        rate: f64,
+    },
+}
+
+/// A load.
+#[derive(Debug, Clone)]
+pub struct Load {
+    /// When requests are sent.
+    pub arrivals: Arrivals,
+    /// How long new ones are sent.
+    pub duration: Duration,
+    /// Time that each may take.
+    pub timeout: Duration,
+    /// Encoded videos, sent in turn.
+    pub videos: Vec<Bytes>,
+    /// What is asked about each.
+    pub options: proto::ClassificationOptions,
+}
+
+/// What clients saw.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// Requests sent.
+    pub requests: u64,
+    /// Time until the last was answered.
+    pub seconds: f64,
+    /// Videos answered a second.
+    pub videos_per_second: f64,
+    /// Clips in them.
+    pub clips_per_second: f64,
+    /// Of requests that got an answer.
+    pub latency_ms: Latency,
+    /// Requests that got none, by status code.
+    pub errors: BTreeMap<&'static str, u64>,
+}
+
+/// Percentiles in milliseconds; zero if nothing was answered.
+#[derive(Debug, Clone, Copy, Serialize)]
+pub struct Latency {
+    /// Median.
+    pub p50: f64,
+    /// One in ten takes longer.
+    pub p90: f64,
+    /// One in a hundred takes longer.
+    pub p99: f64,
+    /// The longest.
+    pub max: f64,
+}
+
+/// Sends a load over the connections in turn and waits for all answers.
+pub async fn run(clients: &[Client], load: Load) -> Report {
+    let load = Arc::new(load);
+    let begun = Instant::now();
+    let mut seen = Seen::new();
+    match load.arrivals {
+        Arrivals::Closed { concurrency } => {
+            let next = Arc::new(AtomicUsize::new(0));
+            let mut tasks = JoinSet::new();
+            for index in 0..concurrency.max(1) {
+                let (mut client, load, next) =
+                    (clients[index % clients.len()].clone(), Arc::clone(&load), next.clone());
+                tasks.spawn(async move {
+                    let mut seen = Seen::new();
+                    while begun.elapsed() < load.duration {
+                        let due = Instant::now();
+                        let answer = request(&mut client, &load, next.fetch_add(1, Ordering::Relaxed)).await;
+                        seen.add(due, answer);
+                    }
+                    seen
+                });
+            }
+            while let Some(part) = tasks.join_next().await {
+                seen.merge(part.expect("no part of a load panics"));
+            }
+        }
+        Arrivals::Open { rate } => {
+            let mut tasks = JoinSet::new();
+            for index in 0.. {
+                let after = Duration::from_secs_f64(f64::from(index) / rate);
+                if after >= load.duration {
+                    break;
+                }
+                let due = begun + after;
+                tokio::time::sleep_until(due.into()).await;
+                let index = index as usize;
+                let (mut client, load) = (clients[index % clients.len()].clone(), Arc::clone(&load));
+                tasks.spawn(async move { (due, request(&mut client, &load, index).await) });
+                while let Some(ended) = tasks.try_join_next() {
+                    let (due, answer) = ended.expect("no part of a load panics");
+                    seen.add(due, answer);
+                }
+            }
+            while let Some(ended) = tasks.join_next().await {
+                let (due, answer) = ended.expect("no part of a load panics");
+                seen.add(due, answer);
+            }
+        }
+    }
+    seen.report(begun.elapsed())
+}
+
+/// Clips of the answer and when it came.
+async fn request(client: &mut Client, load: &Load, index: usize) -> Result<(u64, Instant), Status> {
+    let video = load.videos[index % load.videos.len()].clone();
+    let answer = client.classify_video(video, load.options.clone(), Some(load.timeout)).await?;
+    Ok((answer.video.map_or(0, |video| video.clips), Instant::now()))
+}
+
+struct Seen {
+    requests: u64,
+    clips: u64,
+    /// Microseconds.
+    latency: Histogram<u64>,
+    errors: BTreeMap<&'static str, u64>,
+}
+
+impl Seen {
+    fn new() -> Self {
+        let latency = Histogram::new(3).expect("three digits are allowed");
+        Self { requests: 0, clips: 0, latency, errors: BTreeMap::new() }
+    }
+
+    fn add(&mut self, due: Instant, answer: Result<(u64, Instant), Status>) {
+        self.requests += 1;
+        match answer {
+            Ok((clips, at)) => {
+                self.clips += clips;
+                let micros = u64::try_from((at - due).as_micros()).unwrap_or(u64::MAX);
+                self.latency.record(micros).expect("the histogram grows by itself");
+            }
+            Err(status) => *self.errors.entry(code_name(status.code())).or_default() += 1,
+        }
+    }
+
+    fn merge(&mut self, other: Self) {
+        self.requests += other.requests;
+        self.clips += other.clips;
+        self.latency.add(other.latency).expect("the histogram grows by itself");
+        for (code, count) in other.errors {
+            *self.errors.entry(code).or_default() += count;
+        }
+    }
+
+    fn report(self, elapsed: Duration) -> Report {
+        let seconds = elapsed.as_secs_f64();
+        let percentile = |quantile| self.latency.value_at_quantile(quantile) as f64 / 1e3;
+        Report {
+            requests: self.requests,
+            seconds,
+            videos_per_second: self.latency.len() as f64 / seconds,
+            clips_per_second: self.clips as f64 / seconds,
+            latency_ms: Latency {
+                p50: percentile(0.5),
+                p90: percentile(0.9),
+                p99: percentile(0.99),
+                max: self.latency.max() as f64 / 1e3,
+            },
+            errors: self.errors,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn report_counts_answers_and_errors_apart() {
+        let mut seen = Seen::new();
+        let due = Instant::now();
+        for milliseconds in 1..=100 {
+            seen.add(due, Ok((2, due + Duration::from_millis(milliseconds))));
+        }
+        seen.add(due, Err(Status::resource_exhausted("full")));
+        let report = seen.report(Duration::from_secs(10));
+        assert_eq!((report.requests, report.videos_per_second, report.clips_per_second), (101, 10.0, 20.0));
+        assert_eq!(report.errors, BTreeMap::from([("RESOURCE_EXHAUSTED", 1)]));
+        // Three digits.
+        assert!((report.latency_ms.p50 - 50.0).abs() < 0.1 && (report.latency_ms.p99 - 99.0).abs() < 0.1);
+    }
+}
