@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::batcher::Priority;
-use crate::engine::{Engine, EngineError, PendingClip};
+use crate::engine::{ClipInput, Engine, EngineError, PendingClip};
 use crate::metrics::{Metrics, Stage};
 use crate::model::spec::ModelSpec;
 use crate::video::{
@@ -199,8 +199,14 @@ impl Classifier {
         };
         tokio::pin!(answer_by);
 
-        let decode_options =
-            DecodeOptions { limits: self.limits.clone(), cancel, range: options.range, ..DecodeOptions::default() };
+        let decode_options = DecodeOptions {
+            limits: self.limits.clone(),
+            cancel,
+            range: options.range,
+            clip_stride: options.clip_stride,
+            max_clips_wanted: options.max_clips,
+            ..DecodeOptions::default()
+        };
         let mut decoding = tokio::select! {
             decoding = self.pool.decode(source, model.clip, model.preprocessing, decode_options) => decoding,
             () = &mut answer_by => return Err(ClassifyError::Deadline),
@@ -256,7 +262,7 @@ impl Classifier {
             let submitted = submitted;
             while let Some(clip) = decoding.next().await {
                 let decoded = Instant::now();
-                let pending = queue.submit(clip.rgb.into()).await?;
+                let pending = queue.submit(ClipInput::Rgb(clip.rgb.into())).await?;
                 self.metrics.stage(Stage::Queue, decoded.elapsed());
                 if submitted.send((clip.start, clip.end, pending)).is_err() {
                     break;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use candle_conv3d::plan::{Input, Layer, Plan, PlanError, PlanOptions};
 
+use super::ClipOutput;
 use crate::model::file::Model;
 use crate::model::plan::{self, ModelPlanError};
 
@@ -11,6 +12,9 @@ use crate::model::plan::{self, ModelPlanError};
 pub trait Executor: Send {
     /// Runs `n >= 1` clips of 8-bit RGB `(t, h, w, 3)`.
     fn run(&mut self, clips: &[&[u8]]) -> Result<Outputs, ExecutorError>;
+
+    /// Runs `n >= 1` clips that are normalised already, each `(3, t, h, w)`.
+    fn run_normalised(&mut self, clips: &[&[f32]]) -> Result<Outputs, ExecutorError>;
 }
 
 /// What a model says about `n` clips, row after row.
@@ -20,6 +24,17 @@ pub struct Outputs {
     pub logits: Vec<f32>,
     /// `(n, features)`: the pooled features before the last layer. May be empty if the model has none to give.
     pub embeddings: Vec<f32>,
+}
+
+impl Outputs {
+    /// The rows of `n` clips.
+    pub(super) fn rows(&self, n: usize) -> impl Iterator<Item = ClipOutput> + '_ {
+        let (classes, features) = (self.logits.len() / n.max(1), self.embeddings.len() / n.max(1));
+        (0..n).map(move |row| ClipOutput {
+            logits: self.logits[row * classes..][..classes].to_vec(),
+            embedding: self.embeddings[row * features..][..features].to_vec(),
+        })
+    }
 }
 
 /// Why a model can't be built or run.
@@ -79,6 +94,13 @@ impl Executor for CpuExecutor {
     fn run(&mut self, clips: &[&[u8]]) -> Result<Outputs, ExecutorError> {
         let mut outputs = self.outputs(clips.len());
         let input = Input::Rgb { clips, table: &self.table };
+        self.plan.run(input, &mut [&mut outputs.logits, &mut outputs.embeddings])?;
+        Ok(outputs)
+    }
+
+    fn run_normalised(&mut self, clips: &[&[f32]]) -> Result<Outputs, ExecutorError> {
+        let mut outputs = self.outputs(clips.len());
+        let input = Input::F32 { values: &clips.concat(), batch: clips.len() };
         self.plan.run(input, &mut [&mut outputs.logits, &mut outputs.embeddings])?;
         Ok(outputs)
     }

@@ -13,7 +13,7 @@ use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
@@ -77,11 +77,11 @@ impl Default for EngineConfig {
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum EngineError {
     /// The clip does not fit the model.
-    #[error("clip is {actual} bytes; the model takes {expected}")]
+    #[error("clip has {actual} values; the model takes {expected}")]
     ClipSize {
-        /// Bytes.
+        /// Values.
         actual: usize,
-        /// Bytes.
+        /// Values.
         expected: usize,
     },
     /// The engine was stopped.
@@ -90,6 +90,25 @@ pub enum EngineError {
     /// The device or the code that drives it failed, twice.
     #[error("running the model failed: {0}")]
     Execution(String),
+}
+
+/// One clip as the model takes it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ClipInput {
+    /// 8-bit RGB, `(t, h, w, 3)`.
+    Rgb(Bytes),
+    /// What the network sees, normalised by the caller, `(3, t, h, w)`.
+    Normalised(Arc<[f32]>),
+}
+
+impl ClipInput {
+    /// Values, as many in either form.
+    fn len(&self) -> usize {
+        match self {
+            Self::Rgb(rgb) => rgb.len(),
+            Self::Normalised(values) => values.len(),
+        }
+    }
 }
 
 /// What the model says about one clip.
@@ -110,6 +129,21 @@ pub enum WorkerState {
     Idle,
     /// It runs a batch.
     Busy,
+}
+
+/// What an engine did since its start.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Statistics {
+    /// Clips answered.
+    pub clips: u64,
+    /// Batches run, those that failed left out.
+    pub batches: u64,
+    /// Sum over clips of their wait for a batch.
+    pub queued: Duration,
+    /// Sum over batches of their time on the device.
+    pub computed: Duration,
+    /// When the last batch ended.
+    pub last: Option<SystemTime>,
 }
 
 /// An engine at one moment.
@@ -155,6 +189,7 @@ struct Shared {
 
 struct State {
     batcher: Batcher<Job>,
+    statistics: Statistics,
     workers: Vec<Worker>,
     stopping: bool,
 }
@@ -171,8 +206,7 @@ struct Worker {
 
 /// A clip on its way through a worker.
 struct Job {
-    /// 8-bit RGB, `(t, h, w, 3)`.
-    rgb: Bytes,
+    input: ClipInput,
     reply: oneshot::Sender<Result<ClipOutput, EngineError>>,
     queued: Instant,
     failed_before: bool,
@@ -221,6 +255,7 @@ impl Engine {
         let worker = || Worker { generation: 0, state: WorkerState::Starting, since: now, batch: Vec::new() };
         let state = State {
             batcher: Batcher::new(policy),
+            statistics: Statistics::default(),
             workers: (0..workers.max(1)).map(|_| worker()).collect(),
             stopping: false,
         };
@@ -262,6 +297,11 @@ impl Engine {
         }
     }
 
+    /// What it did since its start.
+    pub fn statistics(&self) -> Statistics {
+        self.shared.lock().statistics
+    }
+
     /// A queue for one video's clips.
     pub fn video(&self, priority: Priority) -> VideoQueue {
         VideoQueue {
@@ -286,17 +326,17 @@ pub struct VideoQueue {
 }
 
 impl VideoQueue {
-    /// Queues a clip of 8-bit RGB `(t, h, w, 3)`; waits while this video or all together have too many in the queue.
-    pub async fn submit(&self, rgb: Bytes) -> Result<PendingClip, EngineError> {
-        if rgb.len() != self.clip_len {
-            return Err(EngineError::ClipSize { actual: rgb.len(), expected: self.clip_len });
+    /// Queues a clip; waits while this video or all together have too many in the queue.
+    pub async fn submit(&self, input: ClipInput) -> Result<PendingClip, EngineError> {
+        if input.len() != self.clip_len {
+            return Err(EngineError::ClipSize { actual: input.len(), expected: self.clip_len });
         }
         let acquire = |semaphore: &Arc<Semaphore>| Arc::clone(semaphore).acquire_owned();
         let share = acquire(&self.share).await.expect("a video's share is never closed");
         let place = acquire(&self.shared.places).await.map_err(|_| EngineError::Stopped)?;
         let (reply, output) = oneshot::channel();
         let now = Instant::now();
-        let job = Job { rgb, reply, queued: now, failed_before: false, place: Some(place), _share: share };
+        let job = Job { input, reply, queued: now, failed_before: false, place: Some(place), _share: share };
         {
             let mut state = self.shared.lock();
             if state.stopping {

@@ -5,12 +5,11 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use bytes::Bytes;
 use tracing::{debug, error, info, warn};
 
-use super::{ClipOutput, EngineError, Executor, ExecutorError, Job, Outputs, Shared, WorkerState};
+use super::{ClipInput, ClipOutput, EngineError, Executor, ExecutorError, Job, Outputs, Shared, WorkerState};
 use crate::model::spec::ModelSpec;
 
 /// First pause before a worker whose executor can't be built tries again; it doubles each time.
@@ -53,9 +52,8 @@ impl Thread {
             executor = Some(device);
             let device = executor.as_mut().expect("just put there");
             let Some(clips) = self.next_batch() else { return };
-            let clips: Vec<&[u8]> = clips.iter().map(Bytes::as_ref).collect();
             // A panic in the numeric code fails this batch and not the server.
-            let outcome = catch_unwind(AssertUnwindSafe(|| device.run(&clips)))
+            let outcome = catch_unwind(AssertUnwindSafe(|| run_batch(device.as_mut(), &clips)))
                 .map_err(|panic| panic_message(panic.as_ref()).to_owned())
                 .and_then(|result| result.map_err(|error| error.to_string()));
             if outcome.is_err() {
@@ -102,7 +100,7 @@ impl Thread {
     }
 
     /// Waits for a batch and makes it this worker's; `None` if the engine stops or the worker was replaced.
-    fn next_batch(&self) -> Option<Vec<Bytes>> {
+    fn next_batch(&self) -> Option<Vec<ClipInput>> {
         let mut guard = self.shared.lock();
         loop {
             let now = Instant::now();
@@ -119,9 +117,10 @@ impl Thread {
                 }
                 for job in &mut batch {
                     job.place = None;
+                    state.statistics.queued += now - job.queued;
                     self.shared.metrics.batch_wait.observe((now - job.queued).as_secs_f64());
                 }
-                let clips = batch.iter().map(|job| job.rgb.clone()).collect();
+                let clips = batch.iter().map(|job| job.input.clone()).collect();
                 (worker.state, worker.since, worker.batch) = (WorkerState::Busy, now, batch);
                 return Some(clips);
             }
@@ -140,7 +139,7 @@ impl Thread {
     }
 
     /// Answers the batch that this worker ran, unless it was taken away. Says whether the worker goes on.
-    fn finish(&self, outcome: Result<Outputs, String>) -> bool {
+    fn finish(&self, outcome: Result<Vec<ClipOutput>, String>) -> bool {
         let mut guard = self.shared.lock();
         let worker = &mut guard.workers[self.index];
         if worker.generation != self.generation {
@@ -151,8 +150,13 @@ impl Thread {
         match outcome {
             Ok(outputs) => {
                 worker.state = WorkerState::Idle;
+                let statistics = &mut guard.statistics;
+                statistics.clips += batch.len() as u64;
+                statistics.batches += 1;
+                statistics.computed += elapsed;
+                statistics.last = Some(SystemTime::now());
                 drop(guard);
-                self.answer(batch, &outputs, elapsed);
+                self.answer(batch, outputs, elapsed);
             }
             Err(error) => {
                 worker.state = WorkerState::Starting;
@@ -164,20 +168,38 @@ impl Thread {
         true
     }
 
-    fn answer(&self, batch: Vec<Job>, outputs: &Outputs, elapsed: Duration) {
+    fn answer(&self, batch: Vec<Job>, outputs: Vec<ClipOutput>, elapsed: Duration) {
         let metrics = &self.shared.metrics;
         metrics.batch_clips.observe(batch.len() as f64);
         metrics.compute.observe(elapsed.as_secs_f64());
         metrics.compute_seconds.inc_by(elapsed.as_secs_f64());
         metrics.clips.inc_by(batch.len() as u64);
         debug!(model = %self.shared.name, clips = batch.len(), ?elapsed, "batch done");
-        let (classes, features) = (outputs.logits.len() / batch.len(), outputs.embeddings.len() / batch.len());
-        for (index, job) in batch.into_iter().enumerate() {
-            let logits = outputs.logits[index * classes..][..classes].to_vec();
-            let embedding = outputs.embeddings[index * features..][..features].to_vec();
-            let _ = job.reply.send(Ok(ClipOutput { logits, embedding }));
+        for (job, output) in batch.into_iter().zip(outputs) {
+            let _ = job.reply.send(Ok(output));
         }
     }
+}
+
+/// Runs the clips of one form together, then those of the other.
+fn run_batch(executor: &mut dyn Executor, clips: &[ClipInput]) -> Result<Vec<ClipOutput>, ExecutorError> {
+    let (mut rgb, mut normalised) = (Vec::new(), Vec::new());
+    for clip in clips {
+        match clip {
+            ClipInput::Rgb(clip) => rgb.push(clip.as_ref()),
+            ClipInput::Normalised(clip) => normalised.push(clip.as_ref()),
+        }
+    }
+    let (rgb_clips, normalised_clips) = (rgb.len(), normalised.len());
+    let of_rgb = if rgb.is_empty() { Outputs::default() } else { executor.run(&rgb)? };
+    let of_normalised =
+        if normalised.is_empty() { Outputs::default() } else { executor.run_normalised(&normalised)? };
+    let (mut of_rgb, mut of_normalised) = (of_rgb.rows(rgb_clips), of_normalised.rows(normalised_clips));
+    let rows = clips.iter().map(|clip| match clip {
+        ClipInput::Rgb(_) => of_rgb.next(),
+        ClipInput::Normalised(_) => of_normalised.next(),
+    });
+    Ok(rows.map(|row| row.expect("a row for each clip")).collect())
 }
 
 /// Queues the clips of a failed batch once more, and fails those that failed before.
@@ -261,6 +283,10 @@ mod tests {
             }
             Ok(Outputs { logits: clips.iter().map(|clip| f32::from(clip[0])).collect(), embeddings: Vec::new() })
         }
+
+        fn run_normalised(&mut self, clips: &[&[f32]]) -> Result<Outputs, ExecutorError> {
+            Ok(Outputs { logits: clips.iter().map(|clip| -clip[0]).collect(), embeddings: Vec::new() })
+        }
     }
 
     fn engine(config: EngineConfig) -> Engine {
@@ -274,7 +300,7 @@ mod tests {
     async fn submit(video: &VideoQueue, first: u8) -> PendingClip {
         let mut rgb = vec![0; builtin::spec().clip.rgb_len()];
         rgb[0] = first;
-        video.submit(rgb.into()).await.unwrap()
+        video.submit(ClipInput::Rgb(rgb.into())).await.unwrap()
     }
 
     #[tokio::test]
@@ -288,6 +314,25 @@ mod tests {
         for (first, clip) in pending.into_iter().enumerate() {
             assert_eq!(clip.await.unwrap().logits, [first as f32]);
         }
+    }
+
+    #[tokio::test]
+    async fn clips_of_both_forms_share_a_batch() {
+        let engine = engine(EngineConfig::new(1, 8));
+        let video = engine.video(Priority::Normal);
+        // Keeps the worker busy, so that the others become one batch.
+        let mut pending = vec![submit(&video, 15).await];
+        for first in 1..6 {
+            let normalised = vec![first as f32; builtin::spec().clip.rgb_len()];
+            pending.push(submit(&video, first).await);
+            pending.push(video.submit(ClipInput::Normalised(normalised.into())).await.unwrap());
+        }
+        let mut logits = Vec::new();
+        for clip in pending {
+            logits.extend(clip.await.unwrap().logits);
+        }
+        assert_eq!(logits, [15.0, 1.0, -1.0, 2.0, -2.0, 3.0, -3.0, 4.0, -4.0, 5.0, -5.0]);
+        assert!(engine.statistics().batches < 5 && engine.statistics().clips == 11);
     }
 
     #[tokio::test]
@@ -353,15 +398,18 @@ mod tests {
             assert_eq!(clip.await.unwrap().logits, [expected]);
         }
         assert!(matches!(
-            video.submit(vec![0; builtin::spec().clip.rgb_len()].into()).await,
+            video.submit(ClipInput::Rgb(vec![0; builtin::spec().clip.rgb_len()].into())).await,
             Err(EngineError::Stopped)
         ));
     }
 
     #[tokio::test]
     async fn a_clip_of_another_size_is_refused() {
-        let error =
-            engine(EngineConfig::new(1, 1)).video(Priority::Normal).submit(vec![0; 5].into()).await.unwrap_err();
+        let error = engine(EngineConfig::new(1, 1))
+            .video(Priority::Normal)
+            .submit(ClipInput::Rgb(vec![0; 5].into()))
+            .await
+            .unwrap_err();
         assert!(matches!(error, EngineError::ClipSize { actual: 5, .. }));
     }
 }

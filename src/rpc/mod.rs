@@ -4,6 +4,7 @@ mod admission;
 mod batch;
 pub mod client;
 mod http;
+mod inference;
 mod request;
 mod service;
 mod status;
@@ -28,7 +29,9 @@ use crate::classify::Classifier;
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 use admission::MessageMemory;
+use oip::grpc_inference_service_server::GrpcInferenceServiceServer;
 use proto::video_classification_service_server::VideoClassificationServiceServer;
+pub use status::code_name;
 
 /// Generated from `proto/kinetoscope/v1/kinetoscope.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -37,6 +40,15 @@ pub mod proto {
 
     /// The compiled definitions, for reflection and for the check against the committed set.
     pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("kinetoscope.v1");
+}
+
+/// Generated from `proto/inference/grpc_service.proto`.
+#[allow(missing_docs, unreachable_pub, clippy::all)]
+pub mod oip {
+    tonic::include_proto!("inference");
+
+    /// The compiled definitions, for reflection.
+    pub const FILE_DESCRIPTOR_SET: &[u8] = tonic::include_file_descriptor_set!("inference");
 }
 
 /// Domain of the `google.rpc.ErrorInfo` in every error.
@@ -114,15 +126,18 @@ pub async fn serve(
         .saturating_add(MESSAGE_OVERHEAD_BYTES);
     let memory = MessageMemory::new(options.message_memory, max_message);
     let services = Arc::new(services);
-    let service = service::Service::new(Arc::clone(&services), options);
-    let classification = VideoClassificationServiceServer::new(service)
-        // Longer ones were refused before they were read.
+    let (ready, is_ready) = watch::channel(true);
+    let service = service::Service::new(Arc::clone(&services), options, is_ready.clone());
+    // Longer messages than it takes were refused before they were read.
+    let classification = VideoClassificationServiceServer::new(service.clone())
+        .max_decoding_message_size(usize::MAX)
+        .max_encoding_message_size(usize::MAX);
+    let inference = GrpcInferenceServiceServer::new(service)
         .max_decoding_message_size(usize::MAX)
         .max_encoding_message_size(usize::MAX);
 
     let (drain, drained) = watch::channel(false);
     let (health, health_service) = tonic_health::server::health_reporter();
-    let (ready, is_ready) = watch::channel(true);
     let watching = watch_health(Arc::clone(&services), health, ready, drained.clone());
     let watching = AbortOnDropHandle::new(tokio::spawn(watching));
     let http = listeners.http.map(|listener| {
@@ -139,6 +154,7 @@ pub async fn serve(
         .add_service(reflection_v1.build_v1().expect("our own descriptors are valid"))
         .add_service(reflection_v1alpha.build_v1alpha().expect("our own descriptors are valid"))
         .add_service(classification)
+        .add_service(inference)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listeners.grpc), async move {
             let _ = until_drained.wait_for(|drained| *drained).await;
         });
@@ -166,7 +182,11 @@ async fn watch_health(
     ready: watch::Sender<bool>,
     mut drained: watch::Receiver<bool>,
 ) {
-    const SERVICE: &str = <VideoClassificationServiceServer<service::Service> as tonic::server::NamedService>::NAME;
+    let names = [
+        "",
+        proto::video_classification_service_server::SERVICE_NAME,
+        oip::grpc_inference_service_server::SERVICE_NAME,
+    ];
     loop {
         let stops = *drained.borrow();
         let serves = !stops && services.models.iter().all(|engine| engine.state().is_serving());
@@ -174,7 +194,7 @@ async fn watch_health(
         if ready.send_if_modified(|ready| std::mem::replace(ready, serves) != serves) && !stops {
             warn!(serves, "health changed");
         }
-        for name in ["", SERVICE] {
+        for name in names {
             health.set_service_status(name, status).await;
         }
         if stops {
@@ -187,5 +207,6 @@ async fn watch_health(
 fn reflection_builder() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(proto::FILE_DESCRIPTOR_SET)
+        .register_encoded_file_descriptor_set(oip::FILE_DESCRIPTOR_SET)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
 }

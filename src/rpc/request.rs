@@ -136,8 +136,22 @@ struct Method {
 
 impl Method {
     fn of(path: &str) -> Self {
-        const UNARY: [&str; 4] = ["ClassifyVideo", "ListModels", "GetModel", "Check"];
-        const STREAMS: [&str; 3] = ["ClassifyVideoStream", "ClassifyVideos", "Watch"];
+        const UNARY: [&str; 13] = [
+            "ClassifyVideo",
+            "ListModels",
+            "GetModel",
+            "Check",
+            "ServerLive",
+            "ServerReady",
+            "ModelReady",
+            "ServerMetadata",
+            "ModelMetadata",
+            "ModelInfer",
+            "ModelConfig",
+            "ModelStatistics",
+            "RepositoryIndex",
+        ];
+        const STREAMS: [&str; 4] = ["ClassifyVideoStream", "ClassifyVideos", "ModelStreamInfer", "Watch"];
         let name = path.rsplit('/').next().unwrap_or_default();
         let find = |names: &[&'static str]| names.iter().copied().find(|known| *known == name);
         match (find(&UNARY), find(&STREAMS)) {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc};
+use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tonic::{Extensions, Request, Response, Status, Streaming};
 use tracing::info;
 
@@ -28,10 +28,11 @@ pub(super) struct Service {
     pub(super) places: Arc<Semaphore>,
     /// Those of them that videos of [`batch`] may have, so that batch jobs leave room for others.
     pub(super) batch_places: Arc<Semaphore>,
+    pub(super) is_ready: watch::Receiver<bool>,
 }
 
 impl Service {
-    pub(super) fn new(services: Arc<Services>, options: ServeOptions) -> Self {
+    pub(super) fn new(services: Arc<Services>, options: ServeOptions, is_ready: watch::Receiver<bool>) -> Self {
         let max_requests = options.max_requests.clamp(1, Semaphore::MAX_PERMITS);
         let options = ServeOptions { max_requests, ..options };
         Self {
@@ -39,6 +40,7 @@ impl Service {
             options,
             places: Arc::new(Semaphore::new(max_requests)),
             batch_places: Arc::new(Semaphore::new((max_requests - max_requests / 4).max(1))),
+            is_ready,
         }
     }
 

@@ -71,7 +71,7 @@ pub(super) fn to_video_error(status: &Status) -> proto::VideoError {
 }
 
 /// The name of a code as the gRPC documentation writes it.
-pub(super) fn code_name(code: Code) -> &'static str {
+pub fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",
         Code::Cancelled => "CANCELLED",

@@ -1,16 +1,18 @@
 //! `ClassifyVideo` answers as it promises.
 
 use std::ops::ControlFlow;
+use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::ModuleT;
 use kinetoscope::model::builtin;
 use kinetoscope::model::resnet::ResNet3d;
-use kinetoscope::rpc::proto;
+use kinetoscope::rpc::{ServeOptions, proto};
 use kinetoscope::video::{DecodeOptions, Source, decode_clips};
+use tonic::Request;
 
 use crate::media::Media;
-use crate::support::{Server, request};
+use crate::support::{Server, limits, request, slow_engine};
 
 /// 2.2 s at 25 frames a second: 55 frames, 3 whole clips and a looped one.
 fn video(media: &Media) -> Vec<u8> {
@@ -102,4 +104,37 @@ async fn labels_under_the_threshold_are_left_out() {
     let options = proto::ClassificationOptions { score_threshold: 0.2, top_k: Some(0), ..Default::default() };
     let answer = classify(options).await;
     assert!(answer.labels.len() < 5 && answer.labels.iter().all(|label| label.score >= 0.2), "{:?}", answer.labels);
+}
+
+#[tokio::test]
+async fn parts_of_a_video_are_classified_as_asked() {
+    let merged = |options| proto::ClassificationOptions { segments: proto::SegmentMode::Clip.into(), ..options };
+    let starts = |answer: &proto::VideoClassification| -> Vec<i64> {
+        let start = |segment: &proto::Segment| segment.start.unwrap();
+        answer.segments.iter().map(start).map(|at| at.seconds * 1000 + i64::from(at.nanos) / 1_000_000).collect()
+    };
+    let every_other = classify(merged(proto::ClassificationOptions { clip_stride: 2, ..Default::default() })).await;
+    assert_eq!(starts(&every_other), [0, 1280]);
+    let first = classify(merged(proto::ClassificationOptions { max_clips: 1, ..Default::default() })).await;
+    assert_eq!(starts(&first), [0]);
+    assert!(!first.partial, "it is what was asked for");
+    let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+    let range = proto::ClassificationOptions { start: seconds(1), end: seconds(2), ..Default::default() };
+    let second = classify(merged(range)).await;
+    assert_eq!((starts(&second), second.video.unwrap().frames), (vec![1000, 1640], 25));
+}
+
+#[tokio::test]
+async fn what_is_known_at_the_deadline_is_answered_if_asked_for() {
+    let media = Media::new();
+    let engine = slow_engine(Duration::from_millis(150));
+    let server = Server::with_models(vec![engine], limits(), ServeOptions::default()).await;
+    let options = proto::ClassificationOptions { partial_at_deadline: true, ..Default::default() };
+    let request = proto::ClassifyVideoRequest { options: Some(options), ..request(video(&media)) };
+    let mut request = Request::new(request);
+    request.set_timeout(Duration::from_millis(500));
+    let answer = server.client().await.classify_video(request).await.unwrap().into_inner().classification.unwrap();
+    assert_eq!(answer.partial_reason(), proto::PartialReason::Deadline, "{}", answer.partial_detail);
+    assert!(!answer.labels.is_empty());
+    server.assert_nothing_left_behind().await;
 }

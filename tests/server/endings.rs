@@ -8,8 +8,10 @@ use kinetoscope::rpc::proto::classify_video_stream_response::Event;
 use kinetoscope::rpc::proto::classify_videos_response::Result as Answer;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 use tonic::{Code, Request};
 
+use crate::inference;
 use crate::media::Media;
 use crate::streams::{chunk, keyed};
 use crate::support::{Client, Server, broken_engine, limits, request, slow_engine};
@@ -20,12 +22,17 @@ enum Way {
     Message,
     Chunks,
     Many,
+    Inference,
+    InferenceStream,
 }
 
-const WAYS: [Way; 3] = [Way::Message, Way::Chunks, Way::Many];
+const WAYS: [Way; 5] = [Way::Message, Way::Chunks, Way::Many, Way::Inference, Way::InferenceStream];
+
+/// Ways whose videos wait for a place instead of being refused.
+const WAITING: [Way; 2] = [Way::Many, Way::InferenceStream];
 
 /// Sends a video and gives the code of the answer, of the stream or of the video within it.
-async fn send(mut client: Client, way: Way, video: Vec<u8>, timeout: Option<Duration>) -> Code {
+async fn send(channel: Channel, way: Way, video: Vec<u8>, timeout: Option<Duration>) -> Code {
     fn call<T>(message: T, timeout: Option<Duration>) -> Request<T> {
         let mut request = Request::new(message);
         if let Some(timeout) = timeout {
@@ -33,8 +40,22 @@ async fn send(mut client: Client, way: Way, video: Vec<u8>, timeout: Option<Dura
         }
         request
     }
+    let mut client = Client::new(channel.clone());
+    let mut inference = inference::Client::new(channel);
     let outcome = async {
         match way {
+            Way::Inference => {
+                let request = call(inference::videos("it", &[&video]), timeout);
+                inference.model_infer(request).await.map(|_| Code::Ok)
+            }
+            Way::InferenceStream => {
+                let messages = tokio_stream::iter(vec![inference::videos("it", &[&video])]);
+                let mut answers = inference.model_stream_infer(call(messages, timeout)).await?.into_inner();
+                let answer = answers.message().await?.expect("an answer for the request");
+                assert!(answers.message().await?.is_none());
+                // The protocol has no code in a stream.
+                Ok(if answer.error_message.is_empty() { Code::Ok } else { Code::Internal })
+            }
             Way::Message => client.classify_video(call(request(video), timeout)).await.map(|_| Code::Ok),
             Way::Chunks => {
                 let messages = tokio_stream::iter(vec![chunk(video)]);
@@ -79,7 +100,7 @@ async fn ok() {
     let media = Media::new();
     let server = Server::start().await;
     for way in WAYS {
-        assert_eq!(send(server.client().await, way, video(&media), None).await, Code::Ok, "{way:?}");
+        assert_eq!(send(server.channel().await, way, video(&media), None).await, Code::Ok, "{way:?}");
     }
     server.assert_nothing_left_behind().await;
 }
@@ -89,7 +110,7 @@ async fn the_client_cancels() {
     let media = Media::new();
     let server = slow_server(200, ServeOptions::default()).await;
     for way in WAYS {
-        let sending = tokio::spawn(send(server.client().await, way, video(&media), None));
+        let sending = tokio::spawn(send(server.channel().await, way, video(&media), None));
         while server.metric("kinetoscope_decodes{state=\"open\"}").await == 0.0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -119,7 +140,7 @@ async fn the_deadline_passes() {
     let media = Media::new();
     let server = slow_server(100, ServeOptions::default()).await;
     for way in WAYS {
-        let code = send(server.client().await, way, video(&media), Some(Duration::from_millis(250))).await;
+        let code = send(server.channel().await, way, video(&media), Some(Duration::from_millis(250))).await;
         assert_eq!(code, Code::DeadlineExceeded, "{way:?}");
         server.assert_nothing_left_behind().await;
     }
@@ -130,7 +151,7 @@ async fn the_server_fails() {
     let media = Media::new();
     let server = Server::with_models(vec![broken_engine()], limits(), ServeOptions::default()).await;
     for way in WAYS {
-        assert_eq!(send(server.client().await, way, video(&media), None).await, Code::Internal, "{way:?}");
+        assert_eq!(send(server.channel().await, way, video(&media), None).await, Code::Internal, "{way:?}");
     }
     server.assert_nothing_left_behind().await;
 }
@@ -140,7 +161,7 @@ async fn the_server_stops() {
     let media = Media::new();
     for way in WAYS {
         let server = slow_server(60, ServeOptions::default()).await;
-        let sending = tokio::spawn(send(server.client().await, way, video(&media), None));
+        let sending = tokio::spawn(send(server.channel().await, way, video(&media), None));
         while server.metric("kinetoscope_decodes{state=\"open\"}").await == 0.0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
@@ -155,13 +176,13 @@ async fn the_server_is_full() {
     let media = Media::new();
     for way in WAYS {
         let server = slow_server(100, ServeOptions { max_requests: 1, ..ServeOptions::default() }).await;
-        let first = tokio::spawn(send(server.client().await, Way::Message, video(&media), None));
+        let first = tokio::spawn(send(server.channel().await, Way::Message, video(&media), None));
         while server.metric("kinetoscope_decodes{state=\"open\"}").await == 0.0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        // Videos of a batch stream wait for their turn; others are refused with the time to try again.
-        let expected = if way == Way::Many { Code::Ok } else { Code::ResourceExhausted };
-        assert_eq!(send(server.client().await, way, video(&media), None).await, expected, "{way:?}");
+        // Others are refused with the time to try again.
+        let expected = if WAITING.contains(&way) { Code::Ok } else { Code::ResourceExhausted };
+        assert_eq!(send(server.channel().await, way, video(&media), None).await, expected, "{way:?}");
         assert_eq!(first.await.unwrap(), Code::Ok);
         server.assert_nothing_left_behind().await;
     }

@@ -6,6 +6,7 @@ mod bad_input;
 mod classify;
 mod cli;
 mod endings;
+mod inference;
 mod lifecycle;
 #[allow(dead_code, reason = "the video tests decode with it too")]
 #[path = "../video/media.rs"]

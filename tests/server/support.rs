@@ -83,10 +83,12 @@ impl Server {
 
     /// Waits, but not long, until no call, decode or queued clip is left and all memory for messages is free.
     pub(crate) async fn assert_nothing_left_behind(&self) {
-        const LEFT: [&str; 6] = [
+        const LEFT: [&str; 8] = [
             "kinetoscope_requests_in_flight{method=\"ClassifyVideo\"}",
             "kinetoscope_requests_in_flight{method=\"ClassifyVideoStream\"}",
             "kinetoscope_requests_in_flight{method=\"ClassifyVideos\"}",
+            "kinetoscope_requests_in_flight{method=\"ModelInfer\"}",
+            "kinetoscope_requests_in_flight{method=\"ModelStreamInfer\"}",
             "kinetoscope_decodes{state=\"open\"}",
             "kinetoscope_queue_clips{model=\"camera-motion-untrained\"}",
             "kinetoscope_buffered_bytes",
@@ -134,6 +136,10 @@ impl Executor for Slow {
         }
         Ok(Outputs { logits: vec![0.0; clips.len() * builtin::spec().labels.len()], embeddings: Vec::new() })
     }
+
+    fn run_normalised(&mut self, _: &[&[f32]]) -> Result<Outputs, ExecutorError> {
+        panic!("no test sends normalised clips to it")
+    }
 }
 
 pub(crate) fn slow_engine(per_batch: Duration) -> Engine {
@@ -149,6 +155,10 @@ pub(crate) fn broken_engine() -> Engine {
         fn run(&mut self, clips: &[&[u8]]) -> Result<Outputs, ExecutorError> {
             let warm_up = clips.iter().all(|clip| clip.iter().all(|&value| value == 0));
             if warm_up { Ok(Outputs::default()) } else { Err(ExecutorError::Reload("the device is lost".to_owned())) }
+        }
+
+        fn run_normalised(&mut self, _: &[&[f32]]) -> Result<Outputs, ExecutorError> {
+            Err(ExecutorError::Reload("the device is lost".to_owned()))
         }
     }
     let build = || -> Result<Box<dyn Executor>, ExecutorError> { Ok(Box::new(Broken)) };
