@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Installs what a Debian or Ubuntu machine lacks to build and test Kinetoscope: the FFmpeg development packages, the
-# `ffmpeg` command (tests and the demo make their own videos with it) and libclang (for the FFmpeg bindings).
+# `ffmpeg` command (tests and the demo make their own videos with it), libclang (for the FFmpeg bindings) and Python's venv
+# (for the example clients).
 # Does nothing where all is there.
 set -euo pipefail
 
 packages=(
     build-essential pkg-config libclang-dev
     libavcodec-dev libavformat-dev libavutil-dev libswscale-dev
-    ffmpeg
+    ffmpeg python3-venv
 )
 
 missing=()

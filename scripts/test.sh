@@ -20,6 +20,9 @@ else
     cargo test --workspace --lib --bins --tests
 fi
 
+step "clients in Python"
+./scripts/check-clients.sh
+
 step "documentation and its examples"
 cargo test --workspace --doc --quiet
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
