@@ -23,6 +23,7 @@ pub mod bench;
 #[cfg(feature = "video")]
 pub mod classify;
 pub mod cli;
+pub mod config;
 pub mod convert;
 pub mod engine;
 pub mod metrics;

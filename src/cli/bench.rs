@@ -45,6 +45,9 @@ struct ServeArgs {
     #[arg(long, env = "KINETOSCOPE_SERVER", value_name = "URL", default_value = "127.0.0.1:50051")]
     server: String,
 
+    #[command(flatten)]
+    connection: model::ServerArgs,
+
     /// Closed loop: requests under way at any time, each client sending its next when it has an answer
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     concurrency: u32,
@@ -152,7 +155,6 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 #[cfg(feature = "video")]
 fn bench_serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     use crate::bench::serve::{Arrivals, Load, run};
-    use crate::rpc::client::Client;
     use crate::rpc::proto;
 
     let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("can't read {}", path.display()));
@@ -174,8 +176,7 @@ fn bench_serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     let report = runtime.block_on(async {
         let mut clients = Vec::new();
         for _ in 0..args.connections {
-            let client = Client::connect(&args.server, Duration::from_secs(10)).await;
-            clients.push(client.with_context(|| format!("can't connect to the server {}", args.server))?);
+            clients.push(args.connection.connect(&args.server).await?);
         }
         anyhow::Ok(run(&clients, load).await)
     })?;

@@ -21,7 +21,7 @@ use tonic::Status;
 use tonic_types::StatusExt;
 use tracing::warn;
 
-use super::model::{self, DecodeIsolation, EngineArgs};
+use super::model::{self, DecodeIsolation, EngineArgs, ServerArgs};
 use super::report::Report;
 use crate::classify::{Classifier, ClassifyOptions};
 use crate::engine::{Engine, EngineConfig};
@@ -49,6 +49,9 @@ pub(super) struct Args {
     /// Ask this server, such as 127.0.0.1:50051, instead of running a model here
     #[arg(long, env = "KINETOSCOPE_SERVER", value_name = "URL")]
     server: Option<String>,
+
+    #[command(flatten)]
+    connection: ServerArgs,
 
     /// Name of the server's model to ask; its default one if absent
     #[arg(long, value_name = "NAME", requires = "server")]
@@ -211,10 +214,7 @@ enum Backend {
 impl Backend {
     async fn start(args: &Args) -> anyhow::Result<Self> {
         if let Some(server) = &args.server {
-            const CONNECT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
-            let client = Client::connect(server, CONNECT_TIMEOUT)
-                .await
-                .with_context(|| format!("can't connect to the server {server}"))?;
+            let client = args.connection.connect(server).await?;
             return Ok(Self::Server { client, timeout: args.timeout.map(Into::into), retries: args.retries });
         }
         let threads = args.engine.threads();

@@ -11,10 +11,12 @@ mod report;
 #[cfg(feature = "video")]
 mod serve;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
+use crate::config;
 use crate::telemetry::{self, LogFormat};
 
 /// Tells what happens in videos: a gRPC server for 3D ResNets, and the tools around it.
@@ -55,6 +57,17 @@ enum Command {
 }
 
 impl Cli {
+    /// Parses this process's arguments, with the settings of the file that `serve --config` names. Ends the process if
+    /// they make no sense.
+    pub fn from_process() -> Self {
+        let arguments: Vec<OsString> = std::env::args_os().collect();
+        let expanded = config::expand(&Self::command(), "serve", &arguments, |name| std::env::var_os(name));
+        match expanded {
+            Ok(arguments) => Self::parse_from(arguments),
+            Err(error) => Self::command().error(clap::error::ErrorKind::InvalidValue, error).exit(),
+        }
+    }
+
     /// Runs the command. Errors go to standard error; success is status 0.
     pub fn run(self) -> ExitCode {
         #[cfg(feature = "video")]
@@ -94,7 +107,6 @@ mod tests {
 
     #[test]
     fn arguments_are_consistent() {
-        use clap::CommandFactory;
         Cli::command().debug_assert();
     }
 }

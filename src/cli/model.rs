@@ -60,6 +60,32 @@ impl From<DecodeIsolation> for crate::video::Isolation {
     }
 }
 
+/// How to reach a server.
+#[cfg(feature = "video")]
+#[derive(Debug, Args)]
+pub(super) struct ServerArgs {
+    /// Token to send, if the server wants one
+    #[arg(long, env = "KINETOSCOPE_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: Option<String>,
+
+    /// Root of the server's certificate, a PEM file, for https; the system's roots if absent
+    #[arg(long, env = "KINETOSCOPE_CA", value_name = "FILE")]
+    ca: Option<std::path::PathBuf>,
+}
+
+#[cfg(feature = "video")]
+impl ServerArgs {
+    pub(super) async fn connect(&self, server: &str) -> anyhow::Result<crate::rpc::client::Client> {
+        const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
+        let read =
+            |path: &std::path::PathBuf| std::fs::read(path).with_context(|| format!("can't read {}", path.display()));
+        let ca = self.ca.as_ref().map(read).transpose()?;
+        let connection = crate::rpc::client::Connection { server: server.to_owned(), token: self.token.clone(), ca };
+        let connected = crate::rpc::client::Client::connect(&connection, TIMEOUT).await;
+        connected.with_context(|| format!("can't connect to the server {server}"))
+    }
+}
+
 /// Reads a model file; the built-in model without one.
 pub(super) fn load(path: Option<&Path>) -> anyhow::Result<Model> {
     match path {

@@ -20,16 +20,41 @@ use crate::classify::Classifier;
 use crate::engine::{self, CpuExecutor, Engine, EngineConfig, ExecutorError};
 use crate::metrics::Metrics;
 use crate::model::file::Model;
-use crate::rpc::{self, Listeners, ServeOptions, Services};
+use crate::rpc::{self, Listeners, ServeOptions, Services, Tls, Tokens};
 use crate::video::{Limits, PoolOptions};
 
 /// Serves models over gRPC until SIGTERM or SIGINT, then lets running requests finish; a second signal stops at once.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
-    /// Address to listen on. Port 0 takes a free one. Connections are not encrypted or authenticated: keep to
-    /// loopback or a network you trust
+    /// Settings from a TOML file: a key is a flag's name with `_` for `-`, as in `max_batch = 16`. A flag wins over its
+    /// variable, that over the file
+    #[arg(long, env = "KINETOSCOPE_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+
+    /// Check settings, files and models, and end without serving
+    #[arg(long)]
+    check: bool,
+
+    /// Address to listen on. Port 0 takes a free one. Beyond loopback, turn on --tls-certificate and --tokens
     #[arg(long, env = "KINETOSCOPE_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:50051")]
     listen: SocketAddr,
+
+    /// Certificate for TLS, a PEM file with those between it and its root; connections are not encrypted if absent
+    #[arg(long, env = "KINETOSCOPE_TLS_CERTIFICATE", value_name = "FILE", requires = "tls_key")]
+    tls_certificate: Option<PathBuf>,
+
+    /// Private key of the certificate, a PEM file
+    #[arg(long, env = "KINETOSCOPE_TLS_KEY", value_name = "FILE", requires = "tls_certificate")]
+    tls_key: Option<PathBuf>,
+
+    /// Roots of the certificates that clients have to show (mTLS), a PEM file; clients need none if absent
+    #[arg(long, env = "KINETOSCOPE_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_certificate")]
+    tls_client_ca: Option<PathBuf>,
+
+    /// Tokens that clients have to send, a file of lines `NAME SHA256 [REQUESTS]`: a name for the log, what
+    /// `printf %s TOKEN | sha256sum` prints, calls at a time. Everybody may call if absent
+    #[arg(long, env = "KINETOSCOPE_TOKENS", value_name = "FILE")]
+    tokens: Option<PathBuf>,
 
     /// Model file; may be given several times, the first one answers requests that name none. The built-in model
     /// if absent
@@ -99,6 +124,15 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let tls = tls(&args)?;
+    let tokens = args.tokens.as_deref().map(Tokens::read).transpose()?;
+    if args.check {
+        for path in &args.model {
+            model::load(Some(path))?;
+        }
+        println!("the configuration is valid");
+        return Ok(ExitCode::SUCCESS);
+    }
     let threads = args.engine.threads();
     let engine_config =
         EngineConfig { max_delay: args.max_delay.into(), ..EngineConfig::new(threads, args.max_batch.into()) };
@@ -118,6 +152,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         videos_per_stream: args.videos_per_stream as usize,
         message_memory: usize::try_from(args.message_memory.as_u64())?,
         spool: args.spool,
+        tokens,
+        tls,
         grace: args.grace.into(),
     };
 
@@ -132,6 +168,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         };
         let http_address = http.as_ref().map(TcpListener::local_addr).transpose()?.map(tracing::field::display);
         let shutdown = shutdown_signal()?;
+        if !address.ip().is_loopback() && (options.tls.is_none() || options.tokens.is_none()) {
+            let (tls, tokens) = (options.tls.is_some(), options.tokens.is_some());
+            warn!(%address, tls, tokens, "others can reach this address: see --tls-certificate and --tokens");
+        }
         info!(%address, http_address, threads, decoders, "listening");
         rpc::serve(Listeners { grpc: listener, http }, services, options, shutdown).await?;
         info!("stopped");
@@ -140,6 +180,16 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Decoders of dropped requests stop by themselves; nothing waits for them.
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
+}
+
+fn tls(args: &Args) -> anyhow::Result<Option<Tls>> {
+    let (Some(certificate), Some(key)) = (&args.tls_certificate, &args.tls_key) else { return Ok(None) };
+    let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("can't read {}", path.display()));
+    let client_ca = args.tls_client_ca.as_ref().map(read).transpose()?;
+    let tls = Tls { certificate: read(certificate)?, key: read(key)?, client_ca };
+    tls.validate()
+        .with_context(|| format!("{} and {} don't make an identity", certificate.display(), key.display()))?;
+    Ok(Some(tls))
 }
 
 fn start_models(paths: &[PathBuf], config: EngineConfig, metrics: &Metrics) -> anyhow::Result<Vec<Engine>> {

@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio_stream::{Stream, StreamExt};
-use tonic::transport::{Channel, Endpoint};
+use tonic::metadata::AsciiMetadataValue;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
@@ -26,17 +27,62 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone)]
 pub struct Client {
     inner: VideoClassificationServiceClient<Channel>,
+    authorization: Option<AsciiMetadataValue>,
+}
+
+/// How to reach a server.
+#[derive(Clone, Default)]
+pub struct Connection {
+    /// `http://HOST:PORT` or `https://HOST:PORT`; a bare `HOST:PORT` is completed to the first.
+    pub server: String,
+    /// Sent with every call.
+    pub token: Option<String>,
+    /// Roots of the server's certificate in PEM; the system's if `None`.
+    pub ca: Option<Vec<u8>>,
+}
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    /// The address, the network or the server's certificate.
+    #[error(transparent)]
+    Transport(#[from] tonic::transport::Error),
+    /// A token that can't be sent.
+    #[error("the token has characters other than printable ASCII")]
+    Token,
 }
 
 impl Client {
-    /// Connects to `http://HOST:PORT`; a bare `HOST:PORT` is completed.
-    pub async fn connect(server: &str, connect_timeout: Duration) -> Result<Self, tonic::transport::Error> {
-        let url = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
-        let channel = Endpoint::from_shared(url)?.connect_timeout(connect_timeout).connect().await?;
-        let inner = VideoClassificationServiceClient::new(channel)
+    /// Connects.
+    pub async fn connect(connection: &Connection, timeout: Duration) -> Result<Self, ConnectError> {
+        let server = &connection.server;
+        let url = if server.contains("://") { server.clone() } else { format!("http://{server}") };
+        let mut tls = ClientTlsConfig::new().with_native_roots();
+        if let Some(ca) = &connection.ca {
+            tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
+        }
+        let token = |token: &String| format!("Bearer {token}").parse().map_err(|_| ConnectError::Token);
+        let authorization = connection.token.as_ref().map(token).transpose()?;
+        let mut endpoint = Endpoint::from_shared(url)?.connect_timeout(timeout);
+        if endpoint.uri().scheme_str() == Some("https") {
+            endpoint = endpoint.tls_config(tls)?;
+        }
+        let inner = VideoClassificationServiceClient::new(endpoint.connect().await?)
             .max_decoding_message_size(MAX_RESPONSE_BYTES)
             .max_encoding_message_size(usize::MAX);
-        Ok(Self { inner })
+        Ok(Self { inner, authorization })
+    }
+
+    /// A call with its time limit and the token.
+    fn request<T>(&self, message: T, deadline: &Deadline) -> Request<T> {
+        let mut request = Request::new(message);
+        if let Some(timeout) = deadline.timeout {
+            request.set_timeout(timeout);
+        }
+        if let Some(authorization) = &self.authorization {
+            request.metadata_mut().insert("authorization", authorization.clone());
+        }
+        request
     }
 
     /// Classifies one encoded video in one message, within `timeout` if there is one.
@@ -49,7 +95,8 @@ impl Client {
         let video = proto::Video { source: Some(video::Source::Content(content)) };
         let request = proto::ClassifyVideoRequest { video: Some(video), options: Some(options) };
         let deadline = Deadline::new(timeout);
-        let response = self.inner.classify_video(deadline.on(request)).await;
+        let request = self.request(request, &deadline);
+        let response = self.inner.classify_video(request).await;
         let response = response.map_err(|status| deadline.explain(status))?.into_inner();
         response.classification.ok_or_else(|| Status::internal("the server's response holds no classification"))
     }
@@ -67,8 +114,9 @@ impl Client {
         let first = tokio_stream::once(message(Payload::Options(options)));
         let messages = first.chain(chunks.map(move |chunk| message(Payload::Chunk(chunk))));
         let deadline = Deadline::new(timeout);
+        let request = self.request(messages, &deadline);
         let outcome = async {
-            let mut events = self.inner.classify_video_stream(deadline.on(messages)).await?.into_inner();
+            let mut events = self.inner.classify_video_stream(request).await?.into_inner();
             while let Some(event) = events.message().await? {
                 match event.event {
                     Some(Event::Classification(classification)) => return Ok(classification),
@@ -92,14 +140,6 @@ struct Deadline {
 impl Deadline {
     fn new(timeout: Option<Duration>) -> Self {
         Self { timeout, sent: Instant::now() }
-    }
-
-    fn on<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        if let Some(timeout) = self.timeout {
-            request.set_timeout(timeout);
-        }
-        request
     }
 
     /// tonic reports the end of the client's own timeout as CANCELLED; the API's word for it is DEADLINE_EXCEEDED.

@@ -1,6 +1,7 @@
 //! The gRPC service: [`proto`] is the wire format, [`serve`] runs a server, [`client`] calls one.
 
 mod admission;
+mod auth;
 mod batch;
 pub mod client;
 mod http;
@@ -20,7 +21,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::transport::Server;
+use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
@@ -29,6 +30,7 @@ use crate::classify::Classifier;
 use crate::engine::Engine;
 use crate::metrics::Metrics;
 use admission::MessageMemory;
+pub use auth::{Tokens, TokensError};
 use oip::grpc_inference_service_server::GrpcInferenceServiceServer;
 use proto::video_classification_service_server::VideoClassificationServiceServer;
 pub use status::code_name;
@@ -75,8 +77,44 @@ pub struct ServeOptions {
     pub message_memory: usize,
     /// Where long uploads are kept while they are decoded; the system's temporary directory if `None`.
     pub spool: Option<PathBuf>,
+    /// Who may call; everybody if `None`.
+    pub tokens: Option<Tokens>,
+    /// Encrypts connections; they are plain if `None`.
+    pub tls: Option<Tls>,
     /// How long running requests may take to finish after the shutdown signal.
     pub grace: Duration,
+}
+
+/// What the server proves itself with, and what it wants of clients. All in PEM.
+#[derive(Clone)]
+pub struct Tls {
+    /// The server's certificate, with those between it and its root.
+    pub certificate: Vec<u8>,
+    /// Its private key.
+    pub key: Vec<u8>,
+    /// Roots of the certificates that clients have to show; they need none if `None`.
+    pub client_ca: Option<Vec<u8>>,
+}
+
+impl std::fmt::Debug for Tls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tls").field("client_ca", &self.client_ca.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl Tls {
+    /// Checks that the certificate and the key fit.
+    pub fn validate(&self) -> Result<(), tonic::transport::Error> {
+        Server::builder().tls_config(self.config()).map(|_| ())
+    }
+
+    fn config(&self) -> ServerTlsConfig {
+        let config = ServerTlsConfig::new().identity(Identity::from_pem(&self.certificate, &self.key));
+        match &self.client_ca {
+            Some(roots) => config.client_ca_root(Certificate::from_pem(roots)),
+            None => config,
+        }
+    }
 }
 
 impl Default for ServeOptions {
@@ -86,6 +124,8 @@ impl Default for ServeOptions {
             videos_per_stream: 8,
             message_memory: 512 << 20,
             spool: None,
+            tokens: None,
+            tls: None,
             grace: Duration::from_secs(30),
         }
     }
@@ -120,7 +160,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     assert!(!services.models.is_empty(), "a server has a model");
-    let grace = options.grace;
+    let (grace, tokens, tls) = (options.grace, options.tokens.clone(), options.tls.clone());
     let max_message = usize::try_from(services.classifier.limits().max_bytes)
         .unwrap_or(usize::MAX)
         .saturating_add(MESSAGE_OVERHEAD_BYTES);
@@ -147,9 +187,13 @@ pub async fn serve(
 
     let (reflection_v1, reflection_v1alpha) = (reflection_builder(), reflection_builder());
     let mut until_drained = drained.clone();
-    let server = Server::builder()
+    let mut builder = Server::builder();
+    if let Some(tls) = tls {
+        builder = builder.tls_config(tls.config())?;
+    }
+    let server = builder
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .layer(request::RequestLayer { memory, metrics: Arc::clone(&services.metrics) })
+        .layer(request::RequestLayer { memory, metrics: Arc::clone(&services.metrics), tokens })
         .add_service(health_service)
         .add_service(reflection_v1.build_v1().expect("our own descriptors are valid"))
         .add_service(reflection_v1alpha.build_v1alpha().expect("our own descriptors are valid"))

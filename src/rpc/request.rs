@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::Frame;
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Response};
@@ -19,6 +20,7 @@ use tower::{Layer, Service};
 use tracing::{Instrument, Span, info, info_span};
 
 use super::admission::MessageMemory;
+use super::auth::Tokens;
 use super::status;
 use crate::metrics::{InFlight, Metrics};
 
@@ -43,6 +45,8 @@ pub(super) struct Deadline(pub(super) Instant);
 pub(super) struct RequestLayer {
     pub(super) memory: MessageMemory,
     pub(super) metrics: Arc<Metrics>,
+    /// Who may call; everybody if `None`.
+    pub(super) tokens: Option<Tokens>,
 }
 
 #[derive(Debug, Clone)]
@@ -74,17 +78,40 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let id = request_id(request.headers());
-        let span = info_span!("request", id = id.to_str().unwrap_or_default(), call = request.uri().path());
+        let span = info_span!(
+            "request",
+            id = id.to_str().unwrap_or_default(),
+            call = request.uri().path(),
+            token = tracing::field::Empty
+        );
         let method = Method::of(request.uri().path());
         let timeout = request.headers().get(GRPC_TIMEOUT).and_then(parse_timeout);
         let metrics = Arc::clone(&self.layer.metrics);
-        let call = Call {
+        let mut call = Call {
+            _place: None,
             method: method.name,
             in_flight: Some(metrics.request_started(method.name)),
             metrics,
             started: Instant::now(),
             span: span.clone(),
         };
+
+        // Load balancers that look after the server's health have no token.
+        let tokens = self.layer.tokens.as_ref().filter(|_| !request.uri().path().starts_with("/grpc.health."));
+        let place = match tokens.map(|tokens| tokens.admit(request.headers())) {
+            None => None,
+            Some(Ok((name, place))) => {
+                span.record("token", name);
+                place
+            }
+            Some(Err(status)) => {
+                call.end(status.code());
+                let mut response = status.into_http::<Body>();
+                response.headers_mut().insert(REQUEST_ID, id);
+                return Box::pin(std::future::ready(Ok(response)));
+            }
+        };
+        call._place = place;
 
         let (mut parts, body) = request.into_parts();
         let (body, reservations) = self.layer.memory.meter(body, method.streams_requests);
@@ -165,6 +192,8 @@ impl Method {
 /// A call that is being worked on.
 #[derive(Debug)]
 struct Call {
+    /// Among those of the caller's token.
+    _place: Option<OwnedSemaphorePermit>,
     method: &'static str,
     in_flight: Option<InFlight>,
     metrics: Arc<Metrics>,
@@ -299,7 +328,11 @@ mod tests {
     use super::*;
 
     fn layer() -> RequestLayer {
-        RequestLayer { memory: MessageMemory::new(1 << 20, 1 << 10), metrics: Arc::new(Metrics::default()) }
+        RequestLayer {
+            memory: MessageMemory::new(1 << 20, 1 << 10),
+            metrics: Arc::new(Metrics::default()),
+            tokens: None,
+        }
     }
 
     fn call(timeout: &str) -> Request<Body> {

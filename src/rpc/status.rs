@@ -47,6 +47,19 @@ pub(super) fn no_memory(capacity: usize) -> Status {
     exhausted("TOO_MANY_BYTES", message)
 }
 
+pub(super) fn no_token() -> Status {
+    status(Code::Unauthenticated, "TOKEN_MISSING", "this server wants a token: send `authorization: Bearer TOKEN`")
+}
+
+pub(super) fn unknown_token() -> Status {
+    status(Code::Unauthenticated, "TOKEN_UNKNOWN", "this server does not know the token")
+}
+
+pub(super) fn token_busy(max_requests: usize) -> Status {
+    let message = format!("{max_requests} calls with this token are being worked on, which is its limit; try again");
+    exhausted("TOO_MANY_REQUESTS_OF_TOKEN", message)
+}
+
 pub(super) fn from_spool_error(error: SpoolError) -> Status {
     match error {
         SpoolError::TooLarge { .. } => invalid("VIDEO_TOO_LARGE", error.to_string()),

@@ -186,3 +186,24 @@ fn a_load_is_measured_in_both_loops() {
         assert_eq!(report["errors"], serde_json::json!({}));
     }
 }
+
+#[test]
+fn settings_are_checked_without_serving() {
+    let media = Media::new();
+    let check = |text: &str| {
+        let file = media.write("kinetoscope.toml", text.as_bytes());
+        let output = run(&["serve", "--check", "--config", file.to_str().unwrap()]);
+        (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
+    };
+    assert_eq!(check("max_batch = 4\nmax_delay = \"5ms\"\n"), (true, "the configuration is valid\n".to_owned()));
+    for (text, hint) in [
+        ("max_bach = 4", "did you mean \"max_batch\""),
+        ("max_batch = 0", "--max-batch"),
+        ("model = \"/nowhere.safetensors\"", "/nowhere.safetensors"),
+        ("tokens = \"/nowhere\"", "/nowhere"),
+        ("tls_key = \"/nowhere\"", "--tls-certificate"),
+    ] {
+        let (valid, message) = check(text);
+        assert!(!valid && message.contains(hint), "{text}: {message}");
+    }
+}

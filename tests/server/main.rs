@@ -12,5 +12,6 @@ mod lifecycle;
 #[path = "../video/media.rs"]
 mod media;
 mod models;
+mod security;
 mod streams;
 mod support;

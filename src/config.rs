@@ -1,0 +1,202 @@
+//! Settings of `serve` from a TOML file, beside flags and environment.
+//!
+//! A key of the file is a flag's name with `_` for `-`, and means what the flag means: the file is turned into flags
+//! that stand before those of the command line, so that there is one place that knows names, types and bounds. A flag
+//! wins over its variable, that over the file, the file over the default.
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use clap::{Arg, Command};
+use toml::{Table, Value};
+
+/// Name of the flag that names the file.
+const FLAG: &str = "config";
+
+/// Why a file is no configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// It can't be read.
+    #[error("can't read the configuration {}: {error}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// It is no TOML.
+    #[error("{}: {error}", path.display())]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        error: toml::de::Error,
+    },
+    /// No flag has this name.
+    #[error("{}: there is no setting {key:?}{}", path.display(), suggestion.as_ref().map_or(String::new(), |name| format!("; did you mean {name:?}?")))]
+    UnknownKey {
+        /// The file.
+        path: PathBuf,
+        /// What stands there.
+        key: String,
+        /// The name that is most like it.
+        suggestion: Option<String>,
+    },
+    /// A value that no flag can have.
+    #[error("{}: {key} is a {kind}; a setting is a text, number, true or false, or a list of these", path.display())]
+    Kind {
+        /// The file.
+        path: PathBuf,
+        /// Its key.
+        key: String,
+        /// TOML's word for what it is.
+        kind: &'static str,
+    },
+}
+
+/// Puts the settings of the file that `--config` or its variable names into the arguments of a program's `subcommand`,
+/// unless they are there already.
+pub fn expand(
+    program: &Command,
+    subcommand: &str,
+    arguments: &[OsString],
+    variable: impl Fn(&OsStr) -> Option<OsString>,
+) -> Result<Vec<OsString>, ConfigError> {
+    let at = arguments.iter().position(|argument| argument == subcommand);
+    let (Some(at), Some(command)) = (at, program.find_subcommand(subcommand)) else { return Ok(arguments.to_vec()) };
+    let flags: Vec<&Arg> = command.get_arguments().chain(program.get_arguments()).collect();
+    let given = &arguments[at + 1..];
+    let Some(path) = config_path(&flags, given, &variable) else { return Ok(arguments.to_vec()) };
+    let mut expanded = arguments[..=at].to_vec();
+    for (key, value) in read(&path)? {
+        let unknown =
+            || ConfigError::UnknownKey { path: path.clone(), key: key.clone(), suggestion: suggestion(&flags, &key) };
+        let flag = key.replace('_', "-");
+        let argument = flags
+            .iter()
+            .find(|argument| argument.get_long() == Some(&flag) && flag != FLAG)
+            .filter(|_| !key.contains('-'))
+            .ok_or_else(unknown)?;
+        let has_variable = argument.get_env().is_some_and(|name| variable(name).is_some());
+        if has_variable || given.iter().any(|argument| is_flag(argument, &flag)) {
+            continue;
+        }
+        let values = match value {
+            Value::Array(values) => values,
+            value => vec![value],
+        };
+        for value in values {
+            let text = match value {
+                Value::String(text) => text,
+                Value::Integer(number) => number.to_string(),
+                Value::Float(number) => number.to_string(),
+                Value::Boolean(true) if !argument.get_action().takes_values() => {
+                    expanded.push(format!("--{flag}").into());
+                    continue;
+                }
+                Value::Boolean(false) if !argument.get_action().takes_values() => continue,
+                Value::Boolean(value) => value.to_string(),
+                other => return Err(ConfigError::Kind { path, key, kind: other.type_str() }),
+            };
+            expanded.push(format!("--{flag}={text}").into());
+        }
+    }
+    expanded.extend_from_slice(given);
+    Ok(expanded)
+}
+
+fn is_flag(argument: &OsStr, flag: &str) -> bool {
+    let argument = argument.to_string_lossy();
+    argument
+        .strip_prefix("--")
+        .and_then(|rest| rest.strip_prefix(flag))
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('='))
+}
+
+fn config_path(flags: &[&Arg], given: &[OsString], variable: &impl Fn(&OsStr) -> Option<OsString>) -> Option<PathBuf> {
+    let at = given.iter().position(|argument| is_flag(argument, FLAG));
+    let from_flag = at.and_then(|at| match given[at].to_string_lossy().split_once('=') {
+        Some((_, path)) => Some(path.into()),
+        None => given.get(at + 1).map(PathBuf::from),
+    });
+    let argument = flags.iter().find(|argument| argument.get_long() == Some(FLAG))?;
+    from_flag.or_else(|| variable(argument.get_env()?).map(PathBuf::from))
+}
+
+fn read(path: &Path) -> Result<Table, ConfigError> {
+    let text = std::fs::read_to_string(path).map_err(|error| ConfigError::Read { path: path.to_owned(), error })?;
+    toml::from_str(&text).map_err(|error| ConfigError::Toml { path: path.to_owned(), error })
+}
+
+fn suggestion(flags: &[&Arg], key: &str) -> Option<String> {
+    let names = flags.iter().filter_map(|argument| argument.get_long()).filter(|name| *name != FLAG);
+    let names = names.map(|name| name.replace('-', "_"));
+    let close = names.map(|name| (strsim::jaro_winkler(&name, &key.replace('-', "_")), name));
+    close.filter(|(likeness, _)| *likeness > 0.8).max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ArgAction;
+
+    use super::*;
+
+    fn program() -> Command {
+        let serve = Command::new("serve")
+            .arg(Arg::new("config").long("config").env("K_CONFIG"))
+            .arg(Arg::new("max-batch").long("max-batch").env("K_MAX_BATCH"))
+            .arg(Arg::new("model").long("model").action(ArgAction::Append))
+            .arg(Arg::new("check").long("check").action(ArgAction::SetTrue));
+        Command::new("kinetoscope").subcommand(serve).arg(Arg::new("log").long("log").global(true))
+    }
+
+    fn expanded(file: &str, given: &[&str], variable: Option<&str>) -> Result<Vec<String>, ConfigError> {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("c.toml");
+        std::fs::write(&path, file).unwrap();
+        let mut arguments: Vec<OsString> = ["kinetoscope", "serve", "--config"].map(OsString::from).into();
+        arguments.push(path.into_os_string());
+        arguments.extend(given.iter().map(OsString::from));
+        let found = |name: &OsStr| (Some(name) == variable.map(OsStr::new)).then(|| "x".into());
+        let expanded = expand(&program(), "serve", &arguments, found)?;
+        let split = expanded.iter().position(|argument| argument == "--config").unwrap();
+        assert_eq!(expanded[..2], ["kinetoscope", "serve"].map(OsString::from));
+        assert_eq!(expanded[split..], arguments[2..], "what was given comes last, as it was");
+        Ok(expanded[2..split].iter().map(|argument| argument.to_str().unwrap().to_owned()).collect())
+    }
+
+    #[test]
+    fn settings_become_flags() {
+        let file = "max_batch = 4\nmodel = [\"a\", \"b\"]\ncheck = true";
+        assert_eq!(expanded(file, &[], None).unwrap(), ["--check", "--max-batch=4", "--model=a", "--model=b"]);
+        assert!(expanded("check = false", &[], None).unwrap().is_empty());
+        assert_eq!(expanded("log = \"debug\"", &[], None).unwrap(), ["--log=debug"]);
+    }
+
+    #[test]
+    fn flags_and_variables_win_over_the_file() {
+        let file = "max_batch = 4\nmodel = \"a\"";
+        assert_eq!(expanded(file, &["--model", "z"], None).unwrap(), ["--max-batch=4"]);
+        assert_eq!(expanded(file, &["--max-batch=9"], None).unwrap(), ["--model=a"]);
+        assert_eq!(expanded(file, &[], Some("K_MAX_BATCH")).unwrap(), ["--model=a"]);
+    }
+
+    #[test]
+    fn unknown_settings_are_errors_with_the_nearest_name() {
+        for (file, hint) in [("max_bach = 4", "max_batch"), ("max-batch = 4", "max_batch"), ("models = \"a\"", "model")]
+        {
+            let error = expanded(file, &[], None).unwrap_err().to_string();
+            assert!(error.contains(&format!("did you mean {hint:?}?")), "{error}");
+        }
+        assert!(!expanded("zzz = 1", &[], None).unwrap_err().to_string().contains("did you mean"));
+        assert!(matches!(expanded("max_batch = {a = 1}", &[], None), Err(ConfigError::Kind { kind: "table", .. })));
+        assert!(matches!(expanded("max_batch =", &[], None), Err(ConfigError::Toml { .. })));
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        let arguments = ["kinetoscope", "serve", "--config=/nowhere.toml"].map(OsString::from);
+        let error = expand(&program(), "serve", &arguments, |_| None).unwrap_err().to_string();
+        assert!(error.contains("/nowhere.toml"), "{error}");
+    }
+}

@@ -1,0 +1,151 @@
+//! Who may call: bearer tokens, of which the server knows hashes only.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use sha2::{Digest, Sha256};
+use subtle::{Choice, ConstantTimeEq};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::Status;
+use tonic::codegen::http::{HeaderMap, header};
+
+use super::status;
+
+/// Tokens that the server takes.
+#[derive(Debug, Clone)]
+pub struct Tokens(Arc<[Token]>);
+
+struct Token {
+    name: String,
+    hash: [u8; 32],
+    places: Option<Arc<Semaphore>>,
+    max_requests: usize,
+}
+
+impl fmt::Debug for Token {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Token").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// Why a file holds no tokens.
+#[derive(Debug, thiserror::Error)]
+pub enum TokensError {
+    /// It can't be read.
+    #[error("can't read the tokens {}: {error}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// A line that is none.
+    #[error(
+        "the tokens' line {line} is not NAME SHA256 [REQUESTS]: a name, the token's SHA-256 in 64 hexadecimal digits, \
+         and calls at a time from 1 on, if there is a limit"
+    )]
+    Line {
+        /// From 1.
+        line: usize,
+    },
+    /// Nobody could call.
+    #[error("the tokens' file has no token")]
+    Empty,
+}
+
+impl Tokens {
+    /// Reads a file of lines `NAME SHA256 [REQUESTS]`; empty ones and those that begin with `#` are passed over.
+    pub fn read(path: &Path) -> Result<Self, TokensError> {
+        let text = std::fs::read_to_string(path).map_err(|error| TokensError::Read { path: path.to_owned(), error })?;
+        Self::parse(&text)
+    }
+
+    fn parse(text: &str) -> Result<Self, TokensError> {
+        let lines = text.lines().map(str::trim).enumerate();
+        let tokens: Result<Vec<Token>, TokensError> = lines
+            .filter(|(_, line)| !line.is_empty() && !line.starts_with('#'))
+            .map(|(index, line)| token(line).ok_or(TokensError::Line { line: index + 1 }))
+            .collect();
+        let tokens = tokens?;
+        if tokens.is_empty() { Err(TokensError::Empty) } else { Ok(Self(tokens.into())) }
+    }
+
+    /// The caller's name and its place, if there is a limit; or why it may not call.
+    pub(super) fn admit(&self, headers: &HeaderMap) -> Result<(&str, Option<OwnedSemaphorePermit>), Status> {
+        let value = headers.get(header::AUTHORIZATION).ok_or_else(status::no_token)?;
+        let secret = value.as_bytes().strip_prefix(b"Bearer ").ok_or_else(status::no_token)?;
+        let hash: [u8; 32] = Sha256::digest(secret).into();
+        // All are looked at, so that the time tells nothing about which one was near.
+        let mut found = None;
+        for token in self.0.iter() {
+            let same: Choice = token.hash.ct_eq(&hash);
+            if same.into() {
+                found = Some(token);
+            }
+        }
+        let token = found.ok_or_else(status::unknown_token)?;
+        let place = match &token.places {
+            Some(places) => {
+                Some(Arc::clone(places).try_acquire_owned().map_err(|_| status::token_busy(token.max_requests))?)
+            }
+            None => None,
+        };
+        Ok((&token.name, place))
+    }
+}
+
+fn token(line: &str) -> Option<Token> {
+    let mut parts = line.split_whitespace();
+    let (name, digits, limit) = (parts.next()?, parts.next()?, parts.next());
+    if parts.next().is_some() || digits.len() != 64 || !digits.is_ascii() {
+        return None;
+    }
+    let mut hash = [0; 32];
+    for (byte, digits) in hash.iter_mut().zip(digits.as_bytes().chunks_exact(2)) {
+        *byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+    }
+    let max_requests = match limit {
+        Some(limit) => Some(limit.parse().ok().filter(|limit| (1..=Semaphore::MAX_PERMITS).contains(limit))?),
+        None => None,
+    };
+    let places = max_requests.map(|limit| Arc::new(Semaphore::new(limit)));
+    Some(Token { name: name.to_owned(), hash, places, max_requests: max_requests.unwrap_or(usize::MAX) })
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::Code;
+
+    use super::*;
+
+    /// `printf secret | sha256sum`.
+    const SECRET: &str = "2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b";
+
+    fn bearing(value: &'static str) -> HeaderMap {
+        HeaderMap::from_iter([(header::AUTHORIZATION, value.parse().unwrap())])
+    }
+
+    #[test]
+    fn only_known_tokens_are_admitted_and_only_so_often_at_a_time() {
+        let tokens = Tokens::parse(&format!("# who\n\nbatch {SECRET} 1\n")).unwrap();
+        let (name, place) = tokens.admit(&bearing("Bearer secret")).unwrap();
+        assert_eq!(name, "batch");
+        let busy = tokens.admit(&bearing("Bearer secret")).unwrap_err();
+        assert_eq!(busy.code(), Code::ResourceExhausted);
+        drop(place);
+        assert!(tokens.admit(&bearing("Bearer secret")).is_ok());
+        for wrong in ["Bearer Secret", "Bearer ", "Basic secret", "secret"] {
+            assert_eq!(tokens.admit(&bearing(wrong)).unwrap_err().code(), Code::Unauthenticated, "{wrong}");
+        }
+        assert_eq!(tokens.admit(&HeaderMap::new()).unwrap_err().code(), Code::Unauthenticated);
+    }
+
+    #[test]
+    fn lines_that_are_no_tokens_are_named() {
+        for line in ["batch", "batch secret", "batch zz 1", &format!("batch {SECRET} 0"), &format!("a {SECRET} 1 1")] {
+            assert!(matches!(Tokens::parse(&format!("#\n{line}")), Err(TokensError::Line { line: 2 })), "{line}");
+        }
+        assert!(matches!(Tokens::parse("# none\n"), Err(TokensError::Empty)));
+    }
+}
