@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 use tonic::Status;
 
+use crate::model::counter::CounterStream;
 use crate::rpc::client::Client;
 use crate::rpc::{code_name, proto};
 
@@ -40,10 +41,40 @@ pub struct Load {
     pub duration: Duration,
     /// Time that each may take.
     pub timeout: Duration,
-    /// Encoded videos, sent in turn.
-    pub videos: Vec<Bytes>,
-    /// What is asked about each.
-    pub options: proto::ClassificationOptions,
+    /// What is sent.
+    pub payload: Payload,
+}
+
+/// What requests are about.
+#[derive(Debug, Clone)]
+pub enum Payload {
+    /// Encoded videos, in turn, to ClassifyVideo.
+    Videos {
+        /// Whole files.
+        videos: Vec<Bytes>,
+        /// What is asked about each.
+        options: proto::ClassificationOptions,
+    },
+    /// Clips of pixels, to ModelInfer of the Open Inference Protocol: the model without decoding.
+    Clips {
+        /// The model's name.
+        model: String,
+        /// `(n, t, h, w, 3)`.
+        shape: [usize; 5],
+        /// 8-bit RGB.
+        rgb: Bytes,
+    },
+}
+
+impl Payload {
+    /// `clips` clips of noise for a model.
+    pub fn noise(model: &proto::Model, clips: usize) -> Self {
+        let proto::ClipGeometry { frames, size, .. } = model.clip.unwrap_or_default();
+        let shape = [clips, frames as usize, size as usize, size as usize, 3];
+        let stream = CounterStream::new(0, "bench");
+        let rgb = (0..shape.iter().product::<usize>() as u64).map(|index| stream.byte(index)).collect();
+        Self::Clips { model: model.name.clone(), shape, rgb }
+    }
 }
 
 /// What clients saw.
@@ -130,9 +161,18 @@ pub async fn run(clients: &[Client], load: Load) -> Report {
 
 /// Clips of the answer and when it came.
 async fn request(client: &mut Client, load: &Load, index: usize) -> Result<(u64, Instant), Status> {
-    let video = load.videos[index % load.videos.len()].clone();
-    let answer = client.classify_video(video, load.options.clone(), Some(load.timeout)).await?;
-    Ok((answer.video.map_or(0, |video| video.clips), Instant::now()))
+    let clips = match &load.payload {
+        Payload::Videos { videos, options } => {
+            let video = videos[index % videos.len()].clone();
+            let answer = client.classify_video(video, options.clone(), Some(load.timeout)).await?;
+            answer.video.map_or(0, |video| video.clips)
+        }
+        Payload::Clips { model, shape, rgb } => {
+            client.infer_clips(model, *shape, rgb.clone(), Some(load.timeout)).await?;
+            shape[0] as u64
+        }
+    };
+    Ok((clips, Instant::now()))
 }
 
 struct Seen {

@@ -38,8 +38,12 @@ enum Target {
 #[derive(Debug, ClapArgs)]
 struct ServeArgs {
     /// Video files, sent in turn
-    #[arg(required = true, value_name = "FILE")]
+    #[arg(required_unless_present = "clips", value_name = "FILE")]
     videos: Vec<PathBuf>,
+
+    /// Send so many clips of noise a request, as pixels, instead of videos: the model without decoding
+    #[arg(long, value_name = "N", conflicts_with = "videos", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    clips: Option<u16>,
 
     /// The server
     #[arg(long, env = "KINETOSCOPE_SERVER", value_name = "URL", default_value = "127.0.0.1:50051")]
@@ -154,23 +158,15 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 #[cfg(feature = "video")]
 fn bench_serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
-    use crate::bench::serve::{Arrivals, Load, run};
+    use crate::bench::serve::{Arrivals, Load, Payload, run};
     use crate::rpc::proto;
 
     let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("can't read {}", path.display()));
     let videos: anyhow::Result<Vec<bytes::Bytes>> = args.videos.iter().map(|path| Ok(read(path)?.into())).collect();
-    let load = Load {
-        arrivals: match args.rate {
-            Some(rate) => Arrivals::Open { rate },
-            None => Arrivals::Closed { concurrency: args.concurrency as usize },
-        },
-        duration: args.duration.into(),
-        timeout: args.timeout.into(),
-        videos: videos?,
-        options: proto::ClassificationOptions {
-            model: args.model_name.map(|name| proto::ModelSelector { name, version: String::new() }),
-            ..Default::default()
-        },
+    let videos = videos?;
+    let arrivals = match args.rate {
+        Some(rate) => Arrivals::Open { rate },
+        None => Arrivals::Closed { concurrency: args.concurrency as usize },
     };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let report = runtime.block_on(async {
@@ -178,6 +174,18 @@ fn bench_serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
         for _ in 0..args.connections {
             clients.push(args.connection.connect(&args.server).await?);
         }
+        let name = args.model_name.unwrap_or_default();
+        let payload = match args.clips {
+            Some(clips) => {
+                let model = clients[0].model(&name).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+                Payload::noise(&model, clips.into())
+            }
+            None => {
+                let model = Some(proto::ModelSelector { name, version: String::new() });
+                Payload::Videos { videos, options: proto::ClassificationOptions { model, ..Default::default() } }
+            }
+        };
+        let load = Load { arrivals, duration: args.duration.into(), timeout: args.timeout.into(), payload };
         anyhow::Ok(run(&clients, load).await)
     })?;
     if args.json {

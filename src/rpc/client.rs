@@ -11,6 +11,8 @@ use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
 use tonic_types::StatusExt;
 
+use super::oip;
+use super::oip::grpc_inference_service_client::GrpcInferenceServiceClient;
 use super::proto::classify_video_stream_request::Payload;
 use super::proto::classify_video_stream_response::Event;
 use super::proto::video_classification_service_client::VideoClassificationServiceClient;
@@ -27,6 +29,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 #[derive(Debug, Clone)]
 pub struct Client {
     inner: VideoClassificationServiceClient<Channel>,
+    inference: GrpcInferenceServiceClient<Channel>,
     authorization: Option<AsciiMetadataValue>,
 }
 
@@ -67,10 +70,49 @@ impl Client {
         if endpoint.uri().scheme_str() == Some("https") {
             endpoint = endpoint.tls_config(tls)?;
         }
-        let inner = VideoClassificationServiceClient::new(endpoint.connect().await?)
+        let channel = endpoint.connect().await?;
+        let inner = VideoClassificationServiceClient::new(channel.clone())
             .max_decoding_message_size(MAX_RESPONSE_BYTES)
             .max_encoding_message_size(usize::MAX);
-        Ok(Self { inner, authorization })
+        let inference = GrpcInferenceServiceClient::new(channel)
+            .max_decoding_message_size(MAX_RESPONSE_BYTES)
+            .max_encoding_message_size(usize::MAX);
+        Ok(Self { inner, inference, authorization })
+    }
+
+    /// Describes a model; the server's default one without a name.
+    pub async fn model(&mut self, name: &str) -> Result<proto::Model, Status> {
+        let model = proto::ModelSelector { name: name.to_owned(), version: String::new() };
+        let request = self.request(proto::GetModelRequest { model: Some(model) }, &Deadline::new(None));
+        let response = self.inner.get_model(request).await?.into_inner();
+        response.model.ok_or_else(|| Status::internal("the server's response holds no model"))
+    }
+
+    /// Scores of clips of 8-bit RGB in the shape `(n, t, h, w, 3)`, as little-endian f32 `(n, classes)`.
+    pub async fn infer_clips(
+        &mut self,
+        model: &str,
+        shape: [usize; 5],
+        rgb: Bytes,
+        timeout: Option<Duration>,
+    ) -> Result<Bytes, Status> {
+        let input = oip::model_infer_request::InferInputTensor {
+            name: "CLIPS".to_owned(),
+            datatype: "UINT8".to_owned(),
+            shape: shape.map(|dim| dim as i64).into(),
+            ..Default::default()
+        };
+        let request = oip::ModelInferRequest {
+            model_name: model.to_owned(),
+            inputs: vec![input],
+            raw_input_contents: vec![rgb],
+            ..Default::default()
+        };
+        let deadline = Deadline::new(timeout);
+        let request = self.request(request, &deadline);
+        let response = self.inference.model_infer(request).await;
+        let mut raw = response.map_err(|status| deadline.explain(status))?.into_inner().raw_output_contents;
+        raw.pop().ok_or_else(|| Status::internal("the server's response holds no output"))
     }
 
     /// A call with its time limit and the token.
