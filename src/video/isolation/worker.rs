@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::protocol::{FromWorker, Job, Link, SLOTS, SharedMemory, ToWorker, WINDOW};
 use super::sandbox;
-use crate::video::ffmpeg::MediaBytes;
+use crate::video::ffmpeg::{MediaBytes, thread_cpu_time};
 use crate::video::source::{HEAD, Origin};
 use crate::video::{Clip, DecodeOptions, Limits, Passed, VideoError, decode_origin};
 
@@ -36,6 +36,8 @@ fn serve() -> io::Result<()> {
         return Err(io::Error::new(ErrorKind::InvalidData, "the first message is no setup"));
     };
     let slot_len = (memory.metadata()?.len() as usize).saturating_sub(WINDOW) / SLOTS;
+    // Where the kernel's clock is gets looked up in a file, once; so before files are out of reach.
+    thread_cpu_time();
     let missing = sandbox::enter(max_memory);
     link.send(&FromWorker::Ready { missing })?;
     let owner = Arc::new(Mutex::new(Owner {
