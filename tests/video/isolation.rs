@@ -210,13 +210,27 @@ fn second_death_is_the_videos_fault() {
 }
 
 #[test]
-fn process_that_runs_out_of_memory_is_reported_as_a_crash() {
+fn process_that_runs_out_of_memory_is_replaced_and_its_video_refused() {
     let media = Media::new();
     let path = media.make("a.mp4", "-f lavfi -i testsrc2=size=1920x1080 -frames:v 5 -c:v libx264 -preset ultrafast");
     // Less than the program and its libraries take already, so that nothing more can be had.
     let decoder = isolated(WorkerOptions { max_memory: 50 << 20, ..workers() });
     let error = run(&decoder, Source::Path(path), &DecodeOptions::default()).expect_err("no memory");
-    assert!(matches!(error, VideoError::DecoderCrashed { .. }), "{error}");
+    // FFmpeg says so; our own allocations end the process.
+    assert!(matches!(error, VideoError::DecoderCrashed { .. } | VideoError::OutOfMemory { .. }), "{error}");
+}
+
+#[test]
+fn header_that_asks_for_too_much_memory_is_refused_as_without_isolation() {
+    let media = Media::new();
+    let mut bytes = fs::read(video(&media, "a.mp4", "")).expect("made");
+    // A table of frame durations with 2^28 - 1 entries: more bytes than FFmpeg may have at once.
+    let table = bytes.windows(4).position(|name| name == b"stts").expect("a table of frame durations");
+    bytes[table + 8..][..4].copy_from_slice(&0x0fff_ffff_u32.to_be_bytes());
+    let path = media.write("large.mp4", &bytes);
+    let result = run(&isolated(workers()), Source::Path(path.clone()), &DecodeOptions::default());
+    assert!(matches!(result, Err(VideoError::OutOfMemory { .. })), "{:?}", result.map(|(_, summary)| summary));
+    assert!(result == decode(&path));
 }
 
 #[test]

@@ -123,9 +123,11 @@ impl Decoder {
                 }
                 on_passed(passed)
             });
-            // Memory may be short because of what the process did before.
+            // Memory may be short because of what the process did before; in a fresh one it is the video's fault.
             let result = result.map_err(|error| match error {
-                JobError::Video(error @ VideoError::OutOfMemory { .. }) => JobError::Lost(error.to_string()),
+                JobError::Video(error @ VideoError::OutOfMemory { .. }) if !died_before => {
+                    JobError::Lost(error.to_string())
+                }
                 error => error,
             });
             match result {
