@@ -6,7 +6,8 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, c_char, c_int};
-use std::io::{Read, Seek};
+use std::io::{self, Read, Seek, SeekFrom};
+use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
 use std::sync::Once;
 use std::time::Duration;
@@ -48,6 +49,29 @@ impl MediaBytes {
 pub(super) trait ReadSeek: Read + Seek + Send {}
 impl<T: Read + Seek + Send> ReadSeek for T {}
 
+/// Turns panics of a reader into errors: they must not cross FFmpeg's frames, where they end the process.
+struct Caught(Box<dyn ReadSeek>);
+
+impl Caught {
+    fn catch<T>(&mut self, act: impl FnOnce(&mut dyn ReadSeek) -> io::Result<T>) -> io::Result<T> {
+        // After a panic the reader is only asked again, and dropped; it may give nonsense, but nothing unsound.
+        panic::catch_unwind(AssertUnwindSafe(|| act(self.0.as_mut())))
+            .unwrap_or_else(|_| Err(io::Error::other("reading the video panicked")))
+    }
+}
+
+impl Read for Caught {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.catch(|reader| reader.read(out))
+    }
+}
+
+impl Seek for Caught {
+    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        self.catch(|reader| reader.seek(to))
+    }
+}
+
 fn initialise() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -74,7 +98,8 @@ pub(super) fn open(
     interrupted: impl FnMut() -> bool + Send + 'static,
 ) -> Result<Input, OpenError> {
     initialise();
-    let io = if bytes.in_order { StreamIo::from_read(bytes.bytes) } else { StreamIo::from_read_seek(bytes.bytes) };
+    let reader = Caught(bytes.bytes);
+    let io = if bytes.in_order { StreamIo::from_read(reader) } else { StreamIo::from_read_seek(reader) };
     let mut io = io.map_err(OpenError::Ffmpeg)?;
     let interrupt = interrupt::new(Box::new(interrupted));
     let mut options = ffmpeg::Dictionary::new();

@@ -4,6 +4,7 @@
 //! which clip, [`transform`] makes pixels of the network's input size. It is synchronous and uses one thread; callers
 //! choose where it blocks.
 
+mod assembly;
 mod clock;
 mod decode;
 mod ending;
@@ -38,10 +39,10 @@ pub use source::Source;
 pub use spool::{SpoolError, SpoolOptions, SpoolReader, SpoolWriter, spool};
 pub use transform::Crop;
 
-use crate::model::spec::{ClipSpec, ColorMatrix, Preprocessing};
-use decode::{StreamInfo, TimedFrame, VideoStream};
-use frame::FrameView;
-use sample::{Place, SlidingWindow, loop_to_full_length};
+use crate::model::spec::{ClipSpec, Preprocessing};
+use assembly::{Assembly, ClipSink, Passed, Stop};
+use decode::VideoStream;
+use sample::SlidingWindow;
 use source::Origin;
 use transform::FrameTransform;
 
@@ -138,25 +139,7 @@ pub fn decode_clips(
     options: &DecodeOptions,
     mut on_clip: impl FnMut(Clip) -> ControlFlow<()>,
 ) -> Result<VideoSummary, VideoError> {
-    decode_origin(source, clip, preprocessing, options, |passed| passed.clip_to(&mut on_clip))
-}
-
-/// What decoding has come past.
-enum Passed {
-    /// A clip that is wanted.
-    Clip(Clip),
-    /// A clip that is not, but had to be decoded.
-    Unwanted,
-}
-
-impl Passed {
-    /// Hands a clip to `on_clip`, to which others mean nothing.
-    fn clip_to(self, on_clip: &mut impl FnMut(Clip) -> ControlFlow<()>) -> ControlFlow<()> {
-        match self {
-            Self::Clip(clip) => on_clip(clip),
-            Self::Unwanted => ControlFlow::Continue(()),
-        }
-    }
+    decode_origin(source, clip, preprocessing, options, |passed: Passed| passed.clip_to(&mut on_clip))
 }
 
 fn decode_origin(
@@ -164,13 +147,13 @@ fn decode_origin(
     clip: &ClipSpec,
     preprocessing: &Preprocessing,
     options: &DecodeOptions,
-    on_passed: impl FnMut(Passed) -> ControlFlow<()>,
+    sink: impl ClipSink,
 ) -> Result<VideoSummary, VideoError> {
     let transform = FrameTransform::new(clip.size, preprocessing, options.crop)?;
     let jumps = options.should_jump(&SlidingWindow::new(clip));
     let stream = VideoStream::open(source, options, jumps)?;
     let mut info = stream.info.clone();
-    let mut assembly = Assembly::new(&info, clip, preprocessing, options, transform, on_passed);
+    let mut assembly = Assembly::new(&info, clip, preprocessing, options, transform, sink);
     let mut decoded = stream.decode(|frame| assembly.take(frame));
     if let Ok(None) = decoded {
         let stream = VideoStream::open(source, options, false)?;
@@ -232,132 +215,5 @@ pub fn time_decoding(
         Ok(Some(decoded)) => Ok((decoded.frames, ffmpeg::thread_cpu_time() - before)),
         Err(Stop::Failed(error)) => Err(error),
         Ok(None) | Err(Stop::Asked) => unreachable!("nothing above jumps or asks to stop"),
-    }
-}
-
-/// Why decoding ended before the end.
-enum Stop {
-    Asked,
-    Failed(VideoError),
-}
-
-impl From<VideoError> for Stop {
-    fn from(error: VideoError) -> Self {
-        Self::Failed(error)
-    }
-}
-
-/// Puts frames into clips.
-struct Assembly<F> {
-    clip: ClipSpec,
-    clip_stride: usize,
-    max_clips: u64,
-    max_clips_wanted: u64,
-    orientation: picture::Orientation,
-    matrix_from_tags: bool,
-    transform: FrameTransform,
-    view: FrameView,
-    window: SlidingWindow,
-    open: Option<Clip>,
-    on_passed: F,
-    span: Option<(Duration, Duration)>,
-    size: (u32, u32),
-    frames: u64,
-    clips: u64,
-    /// Clips before this were handed over already.
-    next_clip: usize,
-}
-
-impl<F: FnMut(Passed) -> ControlFlow<()>> Assembly<F> {
-    fn new(
-        info: &StreamInfo,
-        clip: &ClipSpec,
-        preprocessing: &Preprocessing,
-        options: &DecodeOptions,
-        transform: FrameTransform,
-        on_passed: F,
-    ) -> Self {
-        Self {
-            clip: *clip,
-            clip_stride: options.clip_stride.max(1),
-            max_clips: options.limits.max_clips,
-            max_clips_wanted: options.max_clips_wanted.unwrap_or(u64::MAX),
-            orientation: info.orientation,
-            matrix_from_tags: preprocessing.color_matrix == ColorMatrix::Tagged,
-            transform,
-            view: FrameView::default(),
-            window: SlidingWindow::new(clip),
-            open: None,
-            on_passed,
-            span: None,
-            size: (0, 0),
-            frames: 0,
-            clips: 0,
-            next_clip: 0,
-        }
-    }
-
-    /// Prepares for the same frames from the first on. Clips that were handed over are not handed over again.
-    fn start_again(&mut self) {
-        (self.open, self.span, self.frames) = (None, None, 0);
-    }
-
-    /// Takes the next frame; answers with the next that is wanted.
-    fn take(&mut self, frame: TimedFrame<'_>) -> Result<u64, Stop> {
-        if self.frames == 0 {
-            let (width, height) = (frame.frame.width(), frame.frame.height());
-            self.size = if self.orientation.transpose { (height, width) } else { (width, height) };
-        }
-        self.frames = frame.number + 1;
-        self.span.get_or_insert((frame.start, frame.end)).1 = frame.end;
-        // A clip is handed over when the first frame after it comes: only then is its end known.
-        let Some(Place { clip, slot }) = self.window.place(frame.number) else { return Ok(self.frames) };
-        if slot == 0 {
-            self.hand_over(Some(frame.start))?;
-            if !clip.is_multiple_of(self.clip_stride) {
-                self.pass(Passed::Unwanted)?;
-            } else if clip >= self.next_clip {
-                self.begin(clip, &frame)?;
-            }
-        }
-        let Some(open) = &mut self.open else {
-            let next = clip.checked_next_multiple_of(self.clip_stride).unwrap_or(usize::MAX);
-            return Ok(self.window.first_frame(next.max(self.next_clip)));
-        };
-        let picture = self
-            .view
-            .picture(frame.frame, self.orientation, self.matrix_from_tags)
-            .map_err(|error| VideoError::ffmpeg("convert a frame to RGB", error))?;
-        let frame_len = self.clip.size * self.clip.size * 3;
-        self.transform.apply(&picture, &mut open.rgb[slot * frame_len..][..frame_len]);
-        open.frames = slot + 1;
-        Ok(self.frames)
-    }
-
-    fn begin(&mut self, clip: usize, first: &TimedFrame<'_>) -> Result<(), VideoError> {
-        if self.clips >= self.max_clips {
-            return Err(VideoError::TooManyClips { limit: self.max_clips });
-        }
-        let rgb = vec![0; self.clip.rgb_len()];
-        self.open = Some(Clip { index: clip, frames: 0, start: first.start, end: first.end, rgb });
-        Ok(())
-    }
-
-    /// Hands over the clip that is being filled, if there is one. `next` is the time of the frame after it.
-    fn hand_over(&mut self, next: Option<Duration>) -> Result<(), Stop> {
-        let Some(mut clip) = self.open.take() else { return Ok(()) };
-        clip.end = next.or(self.span.map(|(_, end)| end)).unwrap_or(clip.end);
-        loop_to_full_length(&mut clip.rgb, self.clip.size * self.clip.size * 3, clip.frames);
-        self.clips += 1;
-        self.next_clip = clip.index.saturating_add(self.clip_stride);
-        self.pass(Passed::Clip(clip))?;
-        if self.clips >= self.max_clips_wanted { Err(Stop::Asked) } else { Ok(()) }
-    }
-
-    fn pass(&mut self, passed: Passed) -> Result<(), Stop> {
-        match (self.on_passed)(passed) {
-            ControlFlow::Continue(()) => Ok(()),
-            ControlFlow::Break(()) => Err(Stop::Asked),
-        }
     }
 }

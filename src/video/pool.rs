@@ -17,8 +17,9 @@ use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use super::assembly::Passed;
 use super::spool::WhileWaiting;
-use super::{Clip, DecodeOptions, Decoder, Isolation, Passed, Source, VideoError, VideoSummary};
+use super::{Clip, DecodeOptions, Decoder, Isolation, Source, VideoError, VideoSummary};
 use crate::model::spec::{ClipSpec, Preprocessing};
 
 /// Clips of one video that are decoded and not yet taken; a decode beyond them waits without holding a turn.

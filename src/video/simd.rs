@@ -146,17 +146,15 @@ mod avx2 {
         out: &mut [i16],
     ) {
         let width = columns.end - columns.first;
-        scratch.clear();
-        scratch.resize(width + columns.width(), 0);
-        for (y, out) in out.chunks_exact_mut(columns.len()).enumerate() {
+        resize_rows(columns, scratch, out, |y, row| {
             let (start, weights) = rows.band(y);
             if width < 32 {
-                kernel::blend_rows(plane, start, weights, columns.first, 8, &mut scratch[..width]);
+                kernel::blend_rows(plane, start, weights, columns.first, 8, row);
             } else {
-                blend_bytes(plane, start, weights, columns.first, &mut scratch[..width]);
+                let source = Rows::of(plane, start, weights.len(), columns.first, width);
+                blend_bytes(&source, rows.band_of_pairs(y).1, row);
             }
-            shrink_row(scratch, columns, out);
-        }
+        });
     }
 
     #[target_feature(enable = "avx2")]
@@ -169,32 +167,81 @@ mod avx2 {
         out: &mut [i16],
     ) {
         let width = columns.end - columns.first;
-        scratch.clear();
-        scratch.resize(width + columns.width(), 0);
-        for (y, out) in out.chunks_exact_mut(columns.len()).enumerate() {
+        resize_rows(columns, scratch, out, |y, row| {
             let (start, weights) = rows.band(y);
             if width < 16 {
-                kernel::blend_rows(plane, start, weights, columns.first, depth, &mut scratch[..width]);
+                kernel::blend_rows(plane, start, weights, columns.first, depth, row);
             } else {
-                blend_words(plane, start, weights, columns.first, depth, &mut scratch[..width]);
+                let source = Rows::of(plane, start, weights.len(), columns.first, width);
+                blend_words(&source, rows.band_of_pairs(y).1, depth, row);
             }
-            shrink_row(scratch, columns, out);
+        });
+    }
+
+    /// Makes the rows of `out`, two at a time: `blend` gives a row of the source's columns, which is then shrunk.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn resize_rows(columns: &Taps, scratch: &mut Vec<i16>, out: &mut [i16], mut blend: impl FnMut(usize, &mut [i16])) {
+        let width = columns.end - columns.first;
+        // The padding lets the padded taps of the last columns read beyond the end, where their weights are zero.
+        let padded = width + columns.width();
+        scratch.clear();
+        scratch.resize(2 * padded, 0);
+        let (upper, lower) = scratch.split_at_mut(padded);
+        for (pair, out) in out.chunks_mut(2 * columns.len()).enumerate() {
+            let (upper_out, lower_out) = out.split_at_mut(columns.len());
+            blend(2 * pair, &mut upper[..width]);
+            if lower_out.is_empty() {
+                kernel::shrink_row(upper, columns.first, columns, upper_out);
+            } else {
+                blend(2 * pair + 1, &mut lower[..width]);
+                shrink_rows([upper, lower], columns, [upper_out, lower_out]);
+            }
         }
     }
 
-    /// See [`kernel::blend_rows`]; `out` has at least 32 elements.
+    /// Part of a plane whose bounds were checked once, as checks at each load cost as much as the load.
+    struct Rows<'a, T> {
+        part: &'a [T],
+        stride: usize,
+        last: usize,
+        columns: usize,
+    }
+
+    impl<'a, T: Copy> Rows<'a, T> {
+        /// `rows` rows from `start` on, of `columns` columns from `first` on; at least one of each.
+        fn of(plane: &Plane<'a, T>, start: usize, rows: usize, first: usize, columns: usize) -> Self {
+            assert!(rows > 0 && columns > 0 && first + columns <= plane.width && start + rows <= plane.height);
+            let part = &plane.samples[start * plane.stride + first..][..(rows - 1) * plane.stride + columns];
+            Self { part, stride: plane.stride, last: rows - 1, columns }
+        }
+
+        /// 32 bytes from column `x` on, of row `y` or else the last.
+        ///
+        /// # Safety
+        ///
+        /// There are 32 bytes of columns from `x` on.
+        #[inline]
+        #[target_feature(enable = "avx2")]
+        unsafe fn load(&self, y: usize, x: usize) -> __m256i {
+            debug_assert!(x + 32 / size_of::<T>() <= self.columns);
+            // SAFETY: `of` checked that the samples reach to the last column of the last row. The load needs no alignment.
+            unsafe { _mm256_loadu_si256(self.part.as_ptr().add(y.min(self.last) * self.stride + x).cast()) }
+        }
+    }
+
+    /// See [`kernel::blend_rows`]; `source` has as many columns as `out` has elements, at least 32.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn blend_bytes(plane: &Plane<'_, u8>, start: usize, weights: &[i16], first: usize, out: &mut [i16]) {
+    fn blend_bytes(source: &Rows<'_, u8>, weights: &[[i16; 2]], out: &mut [i16]) {
+        assert_eq!(source.columns, out.len());
         let zero = _mm256_setzero_si256();
         for x in blocks(out.len(), 32) {
             let mut sums = [_mm256_set1_epi32(1 << 7); 4];
-            for (i, two) in weights.chunks(2).enumerate() {
-                // An odd last row is paired with itself at weight zero.
-                let weights = pair(two[0], if two.len() == 2 { two[1] } else { 0 });
-                let y = start + 2 * i;
-                let upper = load(plane.row(y), first + x);
-                let lower = load(plane.row(y + two.len() - 1), first + x);
+            for (i, &[first, second]) in weights.iter().enumerate() {
+                let weights = pair(first, second);
+                // SAFETY: `blocks` gives places with 32 elements left. The row after an odd last one has weight zero.
+                let (upper, lower) = unsafe { (source.load(2 * i, x), source.load(2 * i + 1, x)) };
                 let (left, right) = (_mm256_unpacklo_epi8(upper, lower), _mm256_unpackhi_epi8(upper, lower));
                 let pairs = [
                     _mm256_unpacklo_epi8(left, zero),
@@ -214,19 +261,20 @@ mod avx2 {
         }
     }
 
-    /// See [`kernel::blend_rows`]; `out` has at least 16 elements.
+    /// See [`kernel::blend_rows`]; `source` has as many columns as `out` has elements, at least 16.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn blend_words(plane: &Plane<'_, u16>, start: usize, weights: &[i16], first: usize, depth: u32, out: &mut [i16]) {
+    fn blend_words(source: &Rows<'_, u16>, weights: &[[i16; 2]], depth: u32, out: &mut [i16]) {
+        assert_eq!(source.columns, out.len());
         let mask = _mm256_set1_epi16(MAX_WORD as i16);
         let shift = _mm_cvtsi32_si128(depth as i32);
         for x in blocks(out.len(), 16) {
             let mut sums = [_mm256_set1_epi32(1 << (depth - 1)); 2];
-            for (i, two) in weights.chunks(2).enumerate() {
-                let weights = pair(two[0], if two.len() == 2 { two[1] } else { 0 });
-                let y = start + 2 * i;
-                let upper = _mm256_and_si256(load(plane.row(y), first + x), mask);
-                let lower = _mm256_and_si256(load(plane.row(y + two.len() - 1), first + x), mask);
+            for (i, &[first, second]) in weights.iter().enumerate() {
+                let weights = pair(first, second);
+                // SAFETY: as in `blend_bytes`, with 16 elements.
+                let (upper, lower) = unsafe { (source.load(2 * i, x), source.load(2 * i + 1, x)) };
+                let (upper, lower) = (_mm256_and_si256(upper, mask), _mm256_and_si256(lower, mask));
                 let pairs = [_mm256_unpacklo_epi16(upper, lower), _mm256_unpackhi_epi16(upper, lower)];
                 for (sum, pair) in sums.iter_mut().zip(pairs) {
                     *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(pair, weights));
@@ -237,58 +285,67 @@ mod avx2 {
         }
     }
 
-    /// See [`kernel::shrink_row`]; `row` has room for the padding of the last taps.
+    /// See [`kernel::shrink_row`], for two rows at a time; they have room for the padding of the last taps.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn shrink_row(row: &[i16], columns: &Taps, out: &mut [i16]) {
-        if out.len() < 8 {
-            return kernel::shrink_row(row, columns.first, columns, out);
+    fn shrink_rows(rows: [&[i16]; 2], columns: &Taps, out: [&mut [i16]; 2]) {
+        if columns.len() < 8 {
+            for (row, out) in rows.into_iter().zip(out) {
+                kernel::shrink_row(row, columns.first, columns, out);
+            }
+            return;
         }
         // Most videos are at most four times the clip's size, where one or two groups of taps are all.
         match columns.width() / TAP_GROUP {
-            1 => shrink_row_by::<1>(row, columns, out),
-            2 => shrink_row_by::<2>(row, columns, out),
-            3 => shrink_row_by::<3>(row, columns, out),
-            _ => shrink_row_by::<0>(row, columns, out),
+            1 => shrink_rows_by::<1>(rows, columns, out),
+            2 => shrink_rows_by::<2>(rows, columns, out),
+            3 => shrink_rows_by::<3>(rows, columns, out),
+            _ => shrink_rows_by::<0>(rows, columns, out),
         }
     }
 
-    /// `GROUPS` is the number of groups of taps, 0 for any.
+    /// `GROUPS` is the number of groups of taps, 0 for any. The first row is in the lower half of each register, the
+    /// second in the upper: both take the same weights from the same places.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn shrink_row_by<const GROUPS: usize>(row: &[i16], columns: &Taps, out: &mut [i16]) {
+    fn shrink_rows_by<const GROUPS: usize>(rows: [&[i16]; 2], columns: &Taps, out: [&mut [i16]; 2]) {
         let width = if GROUPS == 0 { columns.width() } else { GROUPS * TAP_GROUP };
         let (offsets, weights) = (columns.offsets(), columns.padded_weights());
-        assert!(width == columns.width() && weights.len() == offsets.len() * width && out.len() == offsets.len());
+        assert!(width == columns.width() && weights.len() == offsets.len() * width);
         let last = columns.end - columns.first - 1;
-        assert!(row.len() > last + width);
+        assert!(rows.iter().all(|row| row.len() > last + width));
+        let [upper_out, lower_out] = out;
+        assert!(upper_out.len() == offsets.len() && lower_out.len() == offsets.len());
         // The bounds are checked above, once a row: checks at each load double the time.
-        let weighted = |o: usize| {
-            let offset = offsets[o] as usize;
-            debug_assert!(offset <= last);
-            // SAFETY: `Taps` guarantees offsets of at most `last`, and the row is longer than `last + width`; output `o` has
-            // `width` weights, as asserted. The loads below read `width` words from both, and need no alignment.
-            let (samples, weights) = unsafe { (row.as_ptr().add(offset), weights.as_ptr().add(o * width)) };
-            let mut sum = _mm_setzero_si128();
-            let mut tap = 0;
-            while tap < width {
-                // SAFETY: `tap + 8 <= width`, which is a multiple of 8.
-                let (samples, weights) =
-                    unsafe { (_mm_loadu_si128(samples.add(tap).cast()), _mm_loadu_si128(weights.add(tap).cast())) };
-                sum = _mm_add_epi32(sum, _mm_madd_epi16(samples, weights));
-                tap += TAP_GROUP;
+        let [upper, lower] = rows.map(<[i16]>::as_ptr);
+        let round = _mm256_set1_epi32(1 << (WEIGHT_BITS - 1));
+        for o in blocks(upper_out.len(), 8) {
+            let mut sums = [_mm256_setzero_si256(); 8];
+            for (k, sum) in sums.iter_mut().enumerate() {
+                let offset = offsets[o + k] as usize;
+                debug_assert!(offset <= last);
+                let mut tap = 0;
+                while tap < width {
+                    // SAFETY: `Taps` guarantees offsets of at most `last`, and the rows are longer than `last + width`; output
+                    // `o + k` has `width` weights, as asserted; and `tap + 8 <= width`, which is a multiple of 8. The loads
+                    // read 8 words each and need no alignment.
+                    let (samples, weights) = unsafe {
+                        let (upper, lower) = (upper.add(offset + tap), lower.add(offset + tap));
+                        let weights = _mm_loadu_si128(weights.as_ptr().add((o + k) * width + tap).cast());
+                        (_mm256_loadu2_m128i(lower.cast(), upper.cast()), _mm256_broadcastsi128_si256(weights))
+                    };
+                    *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(samples, weights));
+                    tap += TAP_GROUP;
+                }
             }
-            sum
-        };
-        let round = _mm_set1_epi32(1 << (WEIGHT_BITS - 1));
-        for o in blocks(out.len(), 8) {
-            let (a, b) =
-                (_mm_hadd_epi32(weighted(o), weighted(o + 1)), _mm_hadd_epi32(weighted(o + 2), weighted(o + 3)));
-            let (c, d) =
-                (_mm_hadd_epi32(weighted(o + 4), weighted(o + 5)), _mm_hadd_epi32(weighted(o + 6), weighted(o + 7)));
-            let left = _mm_srai_epi32::<{ WEIGHT_BITS as i32 }>(_mm_add_epi32(_mm_hadd_epi32(a, b), round));
-            let right = _mm_srai_epi32::<{ WEIGHT_BITS as i32 }>(_mm_add_epi32(_mm_hadd_epi32(c, d), round));
-            store_half(out, o, _mm_packs_epi32(left, right));
+            let [a, b, c, d, e, f, g, h] = sums;
+            let left = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
+            let right = _mm256_hadd_epi32(_mm256_hadd_epi32(e, f), _mm256_hadd_epi32(g, h));
+            let left = _mm256_srai_epi32::<{ WEIGHT_BITS as i32 }>(_mm256_add_epi32(left, round));
+            let right = _mm256_srai_epi32::<{ WEIGHT_BITS as i32 }>(_mm256_add_epi32(right, round));
+            let both = _mm256_packs_epi32(left, right);
+            store_half(upper_out, o, _mm256_castsi256_si128(both));
+            store_half(lower_out, o, _mm256_extracti128_si256::<1>(both));
         }
     }
 

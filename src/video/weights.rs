@@ -196,6 +196,13 @@ impl Taps {
         (self.first + self.offsets[o] as usize, &self.weights[o * self.width..][..self.lens[o]])
     }
 
+    /// As [`Taps::band`], with a zero after an odd number of weights.
+    #[inline]
+    pub(super) fn band_of_pairs(&self, o: usize) -> (usize, &[[i16; 2]]) {
+        let weights = &self.weights[o * self.width..][..self.lens[o].next_multiple_of(2)];
+        (self.first + self.offsets[o] as usize, weights.as_chunks().0)
+    }
+
     /// First source sample of each output, from [`Taps::first`] on.
     pub(super) fn offsets(&self) -> &[u32] {
         &self.offsets

@@ -6,6 +6,7 @@
 mod process;
 mod protocol;
 mod sandbox;
+mod shared;
 mod worker;
 
 use std::ops::ControlFlow;
@@ -18,7 +19,8 @@ use tracing::{debug, warn};
 
 pub use worker::run_worker;
 
-use super::{Clip, DecodeOptions, Passed, Source, VideoError, VideoSummary, decode_origin};
+use super::assembly::Passed;
+use super::{Clip, DecodeOptions, Source, VideoError, VideoSummary, decode_origin};
 use crate::model::spec::{ClipSpec, Preprocessing};
 use process::{CPU_TIME_SLACK, JobError, Worker};
 
@@ -96,7 +98,7 @@ impl Decoder {
         options: &DecodeOptions,
         mut on_clip: impl FnMut(Clip) -> ControlFlow<()>,
     ) -> Result<VideoSummary, VideoError> {
-        self.decode(source, clip, preprocessing, options, |passed| passed.clip_to(&mut on_clip))
+        self.decode(source, clip, preprocessing, options, |passed: Passed| passed.clip_to(&mut on_clip))
     }
 
     pub(super) fn decode(

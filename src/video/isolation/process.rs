@@ -1,6 +1,5 @@
 //! A decoder process as its owner sees it. Nothing that comes from it is trusted.
 
-use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
@@ -11,17 +10,18 @@ use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, prlimit};
 use tokio_util::sync::CancellationToken;
 
 use super::WorkerOptions;
-use super::protocol::{FromWorker, Job, Link, SLOTS, SharedMemory, ToWorker, WINDOW};
+use super::protocol::{FromWorker, Job, Link, SLOTS, ToWorker, WINDOW};
+use super::shared::SharedMemory;
 use crate::model::spec::{ClipSpec, Preprocessing};
+use crate::video::assembly::Passed;
 use crate::video::ffmpeg::MediaBytes;
 use crate::video::source::Origin;
 use crate::video::spool::WhileWaiting;
-use crate::video::{Clip, DecodeOptions, Passed, Source, VideoError, VideoSummary};
+use crate::video::{Clip, DecodeOptions, Source, VideoError, VideoSummary};
 
 /// How soon a cancellation is noticed.
 const PATIENCE: Duration = Duration::from_millis(20);
@@ -94,7 +94,7 @@ impl Worker {
         slot_len: usize,
         cancel: &CancellationToken,
     ) -> io::Result<(Self, Vec<String>)> {
-        let memory = sealed_memory(SharedMemory::len_for(slot_len))?;
+        let memory = SharedMemory::new(slot_len)?;
         let (ours, theirs) = UnixStream::pair()?;
         let mut command = Command::new(&options.program);
         command.args(&options.arguments).env_clear().current_dir("/");
@@ -102,9 +102,8 @@ impl Worker {
         if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
             command.env("LD_LIBRARY_PATH", path);
         }
-        command.stdin(OwnedFd::from(theirs)).stdout(memory.try_clone()?).stderr(Stdio::null());
+        command.stdin(OwnedFd::from(theirs)).stdout(memory.file()?).stderr(Stdio::null());
         let child = spawn_from_lasting_thread(command)?;
-        let memory = SharedMemory::new(memory, slot_len);
         let mut worker = Self {
             child: Arc::new(Mutex::new(child)),
             link: Link::new(ours),
@@ -201,8 +200,7 @@ impl Worker {
                     handed_over += u64::from(more);
                     // The next clip was on its way when the caller had enough.
                     if more && index >= skip {
-                        let mut rgb = vec![0; clip.rgb_len()];
-                        self.memory.read_slot(slot, &mut rgb).map_err(lost)?;
+                        let rgb = self.memory.read_slot(slot, clip.rgb_len()).map_err(lost)?;
                         more = on_passed(Passed::Clip(Clip { index, frames, start, end, rgb })).is_continue();
                     }
                     self.answer(&ToWorker::Taken { slot, more }, options)?;
@@ -340,13 +338,4 @@ fn spawn_from_lasting_thread(mut command: Command) -> io::Result<Child> {
     let no_thread = || io::Error::other("there is no thread to start decoder processes from");
     STARTS.send(start).map_err(|_| no_thread())?;
     started.recv().map_err(|_| no_thread())?
-}
-
-/// Memory that nobody can resize any more.
-fn sealed_memory(len: u64) -> io::Result<File> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let memory = File::from(rustix::fs::memfd_create("kinetoscope-clips", flags)?);
-    memory.set_len(len)?;
-    rustix::fs::fcntl_add_seals(&memory, SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL)?;
-    Ok(memory)
 }

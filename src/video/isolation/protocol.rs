@@ -1,12 +1,8 @@
 //! What a decoder process and its owner say to each other.
 //!
-//! Messages are JSON behind a length, over a socket; they are few. Bytes and pixels go through a memory file that
-//! both hold: a window of encoded bytes, then a slot for each of [`SLOTS`] clips. Neither side maps it: they
-//! read and write it by system calls, so what the other does to it meanwhile can spoil a picture but nothing else.
+//! Messages are JSON behind a length, over a socket; they are few. Bytes and pixels go through shared memory.
 
-use std::fs::File;
 use std::io::{self, ErrorKind, Read, Write};
-use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -123,42 +119,5 @@ impl Link {
                 Err(error) => return Err(error),
             }
         }
-    }
-}
-
-/// The memory file.
-pub(super) struct SharedMemory {
-    file: File,
-    slot_len: usize,
-}
-
-impl SharedMemory {
-    pub(super) fn new(file: File, slot_len: usize) -> Self {
-        Self { file, slot_len }
-    }
-
-    /// Bytes of a file whose clips have `slot_len` bytes.
-    pub(super) fn len_for(slot_len: usize) -> u64 {
-        (WINDOW + SLOTS * slot_len) as u64
-    }
-
-    pub(super) fn slot_len(&self) -> usize {
-        self.slot_len
-    }
-
-    pub(super) fn write_window(&self, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(bytes, 0)
-    }
-
-    pub(super) fn read_window(&self, bytes: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(bytes, 0)
-    }
-
-    pub(super) fn write_slot(&self, slot: usize, rgb: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(rgb, (WINDOW + slot * self.slot_len) as u64)
-    }
-
-    pub(super) fn read_slot(&self, slot: usize, rgb: &mut [u8]) -> io::Result<()> {
-        self.file.read_exact_at(rgb, (WINDOW + slot * self.slot_len) as u64)
     }
 }

@@ -11,11 +11,13 @@ use std::sync::{Arc, Mutex};
 
 use tokio_util::sync::CancellationToken;
 
-use super::protocol::{FromWorker, Job, Link, SLOTS, SharedMemory, ToWorker, WINDOW};
+use super::protocol::{FromWorker, Job, Link, SLOTS, ToWorker, WINDOW};
 use super::sandbox;
+use super::shared::{MappedMemory, Slot};
+use crate::video::assembly::{ClipSink, OpenClip};
 use crate::video::ffmpeg::{MediaBytes, thread_cpu_time};
 use crate::video::source::{HEAD, Origin};
-use crate::video::{Clip, DecodeOptions, Limits, Passed, VideoError, decode_origin};
+use crate::video::{DecodeOptions, Limits, VideoError, decode_origin};
 
 /// Runs as a decoder process until its owner hangs up. The binary's hidden subcommand is nothing but this.
 pub fn run_worker() -> ExitCode {
@@ -35,18 +37,12 @@ fn serve() -> io::Result<()> {
     let ToWorker::Setup { max_memory } = link.receive()? else {
         return Err(io::Error::new(ErrorKind::InvalidData, "the first message is no setup"));
     };
-    let slot_len = (memory.metadata()?.len() as usize).saturating_sub(WINDOW) / SLOTS;
+    let memory = MappedMemory::new(memory)?;
     // Where the kernel's clock is gets looked up in a file, once; so before files are out of reach.
     thread_cpu_time();
     let missing = sandbox::enter(max_memory);
     link.send(&FromWorker::Ready { missing })?;
-    let owner = Arc::new(Mutex::new(Owner {
-        link,
-        memory: SharedMemory::new(memory, slot_len),
-        free: [true; SLOTS],
-        passed: 0,
-        stop: false,
-    }));
+    let owner = Arc::new(Mutex::new(Owner { link, memory, free: [true; SLOTS], passed: 0, stop: false }));
     loop {
         let message = lock(&owner).link.receive();
         match message {
@@ -82,14 +78,9 @@ fn decode(owner: &Arc<Mutex<Owner>>, job: &Job) -> Result<crate::video::VideoSum
         decoder_threads: 1,
     };
     let origin = Remote { owner: Arc::clone(owner), in_order: job.in_order };
-    let mut lost = None;
-    let summary = decode_origin(&origin, &job.clip, &job.preprocessing, &options, |passed| {
-        lock(owner).pass(&passed).unwrap_or_else(|error| {
-            lost = Some(error);
-            ControlFlow::Break(())
-        })
-    })?;
-    match lost {
+    let mut sink = ToOwner { owner, lost: None };
+    let summary = decode_origin(&origin, &job.clip, &job.preprocessing, &options, &mut sink)?;
+    match sink.lost {
         None => Ok(summary),
         Some(error) => Err(error.into()),
     }
@@ -100,10 +91,54 @@ fn lock(owner: &Mutex<Owner>) -> std::sync::MutexGuard<'_, Owner> {
     owner.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
+/// Takes clips to the owner.
+struct ToOwner<'a> {
+    owner: &'a Mutex<Owner>,
+    /// Why the owner can't be reached any more.
+    lost: Option<io::Error>,
+}
+
+impl ToOwner<'_> {
+    fn try_to<T>(&mut self, act: impl FnOnce(&mut Owner) -> io::Result<Option<T>>) -> Option<T> {
+        let result = act(&mut lock(self.owner));
+        result.unwrap_or_else(|error| {
+            self.lost = Some(error);
+            None
+        })
+    }
+}
+
+impl ClipSink for &mut ToOwner<'_> {
+    type Pixels = Slot;
+
+    fn room(&mut self, len: usize) -> Option<Slot> {
+        self.try_to(|owner| {
+            let Some(slot) = owner.next_slot()? else { return Ok(None) };
+            let room = owner.memory.lend(slot, len);
+            room.map(Some).ok_or_else(|| io::Error::new(ErrorKind::InvalidInput, "the clip is too large for its slot"))
+        })
+    }
+
+    fn pass(&mut self, clip: OpenClip<Slot>) -> ControlFlow<()> {
+        let OpenClip { index, frames, start, end, .. } = clip;
+        let sent =
+            self.try_to(|owner| owner.take_up(|slot| FromWorker::Clip { slot, index, frames, start, end }).map(Some));
+        if sent.is_some() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    }
+
+    fn pass_unwanted(&mut self) -> ControlFlow<()> {
+        let sent = self.try_to(|owner| match owner.next_slot()? {
+            Some(_) => owner.take_up(|slot| FromWorker::Unwanted { slot }).map(Some),
+            None => Ok(None),
+        });
+        if sent.is_some() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+    }
+}
+
 /// The other end of the socket.
 struct Owner {
     link: Link,
-    memory: SharedMemory,
+    memory: MappedMemory,
     free: [bool; SLOTS],
     /// Clips that took up a slot.
     passed: usize,
@@ -111,8 +146,8 @@ struct Owner {
 }
 
 impl Owner {
-    /// Sends a clip, as soon as there is room for it.
-    fn pass(&mut self, passed: &Passed) -> io::Result<ControlFlow<()>> {
+    /// Waits for the next slot; `None` if no more clips are wanted.
+    fn next_slot(&mut self) -> io::Result<Option<usize>> {
         let slot = self.passed % SLOTS;
         while !self.free[slot] {
             match self.link.receive()? {
@@ -120,20 +155,15 @@ impl Owner {
                 _ => return Err(io::Error::new(ErrorKind::InvalidData, "an answer to no question")),
             }
         }
-        if self.stop {
-            return Ok(ControlFlow::Break(()));
-        }
+        Ok((!self.stop).then_some(slot))
+    }
+
+    /// Says that the next slot is taken up.
+    fn take_up(&mut self, message: impl FnOnce(usize) -> FromWorker) -> io::Result<()> {
+        let slot = self.passed % SLOTS;
         self.free[slot] = false;
         self.passed += 1;
-        match passed {
-            Passed::Clip(clip) => {
-                self.memory.write_slot(slot, &clip.rgb)?;
-                let Clip { index, frames, start, end, .. } = *clip;
-                self.link.send(&FromWorker::Clip { slot, index, frames, start, end })?;
-            }
-            Passed::Unwanted => self.link.send(&FromWorker::Unwanted { slot })?,
-        }
-        Ok(ControlFlow::Continue(()))
+        self.link.send(&message(slot))
     }
 
     fn taken(&mut self, slot: usize, more: bool) {
