@@ -29,14 +29,8 @@ impl Buffer {
         }
         let layout = Self::layout(len);
         // SAFETY: the layout's size is not zero.
-        let data = unsafe { alloc_zeroed(layout) };
+        let data = unsafe { if layout.align() == HUGE_PAGE { huge::map(layout) } else { alloc_zeroed(layout) } };
         let Some(data) = NonNull::new(data.cast::<f32>()) else { handle_alloc_error(layout) };
-        #[cfg(target_os = "linux")]
-        if layout.align() == HUGE_PAGE {
-            // SAFETY: the range was just allocated and is ours; the advice does not change its contents. A refusal
-            // only costs speed.
-            unsafe { libc::madvise(data.as_ptr().cast(), layout.size(), libc::MADV_HUGEPAGE) };
-        }
         Self { data, len }
     }
 
@@ -58,10 +52,58 @@ impl Buffer {
 impl Drop for Buffer {
     fn drop(&mut self) {
         if self.len > 0 {
-            // SAFETY: allocated in `zeroed` with the same layout.
-            unsafe { dealloc(self.data.as_ptr().cast(), Self::layout(self.len)) }
+            let (data, layout) = (self.data.as_ptr().cast(), Self::layout(self.len));
+            // SAFETY: allocated in `zeroed` with the same layout in the same way.
+            unsafe { if layout.align() == HUGE_PAGE { huge::unmap(data, layout) } else { dealloc(data, layout) } }
         }
     }
+}
+
+/// Zeroed memory aligned to [`HUGE_PAGE`].
+///
+/// Mapped, not allocated: `alloc_zeroed` writes zeros to memory it has to align, and pages touched before the system
+/// was advised to make them huge stay small.
+#[cfg(target_os = "linux")]
+mod huge {
+    use super::{HUGE_PAGE, Layout};
+
+    /// A multiple of the page size of every Linux.
+    const PAGE: usize = 64 << 10;
+
+    /// Null where the system has no memory.
+    ///
+    /// # Safety
+    /// None; `unsafe` as its counterpart, `alloc_zeroed`, is.
+    pub(super) unsafe fn map(layout: Layout) -> *mut u8 {
+        let used = layout.size().next_multiple_of(PAGE);
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+        let mapped = libc::mmap(std::ptr::null_mut(), used + HUGE_PAGE, access, kind, -1, 0).cast::<u8>();
+        if mapped.cast() == libc::MAP_FAILED {
+            return std::ptr::null_mut();
+        }
+        // What alignment leaves over is given back: whole pages, since the mapping begins at one.
+        let before = mapped.align_offset(HUGE_PAGE);
+        let data = mapped.add(before);
+        if before > 0 {
+            libc::munmap(mapped.cast(), before);
+        }
+        libc::munmap(data.add(used).cast(), HUGE_PAGE - before);
+        // A refusal only costs speed.
+        libc::madvise(data.cast(), used, libc::MADV_HUGEPAGE);
+        data
+    }
+
+    /// # Safety
+    /// `data` came from [`map`] with the same layout and is not used again.
+    pub(super) unsafe fn unmap(data: *mut u8, layout: Layout) {
+        libc::munmap(data.cast(), layout.size().next_multiple_of(PAGE));
+    }
+}
+
+/// Zeroed memory aligned to [`HUGE_PAGE`].
+#[cfg(not(target_os = "linux"))]
+mod huge {
+    pub(super) use std::alloc::{alloc_zeroed as map, dealloc as unmap};
 }
 
 impl Deref for Buffer {
