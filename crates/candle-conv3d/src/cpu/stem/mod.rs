@@ -13,7 +13,7 @@ mod weights;
 
 use super::memory::{Buffer, Slot};
 use super::program::{Context, Epilogue};
-use super::simd::{Kernel, Simd};
+use super::simd::{Kernel, Simd, prefetch, prefetch_to_write};
 use super::team::Team;
 use super::{CHANNEL_BLOCK, Shape, Window};
 use time::Time;
@@ -25,7 +25,7 @@ const KERNEL: usize = 7;
 const HALO: usize = 2;
 /// Floats of a group's spatial points before and after the products, 4 MiB: fewer tiles read the weights more often,
 /// more leave the last-level cache.
-const GROUP: usize = 1 << 20;
+const GROUP: usize = 720 << 10;
 /// A product of this algorithm against one of direct convolution, transforms included.
 const PRODUCT_COST: usize = 2;
 
@@ -135,7 +135,7 @@ impl Stem {
                 minus_half[1][channel] = if x == 1 { -0.5 } else { 0.0 };
             }
         }
-        let floats = POINTS * POINTS * (time.padded_frames() * CHANNEL_BLOCK + output.shape.t * output.shape.cp());
+        let floats = POINTS * POINTS * (time.padded_frames() * CHANNEL_BLOCK + TILE * output.shape.cp());
         let all = max_batch * tiles[0] * tiles[1];
         // At least two groups a thread, or the last ones leave threads idle.
         let group = (GROUP / floats).min(all / (2 * team.threads())).max(1);
@@ -149,12 +149,12 @@ impl Stem {
     /// Floats between two spatial points before and after the products. Odd numbers of cache lines: with a power of two
     /// the points of one channel would compete for the same few lines of the first-level cache.
     fn point_strides(&self) -> [usize; 2] {
-        [self.time.padded_frames() * CHANNEL_BLOCK, self.output.shape.t * self.output.shape.cp()]
+        [self.time.padded_frames() * CHANNEL_BLOCK, TILE * self.output.shape.cp()]
             .map(|floats| ((self.group * floats / 16) | 1) * 16)
     }
 
     fn product_len(&self) -> usize {
-        self.time.scratch_len(self.group, self.output.shape.cp()).next_multiple_of(16)
+        self.time.scratch_len(self.group).next_multiple_of(16)
     }
 
     /// Floats of scratch a thread needs.
@@ -208,20 +208,19 @@ impl Kernel for Group<'_> {
         let m = self.v.add(POINTS * POINTS * v_stride);
         let scratch = m.add(POINTS * POINTS * m_stride);
         self.clear_padding(tiles * CHANNEL_BLOCK, v_stride);
-        for tile in 0..tiles {
-            S::call(DataTransform { group: self, tile, tiles });
-        }
+        S::call(DataTransform { group: self });
         let (channels, columns) = (layer.input.shape.c, layer.output.shape.cp());
-        let mut weights = layer.weights.as_ptr();
-        for point in 0..POINTS * POINTS {
-            let (first, phases) = point_phases(point / POINTS, point % POINTS);
-            let run = phases * channels;
-            let (v, m) = (self.v.add(point * v_stride).cast_const(), m.add(point * m_stride));
-            layer.time.multiply::<S>(v, tiles, [first * channels, run], weights, columns, m, scratch);
-            weights = weights.add(layer.time.weight_taps() * run * columns);
-        }
-        for tile in 0..tiles {
-            S::call(InverseTransform { group: self, tile, tiles, m });
+        for frames in layer.time.blocks() {
+            let mut weights = layer.weights.as_ptr();
+            for point in 0..POINTS * POINTS {
+                let (first, phases) = point_phases(point / POINTS, point % POINTS);
+                let run = phases * channels;
+                let (v, m) = (self.v.add(point * v_stride).cast_const(), m.add(point * m_stride));
+                let channels = [first * channels, run];
+                layer.time.multiply::<S>(v, tiles, channels, weights, columns, frames.clone(), m, scratch);
+                weights = weights.add(layer.time.weight_taps() * run * columns);
+            }
+            S::call(InverseTransform { group: self, m, begin: frames.start, end: frames.end });
         }
     }
 }
@@ -241,13 +240,10 @@ impl Group<'_> {
     }
 }
 
-/// Spatial data transform of one tile of a group, all frames.
+/// Spatial data transform of a group: frame after frame, each tile by tile, the order in which both sides are stored.
 #[derive(Clone, Copy)]
 struct DataTransform<'a> {
     group: Group<'a>,
-    tile: usize,
-    /// Of the group.
-    tiles: usize,
 }
 
 impl Kernel for DataTransform<'_> {
@@ -255,51 +251,56 @@ impl Kernel for DataTransform<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { group, tile, tiles } = self;
+        let Self { group } = self;
         let layer = group.layer;
         let Phases { columns, .. } = Phases::new(layer.input.shape);
         let frame_len = Phases::new(layer.input.shape).frame_len();
-        let (clip, ty, tx) = layer.tile_at(group.begin + tile);
-        let corner = (ty * TILE * columns + tx * TILE) * CHANNEL_BLOCK;
-        let clip = group.context.arena.at(layer.input.offset + clip * layer.input.clip_len + corner).cast_const();
         let stride = layer.point_strides()[0];
         let zero = S::splat(0.0);
+        let mut to = group.v.add(layer.time.first_frame() * (group.end - group.begin) * CHANNEL_BLOCK);
         for t in 0..layer.input.shape.t {
-            let from = clip.add(t * frame_len);
-            let to = group.v.add(((t + layer.time.first_frame()) * tiles + tile) * CHANNEL_BLOCK);
-            for c in (0..CHANNEL_BLOCK).step_by(S::LANES) {
-                let [half_y, half_x] = [0, 1].map(|axis| S::load(layer.minus_half[axis].as_ptr().add(c)));
-                // [qx][row]
-                let mut half_way = [[zero; INPUTS]; POINTS];
-                for row in 0..INPUTS {
-                    let mut d = [zero; INPUTS];
-                    for (column, d) in d.iter_mut().enumerate() {
-                        *d = S::load(from.add((row * columns + column) * CHANNEL_BLOCK + c));
+            for tile in group.begin..group.end {
+                let (clip, ty, tx) = layer.tile_at(tile);
+                let corner = t * frame_len + (ty * TILE * columns + tx * TILE) * CHANNEL_BLOCK;
+                let clip = layer.input.offset + clip * layer.input.clip_len;
+                let from = group.context.arena.at(clip + corner).cast_const();
+                for c in (0..CHANNEL_BLOCK).step_by(S::LANES) {
+                    let [half_y, half_x] = [0, 1].map(|axis| S::load(layer.minus_half[axis].as_ptr().add(c)));
+                    // [qx][row]
+                    let mut half_way = [[zero; INPUTS]; POINTS];
+                    for row in 0..INPUTS {
+                        let mut d = [zero; INPUTS];
+                        for (column, d) in d.iter_mut().enumerate() {
+                            *d = S::load(from.add((row * columns + column) * CHANNEL_BLOCK + c));
+                        }
+                        let points = data_four::<S>(&d, half_x);
+                        for qx in 0..POINTS {
+                            half_way[qx][row] = points[qx];
+                        }
                     }
-                    let points = data_four::<S>(&d, half_x);
                     for qx in 0..POINTS {
-                        half_way[qx][row] = points[qx];
+                        let points = data_four::<S>(&half_way[qx], half_y);
+                        for qy in 0..POINTS {
+                            let to = to.add((qy * POINTS + qx) * stride + c);
+                            prefetch_to_write(to.wrapping_add(4 * CHANNEL_BLOCK));
+                            S::store(to, points[qy]);
+                        }
                     }
                 }
-                for qx in 0..POINTS {
-                    let points = data_four::<S>(&half_way[qx], half_y);
-                    for qy in 0..POINTS {
-                        S::store(to.add((qy * POINTS + qx) * stride + c), points[qy]);
-                    }
-                }
+                to = to.add(CHANNEL_BLOCK);
             }
         }
     }
 }
 
-/// Spatial inverse of one tile of a group, all frames, and the end of the layer.
+/// Spatial inverse of a group, in the same order, and the end of the layer.
 #[derive(Clone, Copy)]
 struct InverseTransform<'a> {
     group: Group<'a>,
-    tile: usize,
-    /// Of the group.
-    tiles: usize,
     m: *const f32,
+    /// Frames of the output.
+    begin: usize,
+    end: usize,
 }
 
 impl Kernel for InverseTransform<'_> {
@@ -307,39 +308,46 @@ impl Kernel for InverseTransform<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { group, tile, tiles, m } = self;
+        let Self { group, m, begin, end } = self;
         let layer = group.layer;
-        let shape @ Shape { t, h, w, .. } = layer.output.shape;
+        let shape @ Shape { h, w, .. } = layer.output.shape;
         let cp = shape.cp();
         let stride = layer.point_strides()[1];
-        let (clip, ty, tx) = layer.tile_at(group.begin + tile);
-        let (y, x) = (ty * TILE, tx * TILE);
-        // The last tiles may reach beyond the map.
-        let (rows, columns) = (TILE.min(h - y), TILE.min(w - x));
-        let to = group.context.arena.at(layer.output.offset + clip * layer.output.clip_len);
         let zero = S::splat(0.0);
-        for t in 0..t {
-            let from = m.add((t * tiles + tile) * cp);
-            for c in (0..cp).step_by(S::LANES) {
-                // [row][qx]
-                let mut half_way = [[zero; POINTS]; TILE];
-                for qx in 0..POINTS {
-                    let mut p = [zero; POINTS];
-                    for (qy, p) in p.iter_mut().enumerate() {
-                        *p = S::load(from.add((qy * POINTS + qx) * stride + c));
+        let mut from = m;
+        for t in begin..end {
+            for tile in group.begin..group.end {
+                let (clip, ty, tx) = layer.tile_at(tile);
+                let (y, x) = (ty * TILE, tx * TILE);
+                // The last tiles may reach beyond the map.
+                let (rows, columns) = (TILE.min(h - y), TILE.min(w - x));
+                let corner = ((t * h + y) * w + x) * cp;
+                let to = group.context.arena.at(layer.output.offset + clip * layer.output.clip_len + corner);
+                for c in (0..cp).step_by(S::LANES) {
+                    // [row][qx]
+                    let mut half_way = [[zero; POINTS]; TILE];
+                    for qx in 0..POINTS {
+                        let mut p = [zero; POINTS];
+                        for (qy, p) in p.iter_mut().enumerate() {
+                            let from = from.add((qy * POINTS + qx) * stride + c);
+                            prefetch(from.wrapping_add(cp));
+                            *p = S::load(from);
+                        }
+                        let results = inverse::<S>(&p);
+                        for row in 0..TILE {
+                            half_way[row][qx] = results[row];
+                        }
                     }
-                    let results = inverse::<S>(&p);
-                    for row in 0..TILE {
-                        half_way[row][qx] = results[row];
+                    for (row, points) in half_way.iter().enumerate().take(rows) {
+                        for (column, &result) in inverse::<S>(points).iter().enumerate().take(columns) {
+                            let residual = layer.epilogue.residual_at(group.context, clip, t, y + row, x + column);
+                            let to = to.add((row * w + column) * cp);
+                            prefetch_to_write(to.wrapping_add(TILE * cp + c));
+                            layer.epilogue.finish::<S>(result, to, residual, c);
+                        }
                     }
                 }
-                for (row, points) in half_way.iter().enumerate().take(rows) {
-                    for (column, &result) in inverse::<S>(points).iter().enumerate().take(columns) {
-                        let (y, x) = (y + row, x + column);
-                        let residual = layer.epilogue.residual_at(group.context, clip, t, y, x);
-                        layer.epilogue.finish::<S>(result, to.add(((t * h + y) * w + x) * cp), residual, c);
-                    }
-                }
+                from = from.add(cp);
             }
         }
     }

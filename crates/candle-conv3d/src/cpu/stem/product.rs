@@ -1,7 +1,10 @@
-//! The matrix product of a spatial point, its inner dimension in runs that lie apart.
+//! The matrix products of a spatial point, their inner dimension in runs that lie apart.
 
+use super::super::CHANNEL_BLOCK;
 use super::super::microkernel::{accumulate, for_rows, panels, row_blocks};
 use super::super::simd::{Kernel, PANEL_VECTORS, Simd};
+use super::time::Time;
+use super::transform::{POINTS, inverse};
 
 /// `c = sum over taps of a[tap] * b[tap]`: row `r` of `a[tap]` is the `run` floats at `a + tap * tap_stride + r * lda`.
 ///
@@ -52,6 +55,98 @@ unsafe fn block<S: Simd, const MR: usize, const NV: usize>(
     c: *mut f32,
 ) {
     let TapProduct { lda, tap_stride, taps, run, columns, .. } = *product;
+    let acc = sum_taps::<S, MR, NV>(a, lda, tap_stride, taps, run, b);
+    for (row, sums) in acc.iter().enumerate() {
+        for (v, &sum) in sums.iter().enumerate() {
+            S::store(c.add(row * columns + v * S::LANES), sum);
+        }
+    }
+}
+
+/// The products at the points of one temporal tile, and their inverse transform.
+///
+/// The products of one register block at a time wait for it in `products`, in the first-level cache: written out, they
+/// are nearly twice the results.
+///
+/// # Safety
+/// To run it the pointers must have these extents, and no other thread may use `c` and `products` meanwhile.
+#[derive(Clone, Copy)]
+pub(super) struct TileProducts<'a> {
+    pub(super) time: &'a Time,
+    /// Row `r` of tap `tap` is the `run` floats at `a + tap * tap_stride + r * CHANNEL_BLOCK`.
+    pub(super) a: *const f32,
+    pub(super) tap_stride: usize,
+    pub(super) rows: usize,
+    pub(super) run: usize,
+    /// The weights of each point after those of the last, packed.
+    pub(super) b: *const f32,
+    pub(super) columns: usize,
+    /// [`PRODUCTS`] floats.
+    pub(super) products: *mut f32,
+    /// `[frame][rows][columns]`
+    pub(super) c: *mut f32,
+    /// Frames of the tile, at most [`TILE`].
+    pub(super) frames: usize,
+}
+
+/// Floats of the largest register block at every point.
+pub(super) const PRODUCTS: usize = POINTS * 12 * PANEL_VECTORS * 16;
+
+impl Kernel for TileProducts<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for (column, width) in panels(self.columns, S::LANES) {
+            for (row, rows) in row_blocks(self.rows, S::MAX_ROWS) {
+                if width == PANEL_VECTORS * S::LANES {
+                    for_rows!(S, rows, tile_block, 2, (&self, row, column));
+                } else {
+                    for_rows!(S, rows, tile_block, 1, (&self, row, column));
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn tile_block<S: Simd, const MR: usize, const NV: usize>(tile: &TileProducts, row: usize, column: usize) {
+    const { assert!(POINTS * MR * NV * S::LANES <= PRODUCTS) };
+    let TileProducts { a, tap_stride, run, b, columns, products, .. } = *tile;
+    let a = a.add(row * CHANNEL_BLOCK);
+    let (mut tap, mut points) = (0, 0);
+    for taps in tile.time.sets() {
+        let b = b.add((tap * columns + column * taps) * run);
+        let acc = sum_taps::<S, MR, NV>(a.add(tap * tap_stride), CHANNEL_BLOCK, tap_stride, taps, run, b);
+        for (i, &sum) in acc.as_flattened().iter().enumerate() {
+            S::store(products.add((points * MR * NV + i) * S::LANES), sum);
+        }
+        tap += taps;
+        points += 1;
+    }
+    let c = tile.c.add(row * columns + column);
+    for i in 0..MR * NV {
+        let mut p = [S::splat(0.0); POINTS];
+        for (point, p) in p.iter_mut().enumerate().take(points) {
+            *p = S::load(products.add((point * MR * NV + i) * S::LANES));
+        }
+        for (frame, &result) in inverse::<S>(&p).iter().enumerate().take(tile.frames) {
+            S::store(c.add((frame * tile.rows + i / NV) * columns + i % NV * S::LANES), result);
+        }
+    }
+}
+
+/// The sum over taps of a register block: row `r` of tap `t` is the `run` floats at `a + t * tap_stride + r * lda`, `b`
+/// a panel of `NV` vectors.
+#[inline(always)]
+unsafe fn sum_taps<S: Simd, const MR: usize, const NV: usize>(
+    a: *const f32,
+    lda: usize,
+    tap_stride: usize,
+    taps: usize,
+    run: usize,
+    b: *const f32,
+) -> [[S::V; NV]; MR] {
     let mut acc = [[S::splat(0.0); NV]; MR];
     for tap in 0..taps {
         let mut rows = [a; MR];
@@ -60,9 +155,5 @@ unsafe fn block<S: Simd, const MR: usize, const NV: usize>(
         }
         accumulate::<S, MR, NV>(&mut acc, &rows, b.add(tap * run * NV * S::LANES), run);
     }
-    for (row, sums) in acc.iter().enumerate() {
-        for (v, &sum) in sums.iter().enumerate() {
-            S::store(c.add(row * columns + v * S::LANES), sum);
-        }
-    }
+    acc
 }

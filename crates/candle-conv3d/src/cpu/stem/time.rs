@@ -2,8 +2,8 @@
 
 use super::super::CHANNEL_BLOCK;
 use super::super::simd::Simd;
-use super::product::TapProduct;
-use super::transform::{POINTS, THREE_TAP_POINTS, TILE, data_four, data_three, inverse, weights_four, weights_three};
+use super::product::{PRODUCTS, TapProduct, TileProducts};
+use super::transform::{POINTS, THREE_TAP_POINTS, TILE, data_four, data_three, weights_four, weights_three};
 
 /// How the temporal taps meet the frames.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,22 +101,29 @@ impl Time {
         }
     }
 
-    /// Floats of scratch for [`multiply`](Self::multiply): points' data, then their products.
-    pub(super) fn scratch_len(&self, rows: usize, columns: usize) -> usize {
+    /// Floats of scratch for [`multiply`](Self::multiply): the points' data of a tile, then a block's products.
+    pub(super) fn scratch_len(&self, rows: usize) -> usize {
         match self.method {
             Method::Direct => 0,
-            Method::Three => self.tiles() * rows * THREE_TAP_POINTS * (CHANNEL_BLOCK + columns),
-            Method::Seven => self.tiles() * rows * (self.weight_taps() * CHANNEL_BLOCK + POINTS * columns),
+            Method::Three | Method::Seven => rows * self.weight_taps() * CHANNEL_BLOCK + PRODUCTS,
         }
     }
 
+    /// Frames of the output that [`multiply`](Self::multiply) computes at a time, and how often.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let output = self.output;
+        (0..self.tiles()).map(move |tile| tile * TILE..output.min((tile + 1) * TILE))
+    }
+
     /// Convolves `v`, `[padded frame][row][CHANNEL_BLOCK]`, in time and over the channels `begin..begin + run`; `m` is
-    /// `[frame][row][columns]`. `weights` are the sets of one spatial point, each packed.
+    /// `[frame][row][columns]` for the output frames `frames`, one of [`blocks`](Self::blocks). `weights` are the sets
+    /// of one spatial point, each packed.
     ///
     /// # Safety
     /// The pointers have these extents and `scratch` [`scratch_len`](Self::scratch_len); no other thread uses `m` and
     /// `scratch` meanwhile. `rows > 0`; `columns` is a multiple of the lanes.
     #[inline(always)]
+    #[expect(clippy::too_many_arguments, reason = "one call site; each has its own meaning")]
     pub(super) unsafe fn multiply<S: Simd>(
         &self,
         v: *const f32,
@@ -124,67 +131,47 @@ impl Time {
         [begin, run]: [usize; 2],
         weights: *const f32,
         columns: usize,
+        frames: std::ops::Range<usize>,
         m: *mut f32,
         scratch: *mut f32,
     ) {
-        let (from, to) = (rows * CHANNEL_BLOCK, rows * columns);
-        let product = TapProduct {
-            a: v.add(begin),
-            lda: CHANNEL_BLOCK,
+        let from = rows * CHANNEL_BLOCK;
+        let read = v.add(frames.start * from);
+        match self.method {
+            Method::Direct => {
+                for t in frames.clone() {
+                    let taps = self.valid_taps(t);
+                    S::call(TapProduct {
+                        a: v.add(begin + (t + taps.start) * from),
+                        lda: CHANNEL_BLOCK,
+                        tap_stride: from,
+                        rows,
+                        taps: taps.len(),
+                        run,
+                        b: weights,
+                        all_taps: self.kernel,
+                        first_tap: taps.start,
+                        columns,
+                        c: m.add((t - frames.start) * rows * columns),
+                    });
+                }
+                return;
+            }
+            Method::Three => transform_three::<S>(read, from, scratch, from),
+            Method::Seven => transform_seven::<S>(read, from, scratch, from),
+        }
+        S::call(TileProducts {
+            time: self,
+            a: scratch.add(begin),
             tap_stride: from,
             rows,
-            taps: self.kernel,
             run,
             b: weights,
-            all_taps: self.kernel,
-            first_tap: 0,
             columns,
+            products: scratch.add(self.weight_taps() * from),
             c: m,
-        };
-        if self.method == Method::Direct {
-            for t in 0..self.output {
-                let taps = self.valid_taps(t);
-                S::call(TapProduct {
-                    a: product.a.add((t + taps.start) * from),
-                    taps: taps.len(),
-                    first_tap: taps.start,
-                    c: m.add(t * to),
-                    ..product
-                });
-            }
-            return;
-        }
-        let tiles = self.tiles();
-        let products = scratch.add(self.weight_taps() * tiles * from);
-        for tile in 0..tiles {
-            let (read, write) = (v.add(tile * TILE * from), scratch.add(tile * from));
-            match self.method {
-                Method::Seven => transform_seven::<S>(read, from, write, tiles * from),
-                _ => transform_three::<S>(read, from, write, tiles * from),
-            }
-        }
-        let mut tap = 0;
-        for (point, taps) in self.sets().enumerate() {
-            S::call(TapProduct {
-                a: scratch.add(tap * tiles * from + begin),
-                tap_stride: tiles * from,
-                rows: tiles * rows,
-                taps,
-                b: weights.add(tap * run * columns),
-                all_taps: taps,
-                c: products.add(point * tiles * to),
-                ..product
-            });
-            tap += taps;
-        }
-        for tile in 0..tiles {
-            let frames = TILE.min(self.output - tile * TILE);
-            let (read, write) = (products.add(tile * to), m.add(tile * TILE * to));
-            match self.method {
-                Method::Seven => inverse_frames::<S, POINTS>(read, tiles * to, write, to, frames),
-                _ => inverse_frames::<S, THREE_TAP_POINTS>(read, tiles * to, write, to, frames),
-            }
-        }
+            frames: frames.len(),
+        });
     }
 }
 
@@ -218,26 +205,6 @@ unsafe fn transform_three<S: Simd>(frames: *const f32, len: usize, points: *mut 
         }
         for (point, &value) in data_three::<S>(&d).iter().enumerate() {
             S::store(points.add(point * stride + i), value);
-        }
-    }
-}
-
-/// Products at `P` points to the first `count` of four frames of `len` floats.
-#[inline(always)]
-unsafe fn inverse_frames<S: Simd, const P: usize>(
-    points: *const f32,
-    stride: usize,
-    frames: *mut f32,
-    len: usize,
-    count: usize,
-) {
-    for i in (0..len).step_by(S::LANES) {
-        let mut p = [S::splat(0.0); POINTS];
-        for (point, p) in p.iter_mut().enumerate().take(P) {
-            *p = S::load(points.add(point * stride + i));
-        }
-        for (frame, &value) in inverse::<S>(&p).iter().enumerate().take(count) {
-            S::store(frames.add(frame * len + i), value);
         }
     }
 }
