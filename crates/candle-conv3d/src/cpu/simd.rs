@@ -61,6 +61,30 @@ pub(crate) unsafe fn dispatch<K: Kernel>(instruction_set: InstructionSet, kernel
     }
 }
 
+/// Asks for the cache line at `address`, which is about to be read; any address will do.
+#[inline(always)]
+pub(crate) fn prefetch(address: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has the instruction, and it never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
+/// As [`prefetch`], for a line that is about to be written.
+#[inline(always)]
+pub(crate) fn prefetch_to_write(address: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: processors without the instruction take it for none; it never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// Eight lanes of plain Rust, which the compiler turns into whatever the baseline of the target has.
 #[derive(Clone, Copy)]
 pub(crate) struct Portable;

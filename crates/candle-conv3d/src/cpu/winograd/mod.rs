@@ -19,7 +19,7 @@ use super::program::{Context, Epilogue};
 use super::simd::Simd;
 use super::team::Team;
 use super::{Shape, Window};
-use phases::{DataTransform, InverseTransform, PointProducts};
+use phases::{Phase, PointProducts, Transform};
 use time::Time;
 use transform::Axis;
 
@@ -141,15 +141,12 @@ impl Winograd {
             let scratch = own.add(self.v_len());
             member.share(groups, |index| {
                 let group = group_at(index, own);
-                for tile in group.begin..group.end {
-                    S::call(DataTransform { layer: self, context, group, tile, frames: (0, t) });
-                }
+                let end = (group.end - group.begin) * t;
+                S::call(Transform { layer: self, context, group, phase: Phase::Data, begin: 0, end });
                 for point in 0..points {
                     S::call(PointProducts { layer: self, group, point, scratch });
                 }
-                for tile in group.begin..group.end {
-                    S::call(InverseTransform { layer: self, context, group, tile, frames: (0, t) });
-                }
+                S::call(Transform { layer: self, context, group, phase: Phase::Inverse, begin: 0, end });
             });
             return;
         }
@@ -157,19 +154,19 @@ impl Winograd {
         for index in 0..groups {
             let group = group_at(index, context.scratch.at(0));
             let count = (group.end - group.begin) * t;
-            member.share(count, |item| {
-                let (tile, frame) = (group.begin + item / t, item % t);
-                S::call(DataTransform { layer: self, context, group, tile, frames: (frame, frame + 1) });
-            });
-            member.barrier();
+            let chunks = count.min(4 * member.threads());
+            let transform = |phase| {
+                member.share(chunks, |chunk| {
+                    let (begin, end) = (count * chunk / chunks, count * (chunk + 1) / chunks);
+                    S::call(Transform { layer: self, context, group, phase, begin, end });
+                });
+                member.barrier();
+            };
+            transform(Phase::Data);
             member.share(points, |point| S::call(PointProducts { layer: self, group, point, scratch }));
             member.barrier();
-            member.share(count, |item| {
-                let (tile, frame) = (group.begin + item / t, item % t);
-                S::call(InverseTransform { layer: self, context, group, tile, frames: (frame, frame + 1) });
-            });
-            // The next group's data transform overwrites V.
-            member.barrier();
+            // The barrier after it keeps the next group's data transform from overwriting V.
+            transform(Phase::Inverse);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::super::Shape;
 use super::super::program::Context;
-use super::super::simd::{Kernel, Simd};
+use super::super::simd::{Kernel, Simd, prefetch, prefetch_to_write};
 use super::transform::{POINTS, data, inverse};
 use super::{Group, Winograd};
 
@@ -31,97 +31,175 @@ macro_rules! for_tile {
     };
 }
 
-/// Phase 1 of one tile, frames `frames.0..frames.1`.
+/// A spatial transform.
 #[derive(Clone, Copy)]
-pub(super) struct DataTransform<'a> {
+pub(super) enum Phase {
+    /// From the input to `V`.
+    Data,
+    /// From `V` to the output.
+    Inverse,
+}
+
+/// A spatial transform of the items `begin..end` of a group: frame after frame, and each tile by tile, so that the rows
+/// of the maps and the points of `V` are walked in the order they are stored in.
+#[derive(Clone, Copy)]
+pub(super) struct Transform<'a> {
     pub(super) layer: &'a Winograd,
     pub(super) context: &'a Context<'a>,
     pub(super) group: Group,
-    pub(super) tile: usize,
-    pub(super) frames: (usize, usize),
+    pub(super) phase: Phase,
+    pub(super) begin: usize,
+    pub(super) end: usize,
 }
 
-impl Kernel for DataTransform<'_> {
+/// One tile in one frame.
+#[derive(Clone, Copy)]
+struct Place {
+    clip: usize,
+    t: usize,
+    /// First row and column.
+    y: usize,
+    x: usize,
+    /// Rows of `V` before this one at each kind of point.
+    rows: Kinds,
+}
+
+/// Of the points along y and x: those that all tiles have, and those that the last one lacks.
+type Kinds = [[usize; 2]; 2];
+
+impl Kernel for Transform<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let (_, ty, tx) = self.layer.tile_at(self.tile);
-        let (my, mx) = (self.layer.y.tile(ty).1, self.layer.x.tile(tx).1);
-        for_tile!(my, mx, S, self.transform());
-    }
-}
-
-impl DataTransform<'_> {
-    #[inline(always)]
-    unsafe fn transform<S: Simd, const MY: usize, const MX: usize>(self) {
-        let layer = self.layer;
-        let Shape { h, w, .. } = layer.input.shape;
-        let cp = layer.input.shape.cp();
-        let (clip, ty, tx) = layer.tile_at(self.tile);
-        let (y, x) = (layer.y.tile(ty).0, layer.x.tile(tx).0);
-        // Tiles end where the map ends, so only the outermost inputs can be padding.
-        let (top, bottom) = (y == 0, y + MY == h);
-        let (left, right) = (x == 0, x + MX == w);
-        let clip = self.context.arena.at(layer.input.offset + clip * layer.input.clip_len).cast_const();
-        let zero = S::splat(0.0);
-        for t in self.frames.0..self.frames.1 {
-            let to = layer.addresses(&self.group, self.tile, t, cp, [MY + 2, MX + 2]);
-            // Above and left of the map at the first tiles: never read there.
-            let from = clip.wrapping_add((t * h + y) * w * cp + x * cp).wrapping_sub((w + 1) * cp);
-            for c in (0..cp).step_by(S::LANES) {
-                let mut rows = [[zero; POINTS]; POINTS];
-                for dy in 0..MY + 2 {
-                    if (dy == 0 && top) || (dy == MY + 1 && bottom) {
-                        continue;
-                    }
-                    let mut d = [zero; POINTS];
-                    let row = from.wrapping_add(dy * w * cp + c);
-                    if !left {
-                        d[0] = S::load(row);
-                    }
-                    for (dx, value) in d[..MX + 1].iter_mut().enumerate().skip(1) {
-                        *value = S::load(row.wrapping_add(dx * cp));
-                    }
-                    if !right {
-                        d[MX + 1] = S::load(row.wrapping_add((MX + 1) * cp));
-                    }
-                    let points = data::<S, MX>(&d);
-                    for qx in 0..MX + 2 {
-                        rows[qx][dy] = points[qx];
-                    }
-                }
-                for qx in 0..MX + 2 {
-                    let points = data::<S, MY>(&rows[qx]);
-                    for qy in 0..MY + 2 {
-                        S::store(to[qy][qx].add(c), points[qy]);
-                    }
-                }
+        let Self { layer, group, .. } = self;
+        let first_lacking = [layer.y.points_of_last(), layer.x.points_of_last()];
+        let before = |tile| {
+            let kinds = |qy, qx| layer.tiles_before(tile, qy, qx);
+            [
+                [kinds(0, 0), kinds(0, first_lacking[1])],
+                [kinds(first_lacking[0], 0), kinds(first_lacking[0], first_lacking[1])],
+            ]
+        };
+        let (begin, end) = (before(group.begin), before(group.end));
+        let tiles = group.end - group.begin;
+        for item in self.begin..self.end {
+            let (index, t) = (group.begin + item % tiles, item / tiles);
+            let (clip, ty, tx) = layer.tile_at(index);
+            let ((y, my), (x, mx)) = (layer.y.tile(ty), layer.x.tile(tx));
+            let own = before(index);
+            let rows = std::array::from_fn(|ky| {
+                std::array::from_fn(|kx| t * (end[ky][kx] - begin[ky][kx]) + own[ky][kx] - begin[ky][kx])
+            });
+            let place = Place { clip, t, y, x, rows };
+            match self.phase {
+                Phase::Data => for_tile!(my, mx, S, self.data(place)),
+                Phase::Inverse => for_tile!(my, mx, S, self.inverse(place)),
             }
         }
     }
 }
 
-impl Winograd {
-    /// Addresses in `V` of one tile and frame at each spatial point, for `channels` stored channels.
+impl Transform<'_> {
     #[inline(always)]
-    unsafe fn addresses(
-        &self,
-        group: &Group,
-        tile: usize,
-        t: usize,
-        channels: usize,
-        points: [usize; 2],
-    ) -> [[*mut f32; POINTS]; POINTS] {
+    unsafe fn data<S: Simd, const MY: usize, const MX: usize>(self, place: Place) {
+        let layer = self.layer;
+        let Shape { h, w, .. } = layer.input.shape;
+        let cp = layer.input.shape.cp();
+        let Place { clip, t, y, x, .. } = place;
+        // Tiles end where the map ends, so only the outermost inputs can be padding.
+        let (top, bottom) = (y == 0, y + MY == h);
+        let (left, right) = (x == 0, x + MX == w);
+        let to = self.addresses(place, cp, [MY + 2, MX + 2]);
+        let clip = self.context.arena.at(layer.input.offset + clip * layer.input.clip_len).cast_const();
+        // Above and left of the map at the first tiles: never read there.
+        let from = clip.wrapping_add((t * h + y) * w * cp + x * cp).wrapping_sub((w + 1) * cp);
+        let zero = S::splat(0.0);
+        for c in (0..cp).step_by(S::LANES) {
+            let mut rows = [[zero; POINTS]; POINTS];
+            for dy in 0..MY + 2 {
+                if (dy == 0 && top) || (dy == MY + 1 && bottom) {
+                    continue;
+                }
+                let mut d = [zero; POINTS];
+                let row = from.wrapping_add(dy * w * cp + c);
+                for dx in 2..MX + 2 {
+                    prefetch(row.wrapping_add((MX + dx) * cp));
+                }
+                if !left {
+                    d[0] = S::load(row);
+                }
+                for (dx, value) in d[..MX + 1].iter_mut().enumerate().skip(1) {
+                    *value = S::load(row.wrapping_add(dx * cp));
+                }
+                if !right {
+                    d[MX + 1] = S::load(row.wrapping_add((MX + 1) * cp));
+                }
+                let points = data::<S, MX>(&d);
+                for qx in 0..MX + 2 {
+                    rows[qx][dy] = points[qx];
+                }
+            }
+            for qx in 0..MX + 2 {
+                let points = data::<S, MY>(&rows[qx]);
+                for qy in 0..MY + 2 {
+                    prefetch_to_write(to[qy][qx].wrapping_add(cp + c));
+                    S::store(to[qy][qx].add(c), points[qy]);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn inverse<S: Simd, const MY: usize, const MX: usize>(self, place: Place) {
+        let layer = self.layer;
+        let Shape { h, w, .. } = layer.output.shape;
+        let cp = layer.output.shape.cp();
+        let Place { clip, t, y, x, .. } = place;
+        let from = self.addresses(place, cp, [MY + 2, MX + 2]);
+        let to = self.context.arena.at(layer.output.offset + clip * layer.output.clip_len + ((t * h + y) * w + x) * cp);
+        let mut residuals = [[std::ptr::null(); MX]; MY];
+        for (oy, row) in residuals.iter_mut().enumerate() {
+            for (ox, residual) in row.iter_mut().enumerate() {
+                *residual = layer.epilogue.residual_at(self.context, clip, t, y + oy, x + ox);
+            }
+        }
+        let zero = S::splat(0.0);
+        for c in (0..cp).step_by(S::LANES) {
+            let mut rows = [[zero; POINTS]; 4];
+            for qx in 0..MX + 2 {
+                let mut points = [zero; POINTS];
+                for qy in 0..MY + 2 {
+                    prefetch(from[qy][qx].wrapping_add(cp + c));
+                    points[qy] = S::load(from[qy][qx].add(c));
+                }
+                let results = inverse::<S, MY>(&points);
+                for oy in 0..MY {
+                    rows[oy][qx] = results[oy];
+                }
+            }
+            for oy in 0..MY {
+                let results = inverse::<S, MX>(&rows[oy]);
+                for ox in 0..MX {
+                    prefetch_to_write(to.wrapping_add((oy * w + ox + MX) * cp + c));
+                    prefetch(residuals[oy][ox].wrapping_add(MX * cp + c));
+                    layer.epilogue.finish::<S>(results[ox], to.add((oy * w + ox) * cp), residuals[oy][ox], c);
+                }
+            }
+        }
+    }
+
+    /// Addresses in `V` of a place at each spatial point, for `channels` stored channels.
+    #[inline(always)]
+    unsafe fn addresses(&self, place: Place, channels: usize, points: [usize; 2]) -> [[*mut f32; POINTS]; POINTS] {
+        let layer = self.layer;
+        let (last_y, last_x) = (layer.y.points_of_last(), layer.x.points_of_last());
         let mut addresses = [[std::ptr::null_mut(); POINTS]; POINTS];
-        // Only two kinds of points differ along each axis: those that the last tile has, and the others.
         for (qy, row) in addresses.iter_mut().enumerate().take(points[0]) {
             for (qx, address) in row.iter_mut().enumerate().take(points[1]) {
-                let before = self.tiles_before(group.begin, qy, qx);
-                let position = self.tiles_before(tile, qy, qx) - before;
-                let rows = self.tiles_before(group.end, qy, qx) - before;
-                let point = qy * self.x.points() + qx;
-                *address = group.v.add(point * self.point_stride() + (t * rows + position) * channels);
+                let rows = place.rows[usize::from(qy >= last_y)][usize::from(qx >= last_x)];
+                let point = qy * layer.x.points() + qx;
+                *address = self.group.v.add(point * layer.point_stride() + rows * channels);
             }
         }
         addresses
@@ -153,68 +231,5 @@ impl Kernel for PointProducts<'_> {
         let v = self.group.v.add(self.point * layer.point_stride());
         let weights = layer.weights.as_ptr().add(self.point * layer.time.points() * k * columns);
         layer.time.multiply::<S>(v, rows, weights, k, columns, self.scratch);
-    }
-}
-
-/// Phase 3 of one tile, frames `frames.0..frames.1`.
-#[derive(Clone, Copy)]
-pub(super) struct InverseTransform<'a> {
-    pub(super) layer: &'a Winograd,
-    pub(super) context: &'a Context<'a>,
-    pub(super) group: Group,
-    pub(super) tile: usize,
-    pub(super) frames: (usize, usize),
-}
-
-impl Kernel for InverseTransform<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<S: Simd>(self) {
-        let (_, ty, tx) = self.layer.tile_at(self.tile);
-        let (my, mx) = (self.layer.y.tile(ty).1, self.layer.x.tile(tx).1);
-        for_tile!(my, mx, S, self.transform());
-    }
-}
-
-impl InverseTransform<'_> {
-    #[inline(always)]
-    unsafe fn transform<S: Simd, const MY: usize, const MX: usize>(self) {
-        let layer = self.layer;
-        let Shape { h, w, .. } = layer.output.shape;
-        let cp = layer.output.shape.cp();
-        let (clip, ty, tx) = layer.tile_at(self.tile);
-        let (y, x) = (layer.y.tile(ty).0, layer.x.tile(tx).0);
-        let to = self.context.arena.at(layer.output.offset + clip * layer.output.clip_len);
-        let zero = S::splat(0.0);
-        for t in self.frames.0..self.frames.1 {
-            let from = layer.addresses(&self.group, self.tile, t, cp, [MY + 2, MX + 2]);
-            let mut residuals = [[std::ptr::null(); MX]; MY];
-            for (oy, row) in residuals.iter_mut().enumerate() {
-                for (ox, residual) in row.iter_mut().enumerate() {
-                    *residual = layer.epilogue.residual_at(self.context, clip, t, y + oy, x + ox);
-                }
-            }
-            for c in (0..cp).step_by(S::LANES) {
-                let mut rows = [[zero; POINTS]; 4];
-                for qx in 0..MX + 2 {
-                    let mut points = [zero; POINTS];
-                    for qy in 0..MY + 2 {
-                        points[qy] = S::load(from[qy][qx].add(c));
-                    }
-                    let results = inverse::<S, MY>(&points);
-                    for oy in 0..MY {
-                        rows[oy][qx] = results[oy];
-                    }
-                }
-                for oy in 0..MY {
-                    let results = inverse::<S, MX>(&rows[oy]);
-                    for ox in 0..MX {
-                        let result = to.add(((t * h + y + oy) * w + x + ox) * cp);
-                        layer.epilogue.finish::<S>(results[ox], result, residuals[oy][ox], c);
-                    }
-                }
-            }
-        }
     }
 }

@@ -117,11 +117,16 @@ impl Axis {
         self.tile.min(self.len) + 2
     }
 
+    /// Points of the last tile.
+    #[inline(always)]
+    pub(super) fn points_of_last(&self) -> usize {
+        self.tile(self.tiles() - 1).1 + 2
+    }
+
     /// Tiles that have a point: all, or all but the last.
     #[inline(always)]
     pub(super) fn tiles_with(&self, point: usize) -> usize {
-        let (_, last) = self.tile(self.tiles() - 1);
-        if point < last + 2 { self.tiles() } else { self.tiles() - 1 }
+        self.tiles() - usize::from(point >= self.points_of_last())
     }
 
     /// Products a channel pair, summed over the tiles.
