@@ -23,8 +23,8 @@ const KERNEL: usize = 7;
 /// Rows and columns of squares before the first that holds data: three pixels of padding and one more, because the
 /// first of the eight taps that four squares have is zero.
 const HALO: usize = 2;
-/// Floats of a group's spatial points before and after the products, 4 MiB: fewer tiles read the weights more often,
-/// more leave the last-level cache.
+/// Floats of a group's spatial points, all frames before the products and four after: fewer tiles read the weights more
+/// often, more leave the last-level cache. Two register blocks of rows on most maps.
 const GROUP: usize = 720 << 10;
 /// A product of this algorithm against one of direct convolution, transforms included.
 const PRODUCT_COST: usize = 2;

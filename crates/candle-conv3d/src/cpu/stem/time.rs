@@ -109,7 +109,7 @@ impl Time {
         }
     }
 
-    /// Frames of the output that [`multiply`](Self::multiply) computes at a time, and how often.
+    /// The frames of the output, as [`multiply`](Self::multiply) computes them at a time.
     pub(super) fn blocks(&self) -> impl Iterator<Item = std::ops::Range<usize>> {
         let output = self.output;
         (0..self.tiles()).map(move |tile| tile * TILE..output.min((tile + 1) * TILE))
