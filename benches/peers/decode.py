@@ -133,23 +133,18 @@ def command_of(args, engine, video, passes, pixels=None, threads=1):
     return command + (["--pixels", pixels] if pixels else [])
 
 
-def cpu_seconds(command):
-    """User and system time of a command and all that it waited for."""
-    process = subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"failed: {' '.join(map(str, command))}")
-    return usage.ru_utime + usage.ru_stime
-
-
-def wall_seconds(commands):
-    """Time until all commands, which run at once, have ended."""
+def run_at_once(commands):
+    """Wall-clock seconds until all commands have ended, and their CPU seconds together."""
     begin = time.perf_counter()
     processes = [subprocess.Popen(list(map(str, command)), stdout=subprocess.DEVNULL) for command in commands]
-    if any(process.wait() for process in processes):
-        sys.exit(f"failed: {commands}")
-    return time.perf_counter() - begin
+    cpu = 0
+    for process in processes:
+        _, status, usage = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            sys.exit(f"failed: {' '.join(process.args)}")
+        cpu += usage.ru_utime + usage.ru_stime
+    return time.perf_counter() - begin, cpu
 
 
 def frames_of(args, video):
@@ -200,8 +195,8 @@ def table_of_times(args, videos, work):
     for turn in range(args.rounds):
         for name, video, passes in videos:
             for engine in args.engines:
-                once = cpu_seconds(command_of(args, engine, video, 1))
-                often = cpu_seconds(command_of(args, engine, video, 1 + passes))
+                _, once = run_at_once([command_of(args, engine, video, 1)])
+                _, often = run_at_once([command_of(args, engine, video, 1 + passes)])
                 seconds.setdefault((video, engine), []).append((often - once) / passes)
             print(f"turn {turn + 1} of {args.rounds}: {name}", file=sys.stderr)
     print("| video | engine | ms CPU a frame | frames a CPU second | isolated Kinetoscope is faster by | in-process | apart |")
@@ -211,35 +206,38 @@ def table_of_times(args, videos, work):
             times = seconds[video, engine]
             median = statistics.median(times)
             # Of the same turn, so that what slows a turn slows both.
-            ratios = [statistics.median(mine / ours for mine, ours in zip(times, seconds[video, our]))
-                      if our in args.engines else float("nan") for our in OURS]
+            ratios = [f"{statistics.median(mine / ours for mine, ours in zip(times, seconds[video, our])):.2f}"
+                      if our in args.engines else "" for our in OURS]
             apart = "" if engine == ALONE else f"{distance(args, engine, video, work):.2f}"
             print(f"| {name} | {engine} | {1e3 * median / frames[video]:.3f} | {frames[video] / median:.0f} "
-                  f"| {ratios[0]:.2f} | {ratios[1]:.2f} | {apart} |", flush=True)
+                  f"| {ratios[0]} | {ratios[1]} | {apart} |", flush=True)
 
 
 def table_of_two_cores(args, videos):
     """Frames a second of wall-clock time with one and with two videos at a time."""
     engines = [engine for engine in args.engines if engine != ALONE]
-    print("\n| video | engine | frames/s, one | frames/s, two | two by one |\n|---|---|---|---|---|")
+    print("\n| video | engine | frames/s, one | frames/s, two | two by one | CPU time a frame, two by one |"
+          "\n|---|---|---|---|---|---|")
     for name, video, passes in videos:
         frames = frames_of(args, video)
-        rates = {}
+        walls, cpus = {}, {}
         for _ in range(args.rounds):
             for engine in engines:
                 for at_a_time in (1, 2):
-                    if engine in OURS:
-                        # One process with one or two threads, the same videos to do for each.
-                        once, often = (wall_seconds([command_of(args, engine, video, count * at_a_time,
-                                                                threads=at_a_time)]) for count in (1, 1 + passes))
-                    else:
-                        once, often = (wall_seconds([command_of(args, engine, video, count)] * at_a_time)
-                                       for count in (1, 1 + passes))
-                    rates.setdefault((engine, at_a_time), []).append(frames * passes * at_a_time / (often - once))
+                    # Kinetoscope is one process with one or two threads, a peer is one or two processes.
+                    ours = engine in OURS
+                    (once, once_cpu), (often, often_cpu) = (
+                        run_at_once([command_of(args, engine, video, count * at_a_time, threads=at_a_time)] if ours else
+                                    [command_of(args, engine, video, count)] * at_a_time)
+                        for count in (1, 1 + passes))
+                    decoded = frames * passes * at_a_time
+                    walls.setdefault((engine, at_a_time), []).append((often - once) / decoded)
+                    cpus.setdefault((engine, at_a_time), []).append((often_cpu - once_cpu) / decoded)
         for engine in engines:
             # Other load only ever slows: the best turn is nearest to what the machine can do.
-            one, two = (max(rates[engine, at_a_time]) for at_a_time in (1, 2))
-            print(f"| {name} | {engine} | {one:.0f} | {two:.0f} | {two / one:.2f} |", flush=True)
+            one, two = (1 / min(walls[engine, at_a_time]) for at_a_time in (1, 2))
+            cpu = statistics.median(b / a for a, b in zip(cpus[engine, 1], cpus[engine, 2]))
+            print(f"| {name} | {engine} | {one:.0f} | {two:.0f} | {two / one:.2f} | {cpu:.2f} |", flush=True)
 
 
 def main():
