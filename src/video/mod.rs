@@ -1,8 +1,8 @@
 //! From encoded bytes to clips of RGB pixels.
 //!
 //! [`decode_clips`] is the whole way: `decode` gives frames with times, [`sample`] says which frame goes into
-//! which clip, [`transform`] makes pixels of the network's input size. It is synchronous and uses one thread; callers
-//! choose where it blocks.
+//! which clip, [`transform`] makes pixels of the network's input size. It is synchronous and uses one thread; a
+//! [`Decoder`] does the same in a process of its own, and a [`DecodePool`] for many videos in turns.
 
 mod assembly;
 mod clock;

@@ -30,7 +30,8 @@ const CLIPS_AHEAD: usize = 2;
 pub struct PoolOptions {
     /// Videos that decode at a time, one thread each.
     pub threads: usize,
-    /// Videos that are open at a time; at least `threads`. Each costs the memory of a decoder, 20 to 120 MB up to 1080p.
+    /// Videos that are open at a time; at least `threads`. Each costs the memory of a decoder, 20 to 120 MB up to 1080p, and
+    /// in isolation a process, which stays for the next video.
     pub open_videos: usize,
 }
 
