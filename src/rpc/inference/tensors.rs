@@ -127,7 +127,7 @@ fn clips(tensor: InferInputTensor, raw: Option<Bytes>, clip: &ClipSpec) -> Resul
         expected: format!("[n, {}], n clips from 1 on", expected.map(|dim| dim.to_string()).join(", ")),
     })?;
     let contents = contents(tensor.contents);
-    let needed = |value_len: usize| n.checked_mul(len * value_len).unwrap_or(usize::MAX);
+    let needed = |value_len: usize| n.saturating_mul(len * value_len);
     let check = |actual, expected| match actual == expected {
         true => Ok(()),
         false => Err(TensorError::Length { name: CLIPS, actual, expected }),
