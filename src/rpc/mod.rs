@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -187,6 +187,8 @@ pub async fn serve(
 
     let (reflection_v1, reflection_v1alpha) = (reflection_builder(), reflection_builder());
     let mut until_drained = drained.clone();
+    // A small answer otherwise waits 40 ms for the client to acknowledge what came before it.
+    let incoming = TcpIncoming::from(listeners.grpc).with_nodelay(Some(true));
     let mut builder = Server::builder();
     if let Some(tls) = tls {
         builder = builder.tls_config(tls.config())?;
@@ -199,7 +201,7 @@ pub async fn serve(
         .add_service(reflection_v1alpha.build_v1alpha().expect("our own descriptors are valid"))
         .add_service(classification)
         .add_service(inference)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listeners.grpc), async move {
+        .serve_with_incoming_shutdown(incoming, async move {
             let _ = until_drained.wait_for(|drained| *drained).await;
         });
     tokio::pin!(server);
