@@ -208,13 +208,13 @@ fn options(args: &Args) -> proto::ClassificationOptions {
 /// Where videos are classified.
 enum Backend {
     Local { engine: Box<Engine>, classifier: Box<Classifier> },
-    Server { client: Client, timeout: Option<std::time::Duration>, retries: u32 },
+    Server { client: Box<Client>, timeout: Option<std::time::Duration>, retries: u32 },
 }
 
 impl Backend {
     async fn start(args: &Args) -> anyhow::Result<Self> {
         if let Some(server) = &args.server {
-            let client = args.connection.connect(server).await?;
+            let client = Box::new(args.connection.connect(server).await?);
             return Ok(Self::Server { client, timeout: args.timeout.map(Into::into), retries: args.retries });
         }
         let threads = args.engine.threads();
@@ -248,7 +248,7 @@ impl Backend {
                     None => None,
                 };
                 let call = || async {
-                    let (mut client, options) = (client.clone(), options.clone());
+                    let (mut client, options) = (Client::clone(client), options.clone());
                     match &content {
                         Some(content) => client.classify_video(content.clone(), options, *timeout).await,
                         None => {
