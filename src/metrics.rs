@@ -4,6 +4,7 @@
 //! that a client sends becomes a label.
 
 use std::borrow::Cow;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
@@ -69,7 +70,7 @@ pub struct Metrics {
     clips: Family<Labels<1>, Counter>,
     failed_batches: Family<Labels<1>, Counter>,
     worker_restarts: Family<Labels<1>, Counter>,
-    compute_seconds: Family<Labels<1>, Counter<f64, std::sync::atomic::AtomicU64>>,
+    compute_seconds: Family<Labels<1>, Counter<f64, AtomicU64>>,
     queue_clips: Family<Labels<1>, Gauge>,
     workers: Family<Labels<2>, Gauge>,
     frames: Counter,
@@ -78,6 +79,7 @@ pub struct Metrics {
     decodes: Family<Labels<1>, Gauge>,
     decoder_restarts: Gauge,
     buffered_bytes: Gauge,
+    cpu_seconds: Family<Labels<1>, Counter<f64, AtomicU64>>,
 }
 
 impl Default for Metrics {
@@ -103,6 +105,7 @@ impl Default for Metrics {
             decodes: Family::default(),
             decoder_restarts: Gauge::default(),
             buffered_bytes: Gauge::default(),
+            cpu_seconds: Family::default(),
             registry: Registry::default(),
         };
         let build = prometheus_client::metrics::info::Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
@@ -146,6 +149,12 @@ impl Default for Metrics {
             "Bytes of request messages held in memory",
             Unit::Bytes,
             metrics.buffered_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "cpu",
+            "CPU time of the server and its decoder processes, by what it was spent on",
+            Unit::Seconds,
+            metrics.cpu_seconds.clone(),
         );
         Self { registry, ..metrics }
     }
@@ -223,6 +232,15 @@ impl Metrics {
         self.decoder_restarts.set(restarts as i64);
     }
 
+    /// CPU time since the start of the server, by what it was spent on.
+    pub fn set_cpu(&self, parts: &[(&'static str, Duration)]) {
+        for &(part, time) in parts {
+            let counter = self.cpu_seconds.get_or_create(&[("part", part.into())]);
+            // Never back, though accounts are read one after the other; positive floats are ordered as their bits are.
+            counter.inner().fetch_max(time.as_secs_f64().to_bits(), Ordering::Relaxed);
+        }
+    }
+
     /// Bytes of request messages in memory right now.
     pub fn set_buffered_bytes(&self, bytes: usize) {
         self.buffered_bytes.set(bytes as i64);
@@ -236,7 +254,7 @@ pub(crate) struct ModelMetrics {
     pub(crate) clips: Counter,
     pub(crate) failed_batches: Counter,
     pub(crate) worker_restarts: Counter,
-    pub(crate) compute_seconds: Counter<f64, std::sync::atomic::AtomicU64>,
+    pub(crate) compute_seconds: Counter<f64, AtomicU64>,
     pub(crate) compute: Histogram,
     pub(crate) batch_wait: Histogram,
 }

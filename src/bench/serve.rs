@@ -7,12 +7,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
+use http_body_util::{BodyExt, Empty};
+use hyper_util::client::legacy::Client;
+use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 use tokio::task::JoinSet;
 use tonic::Status;
+use tonic::codegen::http::Uri;
 
 use crate::model::counter::CounterStream;
-use crate::rpc::client::Client;
+use crate::rpc::client::Client as RpcClient;
 use crate::rpc::{code_name, proto};
 
 /// When requests are sent.
@@ -92,6 +96,64 @@ pub struct Report {
     pub latency_ms: Latency,
     /// Requests that got none, by status code.
     pub errors: BTreeMap<&'static str, u64>,
+    /// What the server's CPU time went into; only with its metrics at hand.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processors: Option<Processors>,
+}
+
+/// CPU seconds a second: processors in use.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Processors {
+    /// By decoding.
+    pub decode: f64,
+    /// By the model.
+    pub model: f64,
+    /// By all else in the server.
+    pub rest: f64,
+}
+
+/// A server's page of metrics, for [`Processors`].
+#[derive(Debug, Clone)]
+pub struct MetricsPage(Uri);
+
+impl MetricsPage {
+    /// The page at `http://HOST:PORT/metrics`, or wherever it is.
+    pub fn new(uri: Uri) -> Self {
+        Self(uri)
+    }
+
+    async fn cpu_seconds(&self) -> Result<Processors, MetricsError> {
+        let client = Client::builder(TokioExecutor::new()).build_http::<Empty<Bytes>>();
+        let answer = client.get(self.0.clone()).await?;
+        if !answer.status().is_success() {
+            return Err(MetricsError::Refused(answer.status().as_u16()));
+        }
+        let page = answer.into_body().collect().await.map_err(|error| MetricsError::Broken(error.into()))?.to_bytes();
+        let page = String::from_utf8_lossy(&page);
+        let part = |name: &str| {
+            let start = format!("kinetoscope_cpu_seconds_total{{part=\"{name}\"}} ");
+            let value = page.lines().find_map(|line| line.strip_prefix(&start)?.trim().parse().ok());
+            value.ok_or(MetricsError::NotThere)
+        };
+        Ok(Processors { decode: part("decode")?, model: part("model")?, rest: part("rest")? })
+    }
+}
+
+/// Why a server's CPU time is not known.
+#[derive(Debug, thiserror::Error)]
+pub enum MetricsError {
+    /// Nobody answers.
+    #[error("the metrics can't be reached: {0}")]
+    Unreachable(#[from] hyper_util::client::legacy::Error),
+    /// The answer breaks off.
+    #[error("the metrics can't be read: {0}")]
+    Broken(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The answer is an error.
+    #[error("the metrics are refused with HTTP status {0}")]
+    Refused(u16),
+    /// The page is another program's.
+    #[error("the metrics have no `kinetoscope_cpu_seconds_total`")]
+    NotThere,
 }
 
 /// Percentiles in milliseconds; zero if nothing was answered.
@@ -107,8 +169,31 @@ pub struct Latency {
     pub max: f64,
 }
 
-/// Sends a load over the connections in turn and waits for all answers.
-pub async fn run(clients: &[Client], load: Load) -> Report {
+/// Sends a load over the connections in turn and waits for all answers. With the server's page of metrics, the report
+/// tells what its CPU time went into.
+pub async fn run(clients: &[RpcClient], load: Load, metrics: Option<&MetricsPage>) -> Result<Report, MetricsError> {
+    let before = match metrics {
+        Some(page) => Some(page.cpu_seconds().await?),
+        None => None,
+    };
+    let begun = Instant::now();
+    let report = send(clients, load).await;
+    let processors = match (metrics, before) {
+        (Some(page), Some(before)) => {
+            let after = page.cpu_seconds().await?;
+            let rate = |after: f64, before: f64| (after - before) / begun.elapsed().as_secs_f64();
+            Some(Processors {
+                decode: rate(after.decode, before.decode),
+                model: rate(after.model, before.model),
+                rest: rate(after.rest, before.rest),
+            })
+        }
+        _ => None,
+    };
+    Ok(Report { processors, ..report })
+}
+
+async fn send(clients: &[RpcClient], load: Load) -> Report {
     let load = Arc::new(load);
     let begun = Instant::now();
     let mut seen = Seen::new();
@@ -160,7 +245,7 @@ pub async fn run(clients: &[Client], load: Load) -> Report {
 }
 
 /// Clips of the answer and when it came.
-async fn request(client: &mut Client, load: &Load, index: usize) -> Result<(u64, Instant), Status> {
+async fn request(client: &mut RpcClient, load: &Load, index: usize) -> Result<(u64, Instant), Status> {
     let clips = match &load.payload {
         Payload::Videos { videos, options } => {
             let video = videos[index % videos.len()].clone();
@@ -225,6 +310,7 @@ impl Seen {
                 max: self.latency.max() as f64 / 1e3,
             },
             errors: self.errors,
+            processors: None,
         }
     }
 }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
+use tracing::info_span;
 
 use crate::engine::batcher::Priority;
 use crate::engine::{ClipInput, Engine, EngineError, PendingClip};
@@ -176,6 +177,11 @@ impl Classifier {
         self.pool.state()
     }
 
+    /// CPU time that decoding took in this process, of videos that are done.
+    pub fn decode_cpu_time(&self) -> Duration {
+        self.pool.cpu_time()
+    }
+
     /// Classifies one video; the clips' answers go to `clips`, if there is one, as they come. A receiver that takes
     /// none slows decoding down, one that is gone ends it. Dropping the future stops decoding too.
     pub async fn classify(
@@ -271,7 +277,10 @@ impl Classifier {
             Ok::<(), ClassifyError>(())
         };
         let take = async {
+            let mut span = None;
             while let Some((start, end, pending)) = running.recv().await {
+                // From the first clip's turn to the last one's answer.
+                span.get_or_insert_with(|| info_span!("model"));
                 let output = pending.await?;
                 let probabilities = scores::softmax(&output.logits);
                 let clip = ClipScores { start, end, probabilities, embedding: output.embedding };

@@ -77,6 +77,10 @@ struct ServeArgs {
     #[arg(long, value_name = "NAME")]
     model_name: Option<String>,
 
+    /// The server's page of metrics (see its --http), to tell how many processors decoding and the model took
+    #[arg(long, value_name = "URL")]
+    metrics: Option<tonic::codegen::http::Uri>,
+
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -158,7 +162,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 #[cfg(feature = "video")]
 fn bench_serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
-    use crate::bench::serve::{Arrivals, Load, Payload, run};
+    use crate::bench::serve::{Arrivals, Load, MetricsPage, Payload, run};
     use crate::rpc::proto;
 
     let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("can't read {}", path.display()));
@@ -186,7 +190,8 @@ fn bench_serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
             }
         };
         let load = Load { arrivals, duration: args.duration.into(), timeout: args.timeout.into(), payload };
-        anyhow::Ok(run(&clients, load).await)
+        let metrics = args.metrics.map(MetricsPage::new);
+        anyhow::Ok(run(&clients, load, metrics.as_ref()).await?)
     })?;
     if args.json {
         println!("{}", serde_json::to_string(&report)?);
@@ -198,6 +203,12 @@ fn bench_serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
             "latency: median {:.1} ms, 90% {:.1} ms, 99% {:.1} ms, longest {:.1} ms",
             latency.p50, latency.p90, latency.p99, latency.max
         );
+        if let Some(used) = report.processors {
+            println!(
+                "processors in use: {:.2} decode, {:.2} model, {:.2} rest of the server",
+                used.decode, used.model, used.rest
+            );
+        }
         for (code, count) in &report.errors {
             println!("{code}: {count}");
         }

@@ -79,10 +79,20 @@ impl Cli {
             Command::Serve(_) => "info",
             _ => "warn",
         };
-        if let Err(error) = telemetry::init(self.log_format, self.log.as_deref().unwrap_or(default_filter)) {
-            eprintln!("kinetoscope: --log: {error}");
-            return ExitCode::from(2);
-        }
+        let filter = self.log.as_deref().unwrap_or(default_filter);
+        let collector = match &self.command {
+            #[cfg(all(feature = "otlp", feature = "video"))]
+            Command::Serve(args) => args.otlp.as_deref(),
+            _ => None,
+        };
+        // Sends the last traces when it is dropped.
+        let _telemetry = match telemetry::init(self.log_format, filter, collector) {
+            Ok(telemetry) => telemetry,
+            Err(error) => {
+                eprintln!("kinetoscope: {error}");
+                return ExitCode::from(2);
+            }
+        };
         let result = match self.command {
             #[cfg(feature = "video")]
             Command::Serve(args) => serve::run(args),

@@ -118,6 +118,12 @@ pub(super) struct Args {
     #[arg(long, env = "KINETOSCOPE_MAX_DURATION", value_name = "TIME", default_value = "30m")]
     max_duration: Duration,
 
+    /// OpenTelemetry collector that traces of calls are sent to (OTLP over gRPC), such as http://localhost:4317; nobody if
+    /// absent
+    #[cfg(feature = "otlp")]
+    #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
+    pub(super) otlp: Option<String>,
+
     /// How long running requests may take to finish after SIGTERM
     #[arg(long, env = "KINETOSCOPE_GRACE", value_name = "TIME", default_value = "30s")]
     grace: Duration,

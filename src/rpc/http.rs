@@ -13,6 +13,7 @@ use tracing::error;
 
 use super::Services;
 use super::admission::MessageMemory;
+use super::cpu_time::CpuMeter;
 use crate::engine::WorkerState;
 use crate::metrics;
 
@@ -22,6 +23,7 @@ pub(super) struct State {
     pub(super) services: Arc<Services>,
     pub(super) memory: MessageMemory,
     pub(super) is_ready: watch::Receiver<bool>,
+    pub(super) cpu: Arc<CpuMeter>,
 }
 
 pub(super) async fn serve(listener: TcpListener, state: State) {
@@ -59,5 +61,8 @@ async fn metrics(Extract(state): Extract<State>) -> impl IntoResponse {
     let decodes = [("waiting", pool.waiting), ("open", pool.open), ("running", pool.running)];
     metrics.set_decodes(&decodes, pool.worker_restarts);
     metrics.set_buffered_bytes(state.memory.held());
+    if let Ok(spent) = state.cpu.read(state.services.classifier.decode_cpu_time()) {
+        metrics.set_cpu(&[("decode", spent.decode), ("model", spent.model), ("rest", spent.rest)]);
+    }
     ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.encode())
 }

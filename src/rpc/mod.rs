@@ -4,6 +4,7 @@ mod admission;
 mod auth;
 mod batch;
 pub mod client;
+mod cpu_time;
 mod http;
 mod inference;
 mod request;
@@ -181,7 +182,8 @@ pub async fn serve(
     let watching = watch_health(Arc::clone(&services), health, ready, drained.clone());
     let watching = AbortOnDropHandle::new(tokio::spawn(watching));
     let http = listeners.http.map(|listener| {
-        let state = http::State { services: Arc::clone(&services), memory: memory.clone(), is_ready };
+        let state =
+            http::State { services: Arc::clone(&services), memory: memory.clone(), is_ready, cpu: Arc::default() };
         AbortOnDropHandle::new(tokio::spawn(http::serve(listener, state)))
     });
 

@@ -82,8 +82,12 @@ where
             "request",
             id = id.to_str().unwrap_or_default(),
             call = request.uri().path(),
-            token = tracing::field::Empty
+            token = tracing::field::Empty,
+            otel.kind = tracing::field::Empty,
+            otel.name = tracing::field::Empty
         );
+        #[cfg(feature = "otlp")]
+        crate::telemetry::otlp::continue_trace(&span, request.uri().path(), request.headers());
         let method = Method::of(request.uri().path());
         let timeout = request.headers().get(GRPC_TIMEOUT).and_then(parse_timeout);
         let metrics = Arc::clone(&self.layer.metrics);
@@ -209,6 +213,8 @@ impl Call {
     fn record(&mut self, code: Code) {
         if self.in_flight.take().is_some() {
             self.metrics.request_ended(self.method, status::code_name(code));
+            #[cfg(feature = "otlp")]
+            crate::telemetry::otlp::set_status(&self.span, code);
             self.span.in_scope(|| info!(?code, elapsed = ?self.started.elapsed(), "answered"));
         }
     }

@@ -12,7 +12,7 @@ use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Status, Streaming};
-use tracing::Instrument;
+use tracing::{Instrument, info_span};
 
 use super::admission::Reservations;
 use super::proto::classify_video_stream_request::Payload;
@@ -102,7 +102,7 @@ async fn run(
     let receive = async {
         let upload = Upload { messages: &mut messages, reservations: &reservations, received: &received };
         let begun = Instant::now();
-        match upload.receive(first_chunk, writer).await {
+        match upload.receive(first_chunk, writer).instrument(info_span!("receive")).await {
             Ok(bytes) => {
                 service.services.metrics.received(bytes);
                 service.services.metrics.stage(Stage::Receive, begun.elapsed());

@@ -9,15 +9,18 @@ use std::any::Any;
 use std::io;
 use std::ops::ControlFlow;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::{Instrument, info_span};
 
 use super::assembly::Passed;
+use super::ffmpeg::thread_cpu_time;
 use super::spool::WhileWaiting;
 use super::{Clip, DecodeOptions, Decoder, Isolation, Source, VideoError, VideoSummary};
 use crate::model::spec::{ClipSpec, Preprocessing};
@@ -66,6 +69,8 @@ pub struct DecodePool {
     /// One permit a video that decodes.
     turns: Arc<Semaphore>,
     waiting: AtomicUsize,
+    /// Nanoseconds of CPU time of the pool's threads that ended.
+    cpu_time: Arc<AtomicU64>,
 }
 
 impl DecodePool {
@@ -79,7 +84,14 @@ impl DecodePool {
             places: Arc::new(Semaphore::new(options.open_videos)),
             turns: Arc::new(Semaphore::new(options.threads)),
             waiting: AtomicUsize::new(0),
+            cpu_time: Arc::default(),
         }
+    }
+
+    /// CPU time that the pool's threads spent on videos that are done, however they ended. That of decoder processes is
+    /// theirs and not counted here.
+    pub fn cpu_time(&self) -> Duration {
+        Duration::from_nanos(self.cpu_time.load(Ordering::Relaxed))
     }
 
     /// What the pool does now. The numbers are read one after the other, so they may be from different moments.
@@ -122,7 +134,7 @@ impl DecodePool {
         let (sender, clips) = mpsc::channel(CLIPS_AHEAD);
         let (send_result, result) = oneshot::channel();
         let decoding = Decoding { clips, result, cancel: cancel.clone().drop_guard() };
-        let Some(place) = self.place(&cancel).await else {
+        let Some(place) = self.place(&cancel).instrument(info_span!("decode_wait")).await else {
             let _ = send_result.send(Err(VideoError::Cancelled));
             return decoding;
         };
@@ -134,7 +146,10 @@ impl DecodePool {
             interrupted: AtomicBool::new(false),
             runtime: Handle::current(),
         });
+        let cpu_time = Arc::clone(&self.cpu_time);
+        let span = info_span!("decode");
         let run = move || {
+            let _entered = span.entered();
             let result = panic::catch_unwind(AssertUnwindSafe(|| {
                 // Whether a video can be opened is told even to who wants no clips.
                 let _ = turn.take_unless(turn.cancel.cancelled());
@@ -148,6 +163,8 @@ impl DecodePool {
                 Ok(result) => result,
                 Err(panic) => Err(VideoError::DecoderCrashed { detail: words_of(panic.as_ref()) }),
             };
+            // The thread has done nothing else.
+            cpu_time.fetch_add(thread_cpu_time().as_nanos() as u64, Ordering::Relaxed);
             // Whoever learns the result finds place and turn free.
             turn.give_up();
             drop((turn, place));

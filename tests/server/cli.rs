@@ -24,25 +24,32 @@ fn text(bytes: &[u8]) -> &str {
 struct Serving {
     child: Child,
     address: String,
+    http_address: String,
 }
 
 impl Serving {
     fn start() -> Self {
+        Self::with(&[])
+    }
+
+    fn with(args: &[&str]) -> Self {
         let mut child = kinetoscope()
-            .args(["serve", "--listen", "127.0.0.1:0", "--log-format", "json"])
+            .args(["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log-format", "json"])
+            .args(args)
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
         let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let address = lines
+        let [address, http_address] = lines
             .find_map(|line| {
                 let event: Value = serde_json::from_str(&line.unwrap()).expect("the log is JSON");
-                Some(event.get("address")?.as_str()?.to_owned())
+                let at = |key| Some(event.get(key)?.as_str()?.to_owned());
+                Some([at("address")?, at("http_address")?])
             })
             .expect("the server says where it listens");
         // Keeps the pipe open and empty.
         std::thread::spawn(move || lines.for_each(drop));
-        Self { child, address }
+        Self { child, address, http_address }
     }
 
     fn terminate(mut self) -> std::process::ExitStatus {
@@ -184,6 +191,77 @@ fn a_load_is_measured_in_both_loops() {
             (report["videos_per_second"].as_f64().unwrap(), report["clips_per_second"].as_f64().unwrap());
         assert!((clips / videos - 3.0).abs() < 1e-9, "each video has three clips: {report}");
         assert_eq!(report["errors"], serde_json::json!({}));
+    }
+}
+
+#[test]
+fn a_load_tells_what_the_servers_processors_did() {
+    let media = Media::new();
+    let serving = Serving::start();
+    let metrics = format!("http://{}/metrics", serving.http_address);
+    let (video, server) = (video(&media), ["--server", &serving.address, "--metrics", &metrics, "--json"]);
+    let output = run(&[&["bench", "serve", &video, "--duration", "2s"], &server[..]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    let used = |part: &str| report["processors"][part].as_f64().unwrap();
+    assert!(used("decode") > 0.0 && used("model") > 0.0 && used("rest") >= 0.0, "{report}");
+
+    let nowhere = format!("http://{}/nowhere", serving.http_address);
+    let output = run(&["bench", "serve", &video, "--server", &serving.address, "--metrics", &nowhere]);
+    assert!(!output.status.success() && text(&output.stderr).contains("404"), "{}", text(&output.stderr));
+}
+
+#[cfg(feature = "otlp")]
+#[tokio::test]
+async fn a_call_becomes_a_trace_with_its_stages_below_the_callers_span() {
+    use kinetoscope::rpc::proto::video_classification_service_client::VideoClassificationServiceClient;
+    use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
+    use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
+
+    struct Collector(tokio::sync::mpsc::UnboundedSender<ExportTraceServiceRequest>);
+
+    #[tonic::async_trait]
+    impl TraceService for Collector {
+        async fn export(
+            &self,
+            request: tonic::Request<ExportTraceServiceRequest>,
+        ) -> Result<tonic::Response<ExportTraceServiceResponse>, tonic::Status> {
+            self.0.send(request.into_inner()).expect("the test takes all");
+            Ok(tonic::Response::new(ExportTraceServiceResponse::default()))
+        }
+    }
+
+    let (sender, mut exports) = tokio::sync::mpsc::unbounded_channel();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let collector = format!("http://{}", listener.local_addr().unwrap());
+    let service = tonic::transport::Server::builder().add_service(TraceServiceServer::new(Collector(sender)));
+    tokio::spawn(service.serve_with_incoming(tonic::transport::server::TcpIncoming::from(listener)));
+
+    let media = Media::new();
+    let video = std::fs::read(video(&media)).unwrap();
+    let serving = tokio::task::spawn_blocking(move || Serving::with(&["--otlp", &collector])).await.unwrap();
+    let (trace, caller) = ("0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331");
+    let mut request = tonic::Request::new(crate::support::request(video));
+    request.metadata_mut().insert("traceparent", format!("00-{trace}-{caller}-01").parse().unwrap());
+    let server = format!("http://{}", serving.address);
+    let mut client = VideoClassificationServiceClient::connect(server).await.unwrap();
+    client.classify_video(request).await.unwrap();
+    // What is left is sent when the server stops.
+    drop(client);
+    assert!(tokio::task::spawn_blocking(move || serving.terminate()).await.unwrap().success());
+
+    let mut spans = Vec::new();
+    while let Ok(export) = exports.try_recv() {
+        let of = export.resource_spans.into_iter().flat_map(|resource| resource.scope_spans);
+        spans.extend(of.flat_map(|scope| scope.spans));
+    }
+    let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+    let call = spans.iter().find(|span| span.name.ends_with("/ClassifyVideo")).expect("the call is a span");
+    assert_eq!((hex(&call.trace_id).as_str(), hex(&call.parent_span_id).as_str()), (trace, caller));
+    for stage in ["decode_wait", "decode", "model"] {
+        let span = spans.iter().find(|span| span.name == stage).unwrap_or_else(|| panic!("{stage}: {spans:?}"));
+        assert_eq!((&span.trace_id, &span.parent_span_id), (&call.trace_id, &call.span_id), "{stage}");
+        assert!(span.end_time_unix_nano > span.start_time_unix_nano, "{stage}");
     }
 }
 
