@@ -140,7 +140,7 @@ pub struct Statistics {
     pub batches: u64,
     /// Sum over clips of their wait for a batch.
     pub queued: Duration,
-    /// Sum over batches of their time on the device.
+    /// Sum over clips of the time that their batch took on the device.
     pub computed: Duration,
     /// When the last batch ended.
     pub last: Option<SystemTime>,

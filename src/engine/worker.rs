@@ -153,7 +153,7 @@ impl Thread {
                 let statistics = &mut guard.statistics;
                 statistics.clips += batch.len() as u64;
                 statistics.batches += 1;
-                statistics.computed += elapsed;
+                statistics.computed += elapsed * batch.len() as u32;
                 statistics.last = Some(SystemTime::now());
                 drop(guard);
                 self.answer(batch, outputs, elapsed);

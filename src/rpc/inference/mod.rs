@@ -308,7 +308,10 @@ impl GrpcInferenceService for Service {
                 inference_stats: Some(oip::InferStatistics {
                     success: time(done.clips, done.queued + done.computed),
                     queue: time(done.clips, done.queued),
-                    compute_infer: time(done.batches, done.computed),
+                    // perf_analyzer wants all three counts to be the same. Clips are packed and unpacked within the batch.
+                    compute_input: time(done.clips, Duration::ZERO),
+                    compute_infer: time(done.clips, done.computed),
+                    compute_output: time(done.clips, Duration::ZERO),
                     ..Default::default()
                 }),
             }
