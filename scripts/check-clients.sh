@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Runs the example clients against a server and compares their answers with the command line's. Needs Python 3 with venv,
-# ffmpeg, and a package index for the clients' libraries.
+# Runs the example clients against a server and compares their answers with the command line's, then Triton's
+# perf_analyzer. Needs Python 3 with venv, ffmpeg, and package indices for the clients' libraries; says what it skips where
+# one of them, or Node, is not there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -36,7 +37,7 @@ done
 "$kinetoscope" classify "${videos[@]}" --json 2>/dev/null >"$work/expected"
 check() {
     echo "== $*"
-    PYTHONPATH="$work" "$python" "$@" --server "$address" "${videos[@]}" 2>"$work/errors" >"$work/actual" || { cat "$work/errors"; exit 1; }
+    PYTHONPATH="$work" NODE_PATH="$work/node/node_modules" "$@" --server "$address" "${videos[@]}" 2>"$work/errors" >"$work/actual" || { cat "$work/errors"; exit 1; }
     "$python" - "$work/expected" "$work/actual" <<'PYTHON'
 import json, sys
 
@@ -51,7 +52,45 @@ for video in expected:
 print(f"{len(expected)} answers are those of the command line")
 PYTHON
 }
-check examples/python/classify.py
-check examples/python/classify.py --stream
-check examples/python/oip.py
-check examples/python/oip.py --stream
+check "$python" examples/python/classify.py
+check "$python" examples/python/classify.py --stream
+check "$python" examples/python/oip.py
+check "$python" examples/python/oip.py --stream
+check "$python" examples/python/reflect.py
+
+if command -v npm >/dev/null; then
+    cp -r examples/node "$work/node"
+    if (cd "$work/node" && npm install --silent --no-audit --no-fund --no-package-lock); then
+        check node "$work/node/classify.js" --proto proto
+    else
+        echo "SKIPPED: Node's libraries can't be installed here"
+    fi
+else
+    echo "SKIPPED: there is no Node here"
+fi
+
+# The newest perf_analyzer that runs on Debian 12's glibc comes with this version. It wants two libraries beside it.
+if "$work/venv/bin/pip" install --quiet --disable-pip-version-check --target "$work/perf" --no-deps \
+    tritonclient==2.41.0 nvidia-cuda-runtime-cu12==12.9.79 &&
+    (cd "$work/perf" && apt-get download -qq libb64-0d && dpkg -x libb64-0d_*.deb .); then
+    "$python" - "${videos[0]}" >"$work/video.json" <<'PYTHON'
+import base64, json, struct, sys
+
+video = open(sys.argv[1], "rb").read()
+print(json.dumps({"data": [{"VIDEO": {"b64": base64.b64encode(struct.pack("<I", len(video)) + video).decode()}}]}))
+PYTHON
+    model=$("$kinetoscope" inspect --json 2>/dev/null | "$python" -c 'import json, sys; print(json.load(sys.stdin)["name"])')
+    analyze() {
+        echo "== perf_analyzer $*"
+        # Ten answers say that it works; a stable figure would take longer.
+        LD_LIBRARY_PATH="$work/perf/nvidia/cuda_runtime/lib:$(dirname "$work"/perf/usr/lib/*/libb64.so.0d)" \
+            "$work/perf/bin/perf_analyzer" -m "$model" -i grpc -u "$address" "$@" --measurement-mode count_windows \
+            --measurement-request-count 10 --stability-percentage 999 >"$work/actual" 2>&1 || { cat "$work/actual"; exit 1; }
+        grep -E 'Throughput: [0-9.]*[1-9]' "$work/actual" || { cat "$work/actual"; exit 1; }
+    }
+    analyze --input-data "$work/video.json" --concurrency-range 2
+    analyze --input-data "$work/video.json" --concurrency-range 2 --streaming
+    analyze --shape CLIPS:2,16,112,112,3 --concurrency-range 2
+else
+    echo "SKIPPED: perf_analyzer can't be installed here"
+fi
