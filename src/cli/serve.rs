@@ -124,6 +124,10 @@ pub(super) struct Args {
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     pub(super) otlp: Option<String>,
 
+    /// How long a client may send nothing, or take no answers, in the midst of a call before the call is ended
+    #[arg(long, env = "KINETOSCOPE_IDLE_TIMEOUT", value_name = "TIME", default_value = "30s")]
+    idle_timeout: Duration,
+
     /// How long running requests may take to finish after SIGTERM
     #[arg(long, env = "KINETOSCOPE_GRACE", value_name = "TIME", default_value = "30s")]
     grace: Duration,
@@ -160,6 +164,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         spool: args.spool,
         tokens,
         tls,
+        idle_timeout: args.idle_timeout.into(),
         grace: args.grace.into(),
     };
 

@@ -1,13 +1,16 @@
 //! How much the server takes on: places for requests, and memory for their messages, reserved before they are read.
 
 use std::collections::VecDeque;
+use std::future::Future;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body, Frame};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Sleep;
 use tokio_util::sync::PollSemaphore;
 use tonic::Status;
 
@@ -22,14 +25,16 @@ pub(super) struct MessageMemory {
     bytes: Arc<Semaphore>,
     capacity: usize,
     max_message: usize,
+    /// How long a client may take for the next bytes of a message.
+    idle_timeout: Duration,
 }
 
 impl MessageMemory {
     /// Holds messages of up to `max_message` bytes, and `capacity` bytes of them, or one if that is less.
-    pub(super) fn new(capacity: usize, max_message: usize) -> Self {
+    pub(super) fn new(capacity: usize, max_message: usize, idle_timeout: Duration) -> Self {
         let max_message = max_message.min(u32::MAX as usize);
         let capacity = capacity.clamp(max_message, Semaphore::MAX_PERMITS);
-        Self { bytes: Arc::new(Semaphore::new(capacity)), capacity, max_message }
+        Self { bytes: Arc::new(Semaphore::new(capacity)), capacity, max_message, idle_timeout }
     }
 
     /// Bytes of messages that are held.
@@ -50,6 +55,7 @@ impl MessageMemory {
             prefix_len: 0,
             message_left: 0,
             unread: Bytes::new(),
+            silence: None,
         };
         (body, reservations)
     }
@@ -84,9 +90,28 @@ pub(super) struct MeteredBody {
     message_left: usize,
     /// What came and was not handed on yet.
     unread: Bytes,
+    /// Runs while bytes are missing.
+    silence: Option<Pin<Box<Sleep>>>,
 }
 
 impl MeteredBody {
+    /// The next frame, or an error if the client leaves us waiting for it in the midst of a message. Between the messages
+    /// of a stream it may take its time.
+    fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
+            self.silence = None;
+            return Poll::Ready(frame);
+        }
+        let is_stream = self.turn.is_some();
+        if is_stream && self.message_left == 0 && self.prefix_len == 0 {
+            return Poll::Pending;
+        }
+        let timeout = self.memory.idle_timeout;
+        let silence = self.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        ready!(silence.as_mut().poll(context));
+        Poll::Ready(Some(Err(status::client_idle(timeout))))
+    }
+
     /// Bytes at the start of `unread` that can be handed on, after reserving room for the message that begins there.
     fn poll_admit(&mut self, context: &mut Context<'_>) -> Poll<Result<usize, Status>> {
         let mut admitted = 0;
@@ -145,7 +170,7 @@ impl Body for MeteredBody {
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         let this = &mut *self;
         while this.unread.is_empty() {
-            match ready!(Pin::new(&mut this.body).poll_frame(context)) {
+            match ready!(this.poll_receive(context)) {
                 None => return Poll::Ready(None),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 Some(Ok(frame)) => match frame.into_data() {

@@ -82,6 +82,9 @@ pub struct ServeOptions {
     pub tokens: Option<Tokens>,
     /// Encrypts connections; they are plain if `None`.
     pub tls: Option<Tls>,
+    /// A call whose client sends nothing, or takes no answers, for so long while it is waited for ends with
+    /// DEADLINE_EXCEEDED. Clients that hang can't hold places and memory for ever.
+    pub idle_timeout: Duration,
     /// How long running requests may take to finish after the shutdown signal.
     pub grace: Duration,
 }
@@ -127,6 +130,7 @@ impl Default for ServeOptions {
             spool: None,
             tokens: None,
             tls: None,
+            idle_timeout: Duration::from_secs(30),
             grace: Duration::from_secs(30),
         }
     }
@@ -165,7 +169,7 @@ pub async fn serve(
     let max_message = usize::try_from(services.classifier.limits().max_bytes)
         .unwrap_or(usize::MAX)
         .saturating_add(MESSAGE_OVERHEAD_BYTES);
-    let memory = MessageMemory::new(options.message_memory, max_message);
+    let memory = MessageMemory::new(options.message_memory, max_message, options.idle_timeout);
     let services = Arc::new(services);
     let (ready, is_ready) = watch::channel(true);
     let service = service::Service::new(Arc::clone(&services), options, is_ready.clone());

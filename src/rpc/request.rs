@@ -335,7 +335,7 @@ mod tests {
 
     fn layer() -> RequestLayer {
         RequestLayer {
-            memory: MessageMemory::new(1 << 20, 1 << 10),
+            memory: MessageMemory::new(1 << 20, 1 << 10, Duration::from_secs(60)),
             metrics: Arc::new(Metrics::default()),
             tokens: None,
         }

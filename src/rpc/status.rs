@@ -114,6 +114,11 @@ pub(super) fn deadline_exceeded(timeout: Duration) -> Status {
     )
 }
 
+pub(super) fn client_idle(timeout: Duration) -> Status {
+    let message = format!("nothing came from the client for {timeout:?} while the call was waiting for it");
+    status(Code::DeadlineExceeded, "CLIENT_IDLE", message)
+}
+
 pub(super) fn message_too_large(actual: usize, limit: usize) -> Status {
     invalid("VIDEO_TOO_LARGE", format!("the request message is {actual} bytes; the limit is {limit}"))
 }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{MissedTickBehavior, timeout};
 use tokio_stream::Stream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
@@ -79,7 +79,8 @@ async fn run(
     request: Request<Streaming<ClassifyVideoStreamRequest>>,
     answers: Sender,
 ) -> Result<(), Status> {
-    let _place = service.place()?;
+    let place = service.place()?;
+    let idle_timeout = service.options.idle_timeout;
     let deadline = service::deadline(request.extensions());
     let reservations = request.extensions().get::<Reservations>().cloned().unwrap_or_default();
     let mut messages = request.into_inner();
@@ -100,7 +101,7 @@ async fn run(
     let (received, received_bytes) = tokio::sync::watch::channel(0u64);
     // Ends only if the upload fails.
     let receive = async {
-        let upload = Upload { messages: &mut messages, reservations: &reservations, received: &received };
+        let upload = Upload { messages: &mut messages, reservations: &reservations, received: &received, idle_timeout };
         let begun = Instant::now();
         match upload.receive(first_chunk, writer).instrument(info_span!("receive")).await {
             Ok(bytes) => {
@@ -125,7 +126,7 @@ async fn run(
         loop {
             let event = tokio::select! {
                 clip = clips.recv() => {
-                    let Some(clip) = clip else { return };
+                    let Some(clip) = clip else { return Ok(()) };
                     progress.clips += 1;
                     progress.position = Some(wire::duration(clip.end));
                     Event::Clip(wire::clip_result(clip, engine.spec(), &options))
@@ -135,27 +136,33 @@ async fn run(
                     Event::Progress(progress)
                 }
             };
-            if send(&answers, event).await.is_err() {
-                return;
+            match timeout(idle_timeout, send(&answers, event)).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(()),
+                Err(_) => return Err(status::client_idle(idle_timeout)),
             }
         }
     };
-    let classification = tokio::select! {
-        (classification, ()) = async { tokio::join!(classify, tell) } => classification?,
+    let told = async { tokio::try_join!(classify, tell) };
+    let (classification, ()) = tokio::select! {
+        told = told => told?,
         error = receive => return Err(error),
     };
-    let _ = send(&answers, Event::Classification(classification.into())).await;
+    drop(place);
+    send(&answers, Event::Classification(classification.into())).await;
     Ok(())
 }
 
-async fn send(answers: &Sender, event: Event) -> Result<(), ()> {
-    answers.send(Ok(ClassifyVideoStreamResponse { event: Some(event) })).await.map_err(|_| ())
+/// Says whether anybody is there to take it.
+async fn send(answers: &Sender, event: Event) -> bool {
+    answers.send(Ok(ClassifyVideoStreamResponse { event: Some(event) })).await.is_ok()
 }
 
 struct Upload<'a> {
     messages: &'a mut Streaming<ClassifyVideoStreamRequest>,
     reservations: &'a Reservations,
     received: &'a tokio::sync::watch::Sender<u64>,
+    idle_timeout: Duration,
 }
 
 impl Upload<'_> {
@@ -183,7 +190,8 @@ impl Upload<'_> {
             }
             // The message's room is free again: its bytes are in the spool.
             drop(self.reservations.take());
-            match self.messages.message().await? {
+            let message = timeout(self.idle_timeout, self.messages.message()).await;
+            match message.map_err(|_| status::client_idle(self.idle_timeout))?? {
                 Some(ClassifyVideoStreamRequest { payload: Some(Payload::Chunk(chunk)) }) => next = Some(chunk),
                 Some(ClassifyVideoStreamRequest { payload: Some(Payload::Options(_)) }) => {
                     return Err(status::invalid("OPTIONS_NOT_FIRST", "options may only be in the first message"));

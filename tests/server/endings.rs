@@ -14,7 +14,7 @@ use tonic::{Code, Request};
 use crate::inference;
 use crate::media::Media;
 use crate::streams::{chunk, keyed};
-use crate::support::{Client, Server, broken_engine, limits, request, slow_engine};
+use crate::support::{Client, Server, broken_engine, limits, reason, request, slow_engine};
 
 /// A way to send a video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,5 +185,80 @@ async fn the_server_is_full() {
         assert_eq!(send(server.channel().await, way, video(&media), None).await, expected, "{way:?}");
         assert_eq!(first.await.unwrap(), Code::Ok);
         server.assert_nothing_left_behind().await;
+    }
+}
+
+#[tokio::test]
+async fn a_client_that_falls_silent_in_a_message_frees_its_room() {
+    let options = ServeOptions { idle_timeout: Duration::from_millis(200), ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await;
+    for call in ["ClassifyVideo", "ClassifyVideoStream", "ClassifyVideos"] {
+        // The prefix announces a thousand bytes; ten come.
+        let begin = [&[0, 0, 0, 3, 232][..], &[0; 10]].concat();
+        let (sender, frames) = mpsc::channel(1);
+        sender.send(Ok::<_, tonic::Status>(http_body::Frame::data(begin.into()))).await.unwrap();
+        let body = tonic::body::Body::new(http_body_util::StreamBody::new(ReceiverStream::new(frames)));
+        let mut message = tonic::codegen::http::Request::post(format!(
+            "http://{}/kinetoscope.v1.VideoClassificationService/{call}",
+            server.address
+        ))
+        .header("content-type", "application/grpc")
+        .body(body)
+        .unwrap();
+        *message.version_mut() = tonic::codegen::http::Version::HTTP_2;
+        let mut channel = server.channel().await;
+        let response = tower::ServiceExt::ready(&mut channel).await.unwrap();
+        let response = tower::Service::call(response, message).await.unwrap();
+        let status = match tonic::Status::from_header_map(response.headers()) {
+            Some(status) => status,
+            None => {
+                let end = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+                tonic::Status::from_header_map(end.trailers().unwrap()).unwrap()
+            }
+        };
+        assert_eq!(reason(&status), (Code::DeadlineExceeded, "CLIENT_IDLE".to_owned()), "{call}");
+        server.assert_nothing_left_behind().await;
+        drop(sender);
+    }
+}
+
+#[tokio::test]
+async fn an_upload_that_falls_silent_frees_its_place() {
+    let media = Media::new();
+    let options = ServeOptions { idle_timeout: Duration::from_millis(200), max_requests: 1, ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await;
+    let video = media.make("video.mp4", "-f lavfi -i testsrc2=size=64x64 -frames:v 30 -pix_fmt yuv420p");
+    let video = std::fs::read(video).unwrap();
+    let (sender, chunks) = mpsc::channel(1);
+    sender.send(chunk(video[..video.len() / 2].to_vec())).await.unwrap();
+    let mut client = server.client().await;
+    let mut events = client.classify_video_stream(ReceiverStream::new(chunks)).await.unwrap().into_inner();
+    let status = loop {
+        match events.message().await {
+            Ok(Some(_)) => {}
+            Ok(None) => panic!("half a video is no answer"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(reason(&status), (Code::DeadlineExceeded, "CLIENT_IDLE".to_owned()));
+    assert!(client.classify_video(request(video)).await.is_ok(), "the only place is free");
+    drop(sender);
+}
+
+#[tokio::test]
+async fn a_stream_of_videos_may_pause_between_them() {
+    let media = Media::new();
+    let options = ServeOptions { idle_timeout: Duration::from_millis(200), ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await;
+    let video = media.make("video.mp4", "-f lavfi -i testsrc2=size=64x64 -frames:v 3 -pix_fmt yuv420p");
+    let video = std::fs::read(video).unwrap();
+    let (sender, videos) = mpsc::channel(1);
+    let mut client = server.client().await;
+    let mut answers = client.classify_videos(ReceiverStream::new(videos)).await.unwrap().into_inner();
+    for key in 0..2 {
+        sender.send(keyed(key, video.clone())).await.unwrap();
+        let answer = answers.message().await.unwrap().unwrap();
+        assert!(matches!(answer.result, Some(Answer::Classification(_))), "{answer:?}");
+        tokio::time::sleep(Duration::from_millis(600)).await;
     }
 }
