@@ -19,8 +19,10 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::waiting::{Waiting, WhileWaiting};
 
-/// Bytes fetched at a new place. Each piece that follows another is twice as long, up to [`LONGEST_PIECE`].
+/// Bytes fetched at a new place.
 pub const FIRST_PIECE: u64 = 256 << 10;
+
+/// Each piece that follows another is twice as long, up to this.
 const LONGEST_PIECE: u64 = 1 << 20;
 
 /// Bytes of a file that are held, beside the piece on its way: demuxers go back and forth between a few places, as where

@@ -57,7 +57,7 @@ fn is(code: Code, reason: &str) -> (Code, String) {
 
 /// Ten seconds of noise, some megabytes, the index last.
 fn large(media: &Media) -> Vec<u8> {
-    let args = "-f lavfi -i testsrc2=size=320x240:rate=25,noise=alls=60:allf=t -t 10 -g 25 -c:v mpeg4 -q:v 5";
+    let args = "-f lavfi -i testsrc2=size=320x240:rate=25,noise=alls=60:allf=t -t 10 -g 25 -c:v mpeg4 -q:v 12";
     let video = std::fs::read(media.make("large.mp4", args)).unwrap();
     assert!(video.len() > 3 << 20, "{} bytes", video.len());
     video
