@@ -1,0 +1,5 @@
+//! Training: from labelled videos to a model file.
+
+pub mod augment;
+pub mod dataset;
+pub mod loader;
