@@ -35,6 +35,8 @@ pub mod model;
 pub mod rpc;
 pub mod telemetry;
 #[cfg(feature = "video")]
+pub mod train;
+#[cfg(feature = "video")]
 pub mod uri;
 #[cfg(feature = "video")]
 pub mod video;

@@ -4,8 +4,12 @@ mod bench;
 #[cfg(feature = "video")]
 mod classify;
 mod convert;
+#[cfg(feature = "video")]
+mod data;
 mod inspect;
 mod model;
+#[cfg(feature = "video")]
+mod prepare;
 #[cfg(feature = "video")]
 mod report;
 #[cfg(feature = "video")]
@@ -44,6 +48,9 @@ enum Command {
     /// Classify videos, here or on a server
     #[cfg(feature = "video")]
     Classify(classify::Args),
+    /// Re-encode a dataset for faster training
+    #[cfg(feature = "video")]
+    Prepare(prepare::Args),
     /// Turn a PyTorch checkpoint into a model file
     Convert(convert::Args),
     /// Say what a model file or checkpoint is
@@ -98,6 +105,8 @@ impl Cli {
             Command::Serve(args) => serve::run(args),
             #[cfg(feature = "video")]
             Command::Classify(args) => classify::run(args),
+            #[cfg(feature = "video")]
+            Command::Prepare(args) => prepare::run(args),
             Command::Convert(args) => convert::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Bench(args) => bench::run(args),
