@@ -32,4 +32,6 @@ pub mod model;
 pub mod rpc;
 pub mod telemetry;
 #[cfg(feature = "video")]
+pub mod train;
+#[cfg(feature = "video")]
 pub mod video;
