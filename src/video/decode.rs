@@ -19,7 +19,7 @@ use super::picture::Orientation;
 use super::source::{Origin, explain_refusal};
 
 /// Part of a video by presentation time, from the start of the container's timeline.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct TimeRange {
     /// Frames shown from here on.
     pub start: Duration,
@@ -116,11 +116,9 @@ impl VideoStream {
         let reopen = || Self::at_start(source, options, cpu_time_before);
         let (mut stream, can_seek) = reopen()?;
         if can_seek && jumps {
-            if let Some(table) = stream.list_frames()? {
-                stream.table = Some(table);
-                if stream.jump_to(0)? {
-                    return Ok(stream);
-                }
+            stream.table = stream.list_frames()?;
+            if stream.table.is_some() && stream.jump_to(0)? {
+                return Ok(stream);
             }
             stream = reopen()?.0;
         }
@@ -135,6 +133,27 @@ impl VideoStream {
         }
         // Decoding from the start always gives the right frames.
         Ok(reopen()?.0)
+    }
+
+    /// Opens a video of which all frames are known by its packets; `None` if they are not, or if seeking does not lead to
+    /// them. [`VideoStream::jump_to`] says where decoding begins.
+    pub(super) fn open_listed(source: &dyn Origin, options: &DecodeOptions) -> Result<Option<Self>, VideoError> {
+        let (mut stream, can_seek) = Self::at_start(source, options, glue::thread_cpu_time())?;
+        if can_seek {
+            stream.table = stream.list_frames()?;
+        }
+        Ok(stream.table.is_some().then_some(stream))
+    }
+
+    /// Frames of the range, where they are known before they are decoded.
+    pub(super) fn listed_frames(&self) -> Option<u64> {
+        self.table.as_ref().map(FrameTable::len)
+    }
+
+    /// Displayed width and height in pixels, by the headers.
+    pub(super) fn size(&self) -> (u32, u32) {
+        let (width, height) = (self.decoder.width(), self.decoder.height());
+        if self.info.orientation.transpose { (height, width) } else { (width, height) }
     }
 
     /// Also tells whether seeking finds frames by the same times as decoding does. That needs timestamps in the
@@ -255,7 +274,7 @@ impl VideoStream {
 
     /// Goes on with the last key frame that frame `number` needs. Tells whether reading in fact goes on there, or with
     /// another key frame before.
-    fn jump_to(&mut self, number: u64) -> Result<bool, VideoError> {
+    pub(super) fn jump_to(&mut self, number: u64) -> Result<bool, VideoError> {
         let Some(table) = &self.table else { return Ok(false) };
         let Some(wanted) = table.frame(number) else { return Ok(false) };
         let Some(key) = table.key_before(wanted.pts) else { return Ok(false) };

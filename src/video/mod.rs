@@ -5,6 +5,7 @@
 //! [`Decoder`] does the same in a process of its own, and a [`DecodePool`] for many videos in turns.
 
 mod assembly;
+mod chosen;
 mod clock;
 mod decode;
 mod ending;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
+pub use chosen::{Choice, Extent, decode_chosen_clip, probe};
 pub use decode::TimeRange;
 pub use error::{PartialReason, Unit, VideoError};
 pub use isolation::{Decoder, Isolation, WorkerOptions, run_worker};

@@ -29,6 +29,18 @@ pub enum Crop {
         /// Vertical place: 0 at the top edge, 0.5 in the middle, 1 at the bottom edge.
         y: f64,
     },
+    /// A rectangle of the displayed frame, resized straight to the clip's size whatever its aspect ratio: for training.
+    /// All are parts of the frame's width or height, from 0 to 1; the rectangle lies within the frame.
+    Box {
+        /// Left edge, as a part of the frame's width.
+        left: f64,
+        /// Top edge, as a part of the frame's height.
+        top: f64,
+        /// Width, as a part of the frame's; more than 0.
+        width: f64,
+        /// Height, as a part of the frame's; more than 0.
+        height: f64,
+    },
 }
 
 /// Turns decoded frames into pixels of the network's input size. Keeps the weights of the last frame layout.
@@ -171,6 +183,13 @@ impl FrameTransform {
                 let length = (scale * width.min(height) as f64).max(f64::MIN_POSITIVE);
                 let span = |extent: usize, place: f64| Span { start: place * (extent as f64 - length), length };
                 (span(width, x), span(height, y))
+            }
+            Crop::Box { left, top, width: part_x, height: part_y } => {
+                let span = |extent: usize, start: f64, part: f64| Span {
+                    start: start * extent as f64,
+                    length: (part * extent as f64).max(f64::MIN_POSITIVE),
+                };
+                (span(width, left, part_x), span(height, top, part_y))
             }
         }
     }

@@ -1,0 +1,125 @@
+//! What can be wrong with a dataset.
+
+use std::fmt;
+use std::path::PathBuf;
+
+use super::Split;
+
+/// Why labelled videos can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum DatasetError {
+    /// A file or folder could not be read.
+    #[error("can't read {}: {error}", .path.display())]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: std::io::Error,
+    },
+    /// Neither class folders nor annotations of a known format.
+    #[error("{} is no dataset: found {found}; expected {expected}", .path.display())]
+    Unrecognised {
+        /// What was to be opened.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+        /// What could be.
+        expected: &'static str,
+    },
+    /// An annotation file is of a known format, but broken.
+    #[error("{}{}: {detail}", .path.display(), .line.map_or(String::new(), |line| format!(":{line}")))]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Line, from 1, where that is known.
+        line: Option<u64>,
+        /// What was found and what was expected.
+        detail: String,
+    },
+    /// One class or none.
+    #[error("found {}{}; at least two are needed to tell apart", plural(.classes, "class", "classes"), .classes.after_colon())]
+    TooFewClasses {
+        /// Those found.
+        classes: Listing,
+    },
+    /// A class without a video to train on.
+    #[error("no {split} videos of {}: {classes}; {why}", plural(.classes, "class", "classes"))]
+    EmptyClasses {
+        /// Where they are missing.
+        split: Split,
+        /// The classes.
+        classes: Listing,
+        /// What could be the reason.
+        why: String,
+    },
+    /// Classes with one video, where some are to be set apart for validation.
+    #[error("only one video of {0}; a class needs two, one to train on and one for validation")]
+    OneVideo(Listing),
+    /// Only one video to train on.
+    #[error("only one video to train on: {0}")]
+    OneVideoInAll(String),
+    /// A split has classes that the training split has not.
+    #[error("labels differ: the {split} split has {}: {classes}, which the training split has not", plural(.classes, "class", "classes"))]
+    UnknownClasses {
+        /// The split with more classes.
+        split: Split,
+        /// The classes.
+        classes: Listing,
+    },
+    /// Classes that the list of classes does not name.
+    #[error("{} of the annotations not in the list of classes {}: {classes}", plural(.classes, "class", "classes"), .list.display())]
+    UnlistedClasses {
+        /// The list of classes.
+        list: PathBuf,
+        /// Those that it lacks.
+        classes: Listing,
+    },
+    /// None of the annotated videos is there.
+    #[error("none of the {annotated} annotated videos was found in {}, for example {example}; --videos names their folder", .videos.display())]
+    AllMissing {
+        /// How many were looked for.
+        annotated: usize,
+        /// Where.
+        videos: PathBuf,
+        /// The file names that the first one may have.
+        example: String,
+    },
+    /// The same video with two labels.
+    #[error("labelled as more than one class: {0}")]
+    TwoLabels(Listing),
+    /// The same video in two splits.
+    #[error("in more than one split: {0}")]
+    TwoSplits(Listing),
+    /// Not a part of 1.
+    #[error("the validation fraction is {fraction}; it is from 0 to less than 1")]
+    ValidationFraction {
+        /// What was asked for.
+        fraction: f64,
+    },
+}
+
+/// Names of things; shows the first few.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listing(pub Vec<String>);
+
+impl Listing {
+    const SHOWN: usize = 8;
+
+    fn after_colon(&self) -> String {
+        if self.0.is_empty() { String::new() } else { format!(": {self}") }
+    }
+}
+
+impl fmt::Display for Listing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let shown = &self.0[..self.0.len().min(Self::SHOWN)];
+        f.write_str(&shown.join(", "))?;
+        let more = self.0.len() - shown.len();
+        if more > 0 { write!(f, " and {more} more") } else { Ok(()) }
+    }
+}
+
+fn plural(listing: &Listing, one: &str, many: &str) -> String {
+    let count = listing.0.len();
+    format!("{count} {}", if count == 1 { one } else { many })
+}

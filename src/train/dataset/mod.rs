@@ -1,0 +1,123 @@
+//! Labelled videos: from folders or annotation files to lists of examples.
+//!
+//! One submodule a format. [`Dataset::open`] tells by what it finds which one it is, reads all of it and checks all
+//! that can be known without opening a video.
+
+mod error;
+mod folders;
+mod gather;
+
+use std::path::PathBuf;
+
+pub use error::{DatasetError, Listing};
+
+use crate::video::TimeRange;
+
+/// Where labelled videos are.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DataSpec {
+    /// A folder or an annotation file; the format is recognised by the content.
+    pub annotations: PathBuf,
+    /// Where the videos of an annotation file are; beside it if `None`.
+    pub videos: Option<PathBuf>,
+    /// Names of all classes in their order, one a line, with or without a number before (as `classInd.txt`). The order is
+    /// what the format defines, or else alphabetical, if `None`.
+    pub classes: Option<PathBuf>,
+    /// Part of each class's videos that becomes the validation split where the data has no splits; 0.2.
+    pub validation_fraction: f64,
+    /// Which of several official splits (UCF-101 and HMDB-51 have three); 1.
+    pub split: u32,
+}
+
+impl DataSpec {
+    /// The data at `annotations`, and all else as usual.
+    pub fn new(annotations: impl Into<PathBuf>) -> Self {
+        Self { annotations: annotations.into(), videos: None, classes: None, validation_fraction: 0.2, split: 1 }
+    }
+}
+
+/// Labelled videos in three splits.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Dataset {
+    /// Names of the classes in the order of the network's outputs.
+    pub classes: Vec<String>,
+    /// What weights are fitted to.
+    pub train: Vec<Example>,
+    /// What tells how well that goes.
+    pub validation: Vec<Example>,
+    /// What is left for the end; often empty.
+    pub test: Vec<Example>,
+    /// Annotated videos whose files are not there: left out of the splits.
+    pub missing: Vec<String>,
+    /// What else a person should know, in sentences.
+    pub warnings: Vec<String>,
+}
+
+/// One labelled video, or a part of one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Example {
+    /// Name within the dataset: that of the annotations, or the path below the dataset's folder.
+    pub id: String,
+    /// The file.
+    pub video: PathBuf,
+    /// Index into [`Dataset::classes`].
+    pub class: usize,
+    /// The labelled part.
+    pub range: TimeRange,
+}
+
+/// Which examples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Split {
+    /// [`Dataset::train`].
+    Train,
+    /// [`Dataset::validation`].
+    Validation,
+    /// [`Dataset::test`].
+    Test,
+}
+
+impl Split {
+    /// All three.
+    pub const ALL: [Self; 3] = [Self::Train, Self::Validation, Self::Test];
+}
+
+impl std::fmt::Display for Split {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Train => "training",
+            Self::Validation => "validation",
+            Self::Test => "test",
+        })
+    }
+}
+
+impl Dataset {
+    /// Reads the annotations, finds the files and checks that there is something to train on: every class has videos, and
+    /// the splits agree. Of the videos, only the names are looked at; [`Dataset::check`] opens them.
+    pub fn open(spec: &DataSpec) -> Result<Self, DatasetError> {
+        let fraction = spec.validation_fraction;
+        if !(0.0..1.0).contains(&fraction) {
+            return Err(DatasetError::ValidationFraction { fraction });
+        }
+        let gathered = folders::read(&spec.annotations)?;
+        gathered.into_dataset(spec)
+    }
+
+    /// The examples of a split.
+    pub fn split(&self, split: Split) -> &[Example] {
+        match split {
+            Split::Train => &self.train,
+            Split::Validation => &self.validation,
+            Split::Test => &self.test,
+        }
+    }
+
+    fn split_mut(&mut self, split: Split) -> &mut Vec<Example> {
+        match split {
+            Split::Train => &mut self.train,
+            Split::Validation => &mut self.validation,
+            Split::Test => &mut self.test,
+        }
+    }
+}

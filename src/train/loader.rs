@@ -1,0 +1,475 @@
+//! Batches of clips, decoded by threads while the network works on those before.
+//!
+//! Videos are decoded in this process, each by one thread: a person trains on files of their own, and a decoder process
+//! for each thread would only cost time. The usual [`Limits`](crate::video::Limits) hold.
+//!
+//! Everything random about a batch depends on `(seed, epoch, position)` alone. So batches are the same whatever the number
+//! of threads, and the same again when an epoch is begun in its midst.
+
+use std::collections::BTreeMap;
+use std::panic::{self, AssertUnwindSafe};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use candle_core::{Device, Tensor};
+use tokio_util::sync::CancellationToken;
+use tracing::warn;
+
+use super::augment::{Augment, Draws, Variation};
+use super::dataset::Example;
+use crate::model::spec::{ClipSpec, Preprocessing};
+use crate::video::{DecodeOptions, Source, VideoError, decode_chosen_clip};
+
+/// Clips for one step.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// `(n, 3, t, h, w)`, f32, normalised, on the CPU.
+    pub clips: Tensor,
+    /// Class of each clip, `(n)`, u32.
+    pub labels: Tensor,
+    /// Which example each clip is of.
+    pub examples: Vec<usize>,
+}
+
+/// How batches are made.
+#[derive(Debug, Clone)]
+pub struct LoaderOptions {
+    /// Clips in a batch, at least 1; the last one may have less.
+    pub batch_size: usize,
+    /// Threads that decode, at least 1.
+    pub threads: usize,
+    /// Batches that are made ahead, at least 1: memory is bounded by so many and the one in use.
+    pub prefetch_batches: usize,
+    /// Seed of the order and of all that [`Augment`] draws.
+    pub seed: u64,
+    /// How clips are taken from videos.
+    pub augment: Augment,
+    /// Which part of each epoch is this process's.
+    pub shard: Shard,
+    /// Leaves out a last batch of less than [`LoaderOptions::batch_size`] clips.
+    pub drop_last: bool,
+}
+
+/// One of several processes that train together. Each sees other examples, and as many batches as the others: where examples
+/// don't divide evenly, the first ones of the order are seen twice, or with [`LoaderOptions::drop_last`] the last ones not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shard {
+    /// From 0 to less than [`Shard::world_size`].
+    pub rank: usize,
+    /// Processes in all, at least 1.
+    pub world_size: usize,
+}
+
+impl Shard {
+    /// All examples in one process.
+    pub const ALL: Self = Self { rank: 0, world_size: 1 };
+}
+
+impl Default for LoaderOptions {
+    /// The paper's augmentation, 8 clips a batch, two threads.
+    fn default() -> Self {
+        Self {
+            batch_size: 8,
+            threads: 2,
+            prefetch_batches: 4,
+            seed: 0,
+            augment: Augment::PAPER,
+            shard: Shard::ALL,
+            drop_last: false,
+        }
+    }
+}
+
+/// Why there are no batches.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum LoaderError {
+    /// All videos failed.
+    #[error("none of {examples} videos can be decoded; the first tried was {}: {error}", .video.display())]
+    NothingReadable {
+        /// How many were tried.
+        examples: usize,
+        /// One of them.
+        video: PathBuf,
+        /// What is wrong with it.
+        error: VideoError,
+    },
+    /// A bug of this program.
+    #[error("a thread of the loader panicked; its message is above")]
+    Panicked,
+}
+
+/// A video that could not be decoded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unreadable {
+    /// Index of the example.
+    pub example: usize,
+    /// The file.
+    pub video: PathBuf,
+    /// What is wrong with it.
+    pub error: VideoError,
+}
+
+/// Makes batches of examples.
+#[derive(Debug, Clone)]
+pub struct Loader {
+    maker: Arc<Maker>,
+}
+
+impl Loader {
+    /// A loader for `examples`; nothing is opened yet.
+    ///
+    /// # Panics
+    ///
+    /// If the shard's rank is not less than its world size.
+    pub fn new(examples: Arc<[Example]>, clip: ClipSpec, preprocessing: Preprocessing, options: LoaderOptions) -> Self {
+        let Shard { rank, world_size } = options.shard;
+        assert!(rank < world_size, "rank {rank} is not one of {world_size} processes");
+        let options = LoaderOptions { batch_size: options.batch_size.max(1), ..options };
+        let lookup = Box::new(preprocessing.lookup_table());
+        let (unreadable, waited) = (Mutex::default(), AtomicU64::new(0));
+        Self { maker: Arc::new(Maker { examples, clip, preprocessing, lookup, options, unreadable, waited }) }
+    }
+
+    /// Batches of one epoch from batch `first` on.
+    ///
+    /// The place of a video that can't be decoded is taken by another example, always the same; see
+    /// [`Loader::unreadable`].
+    pub fn epoch(&self, epoch: u64, first: usize) -> Epoch {
+        Epoch::start(Arc::clone(&self.maker), epoch, first)
+    }
+
+    /// How many batches an epoch has; 0 if there are no examples, or too few for one batch with
+    /// [`LoaderOptions::drop_last`].
+    pub fn batches_per_epoch(&self) -> usize {
+        self.maker.slots().div_ceil(self.maker.options.batch_size)
+    }
+
+    /// The videos that could not be decoded so far, each once, in the order of the examples.
+    pub fn unreadable(&self) -> Vec<Unreadable> {
+        lock(&self.maker.unreadable).values().cloned().collect()
+    }
+
+    /// How long [`Epoch`] kept its caller waiting for batches so far.
+    pub fn waited(&self) -> Duration {
+        Duration::from_nanos(self.maker.waited.load(Ordering::Relaxed))
+    }
+}
+
+/// The batches of one epoch. Dropping it ends its threads. After an error it ends.
+#[derive(Debug)]
+pub struct Epoch {
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+    next: usize,
+    end: usize,
+}
+
+impl Epoch {
+    fn start(maker: Arc<Maker>, epoch: u64, first: usize) -> Self {
+        let (slots, batch_size) = (maker.slots(), maker.options.batch_size);
+        let end = slots.div_ceil(batch_size);
+        let threads = maker.options.threads.max(1);
+        let order = maker.order(epoch);
+        let state = State { next_slot: first.saturating_mul(batch_size).min(slots), taken: first, ..State::default() };
+        let shared = Arc::new(Shared {
+            maker,
+            epoch,
+            order,
+            cancel: CancellationToken::new(),
+            state: Mutex::new(state),
+            room: Condvar::new(),
+            ready: Condvar::new(),
+        });
+        let spawn = |number: usize| {
+            let shared = Arc::clone(&shared);
+            let thread = thread::Builder::new().name(format!("load-{number}"));
+            thread.spawn(move || shared.work()).expect("a thread can be started")
+        };
+        let threads = if first < end { (0..threads).map(spawn).collect() } else { Vec::new() };
+        Self { shared, threads, next: first.min(end), end }
+    }
+}
+
+impl Iterator for Epoch {
+    type Item = Result<Batch, LoaderError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.next >= self.end {
+            return None;
+        }
+        let asked = Instant::now();
+        let batch = self.shared.wait_for(self.next);
+        let waited = asked.elapsed().as_nanos() as u64;
+        self.shared.maker.waited.fetch_add(waited, Ordering::Relaxed);
+        self.next = if batch.is_ok() { self.next + 1 } else { self.end };
+        Some(batch)
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        (0, Some(self.end - self.next))
+    }
+}
+
+impl Drop for Epoch {
+    fn drop(&mut self) {
+        self.shared.cancel.cancel();
+        {
+            // With the lock, so that no thread is between looking at the token and waiting.
+            let _state = lock(&self.shared.state);
+            self.shared.room.notify_all();
+        }
+        for thread in self.threads.drain(..) {
+            // Panics were caught, and told by `next`.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// All that makes a clip, but for where in which epoch it is.
+#[derive(Debug)]
+struct Maker {
+    examples: Arc<[Example]>,
+    clip: ClipSpec,
+    preprocessing: Preprocessing,
+    lookup: Box<[[f32; 256]; 3]>,
+    options: LoaderOptions,
+    unreadable: Mutex<BTreeMap<usize, Unreadable>>,
+    /// Nanoseconds.
+    waited: AtomicU64,
+}
+
+/// A clip, normalised `(3, t, h, w)`, and its example.
+struct Made {
+    clip: Vec<f32>,
+    example: usize,
+}
+
+impl Maker {
+    /// Clips in an epoch of this shard.
+    fn slots(&self) -> usize {
+        let LoaderOptions { batch_size, drop_last, shard: Shard { world_size, .. }, .. } = self.options;
+        let examples = self.examples.len();
+        if drop_last { examples / (world_size * batch_size) * batch_size } else { examples.div_ceil(world_size) }
+    }
+
+    /// Examples in the order of `epoch`, of all shards.
+    fn order(&self, epoch: u64) -> Vec<usize> {
+        let mut order: Vec<usize> = (0..self.examples.len()).collect();
+        if self.options.augment.train {
+            let mut draws = Draws::new(self.options.seed, "order", epoch, 0);
+            for i in (1..order.len()).rev() {
+                order.swap(i, draws.below(i as u64 + 1) as usize);
+            }
+        }
+        order
+    }
+
+    /// The clip of the example that stands at `position` of an epoch's order, or of the first of its substitutes that can be
+    /// decoded. `None` if the epoch was dropped.
+    fn make(
+        &self,
+        order: &[usize],
+        epoch: u64,
+        position: usize,
+        cancel: &CancellationToken,
+    ) -> Result<Option<Made>, LoaderError> {
+        let variation = self.options.augment.draw(self.options.seed, epoch, position as u64);
+        for example in self.candidates(order, epoch, position) {
+            if lock(&self.unreadable).contains_key(&example) {
+                continue;
+            }
+            match self.decode(example, &variation, cancel) {
+                Ok(clip) => return Ok(Some(Made { clip, example })),
+                Err(VideoError::Cancelled) => return Ok(None),
+                Err(error) => self.note_unreadable(example, error),
+            }
+        }
+        let unreadable = lock(&self.unreadable);
+        let Unreadable { video, error, .. } = unreadable.values().next().expect("every candidate was noted").clone();
+        Err(LoaderError::NothingReadable { examples: unreadable.len(), video, error })
+    }
+
+    /// The example at `position`, then some at random, so that one that follows an unreadable one is not seen too often,
+    /// then all.
+    fn candidates(&self, order: &[usize], epoch: u64, position: usize) -> impl Iterator<Item = usize> {
+        const AT_RANDOM: usize = 16;
+        let count = order.len();
+        let first = order[position % count];
+        let mut draws = Draws::new(self.options.seed, "substitute", epoch, position as u64);
+        let random = std::iter::repeat_with(move || draws.below(count as u64) as usize).take(AT_RANDOM);
+        std::iter::once(first).chain(random).chain((1..count).map(move |step| (first + step) % count))
+    }
+
+    fn decode(
+        &self,
+        example: usize,
+        variation: &Variation,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<f32>, VideoError> {
+        let Example { video, range, .. } = &self.examples[example];
+        let options = DecodeOptions { range: *range, cancel: cancel.clone(), ..DecodeOptions::default() };
+        let source = Source::Path(video.clone());
+        let choose = |extent| variation.choose(&self.clip, extent);
+        let mut clip = decode_chosen_clip(&source, &self.clip, &self.preprocessing, &options, choose)?;
+        if let Some(colors) = variation.colors {
+            colors.apply(&mut clip.rgb);
+        }
+        Ok(normalise(&clip.rgb, self.clip.size, variation.flip, &self.lookup))
+    }
+
+    fn note_unreadable(&self, example: usize, error: VideoError) {
+        let video = self.examples[example].video.clone();
+        let mut unreadable = lock(&self.unreadable);
+        unreadable.entry(example).or_insert_with(|| {
+            warn!(video = %video.display(), %error, "a video can't be decoded; others take its place");
+            Unreadable { example, video, error }
+        });
+    }
+}
+
+/// `(t, h, w, 3)` of bytes to `(3, t, h, w)` of the network's input, mirrored or not.
+fn normalise(rgb: &[u8], size: usize, flip: bool, lookup: &[[f32; 256]; 3]) -> Vec<f32> {
+    let pixels = rgb.as_chunks::<3>().0;
+    let mut planes = Vec::with_capacity(rgb.len());
+    for (channel, lookup) in lookup.iter().enumerate() {
+        let value = |pixel: &[u8; 3]| lookup[usize::from(pixel[channel])];
+        for row in pixels.chunks_exact(size) {
+            if flip {
+                planes.extend(row.iter().rev().map(value));
+            } else {
+                planes.extend(row.iter().map(value));
+            }
+        }
+    }
+    planes
+}
+
+/// What the threads of an epoch share.
+#[derive(Debug)]
+struct Shared {
+    maker: Arc<Maker>,
+    epoch: u64,
+    order: Vec<usize>,
+    cancel: CancellationToken,
+    state: Mutex<State>,
+    /// Signalled when a batch is taken: there is room for another.
+    room: Condvar,
+    /// Signalled when a batch is ready.
+    ready: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// The next clip to make, counted from the start of this shard's epoch.
+    next_slot: usize,
+    /// Batches taken, those before the first included.
+    taken: usize,
+    /// Batches of which not all clips are made, by number.
+    filling: BTreeMap<usize, Vec<Option<Made>>>,
+    /// Whole batches, by number.
+    whole: BTreeMap<usize, Batch>,
+    failed: Option<LoaderError>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("next_slot", &self.next_slot).field("taken", &self.taken).finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Makes clips until there are no more to make.
+    fn work(&self) {
+        while let Some(slot) = self.take_slot() {
+            let Shard { rank, world_size } = self.maker.options.shard;
+            let position = rank + slot * world_size;
+            let make = || self.maker.make(&self.order, self.epoch, position, &self.cancel);
+            let made = panic::catch_unwind(AssertUnwindSafe(make)).unwrap_or(Err(LoaderError::Panicked));
+            match made {
+                Ok(Some(made)) => self.put(slot, made),
+                Ok(None) => return,
+                Err(error) => {
+                    lock(&self.state).failed.get_or_insert(error);
+                    self.ready.notify_all();
+                    self.room.notify_all();
+                }
+            }
+        }
+    }
+
+    /// The next clip to make, once there is room for its batch.
+    fn take_slot(&self) -> Option<usize> {
+        let LoaderOptions { batch_size, prefetch_batches, .. } = self.maker.options;
+        let mut state = lock(&self.state);
+        loop {
+            let slot = state.next_slot;
+            if self.cancel.is_cancelled() || state.failed.is_some() || slot >= self.maker.slots() {
+                return None;
+            }
+            if slot / batch_size < state.taken + prefetch_batches.max(1) {
+                state.next_slot += 1;
+                return Some(slot);
+            }
+            state = self.room.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Adds a clip to its batch, and makes that a tensor if it is the last.
+    fn put(&self, slot: usize, made: Made) {
+        let batch_size = self.maker.options.batch_size;
+        let number = slot / batch_size;
+        let len = batch_size.min(self.maker.slots() - number * batch_size);
+        let clips = {
+            let mut state = lock(&self.state);
+            let clips = state.filling.entry(number).or_insert_with(|| (0..len).map(|_| None).collect());
+            clips[slot % batch_size] = Some(made);
+            if clips.iter().any(Option::is_none) {
+                return;
+            }
+            state.filling.remove(&number).expect("it was there a moment ago")
+        };
+        let batch = self.batch(clips.into_iter().flatten().collect());
+        lock(&self.state).whole.insert(number, batch);
+        self.ready.notify_all();
+    }
+
+    fn batch(&self, clips: Vec<Made>) -> Batch {
+        let ClipSpec { frames, size, .. } = self.maker.clip;
+        let examples: Vec<usize> = clips.iter().map(|made| made.example).collect();
+        let labels: Vec<u32> = examples.iter().map(|&example| self.maker.examples[example].class as u32).collect();
+        let mut pixels = Vec::with_capacity(clips.len() * frames * size * size * 3);
+        for made in clips {
+            pixels.extend_from_slice(&made.clip);
+        }
+        let shape = (examples.len(), 3, frames, size, size);
+        Batch {
+            clips: Tensor::from_vec(pixels, shape, &Device::Cpu).expect("every clip has the spec's shape"),
+            labels: Tensor::from_vec(labels, examples.len(), &Device::Cpu).expect("a label for each clip"),
+            examples,
+        }
+    }
+
+    /// Batch `number`, when it is whole.
+    fn wait_for(&self, number: usize) -> Result<Batch, LoaderError> {
+        let mut state = lock(&self.state);
+        loop {
+            if let Some(batch) = state.whole.remove(&number) {
+                state.taken = number + 1;
+                self.room.notify_all();
+                return Ok(batch);
+            }
+            if let Some(error) = &state.failed {
+                return Err(error.clone());
+            }
+            state = self.ready.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+/// What a panic leaves behind here is as good as before: each change is made in one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
