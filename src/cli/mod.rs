@@ -4,6 +4,8 @@ mod bench;
 #[cfg(feature = "video")]
 mod classify;
 mod convert;
+#[cfg(feature = "video")]
+mod evaluate;
 mod inspect;
 mod model;
 #[cfg(feature = "video")]
@@ -44,6 +46,9 @@ enum Command {
     /// Classify videos, here or on a server
     #[cfg(feature = "video")]
     Classify(classify::Args),
+    /// Measure how good a model is on labelled videos
+    #[cfg(feature = "video")]
+    Evaluate(evaluate::Args),
     /// Turn a PyTorch checkpoint into a model file
     Convert(convert::Args),
     /// Say what a model file or checkpoint is
@@ -98,6 +103,8 @@ impl Cli {
             Command::Serve(args) => serve::run(args),
             #[cfg(feature = "video")]
             Command::Classify(args) => classify::run(args),
+            #[cfg(feature = "video")]
+            Command::Evaluate(args) => evaluate::run(args),
             Command::Convert(args) => convert::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Bench(args) => bench::run(args),

@@ -24,7 +24,9 @@ pub enum ClassMatchError {
         classes: usize,
     },
     /// Two classes of one side are one of the other.
-    #[error("the classes {first:?} and {second:?} of the {side} can't be told apart by name: the other side has {other:?}")]
+    #[error(
+        "the classes {first:?} and {second:?} of the {side} can't be told apart by name: the other side has {other:?}"
+    )]
     Ambiguous {
         /// Dataset or model.
         side: Side,
@@ -121,7 +123,8 @@ impl MissingClass {
 
 /// A name without what file systems and people change in it.
 fn plain(name: &str) -> String {
-    let words: Vec<&str> = name.split(|c: char| c.is_whitespace() || c == '_').filter(|word| !word.is_empty()).collect();
+    let words: Vec<&str> =
+        name.split(|c: char| c.is_whitespace() || c == '_').filter(|word| !word.is_empty()).collect();
     words.join(" ").to_lowercase()
 }
 

@@ -108,7 +108,8 @@ mod tests {
     #[test]
     fn average_is_that_of_top_1_and_top_5() {
         let best_first = [7, 3, 9, 1, 4, 8];
-        let rates = accuracy(&[(7, &best_first), (4, &best_first), (8, &best_first), (0, &best_first)]).rates().unwrap();
+        let rates =
+            accuracy(&[(7, &best_first), (4, &best_first), (8, &best_first), (0, &best_first)]).rates().unwrap();
         assert_eq!((rates.total, rates.top_1, rates.top_5, rates.average), (4, 0.25, 0.5, 0.375));
     }
 

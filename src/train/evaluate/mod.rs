@@ -8,6 +8,7 @@ mod confusion;
 mod metrics;
 mod results;
 mod strips;
+mod summary;
 
 use std::collections::BTreeMap;
 
@@ -16,6 +17,7 @@ pub use confusion::draw as draw_confusion;
 pub use metrics::{Accuracy, Confusion, Rates};
 pub use results::{ResultFile, ids_with_times};
 pub use strips::{FRAMES as STRIP_FRAMES, SIZE as STRIP_FRAME_SIZE, Strip, draw as draw_strips};
+pub use summary::{ClassRow, NoAnswer, Summary, confusion_csv};
 
 /// A model's answers to the examples of a dataset, and which of them were right.
 #[derive(Debug)]
@@ -171,10 +173,12 @@ impl Evaluation {
     /// Up to `count` examples to show, in their order: right and wrong ones in equal parts if there are enough of both,
     /// from all over the dataset.
     pub fn chosen(&self, count: usize) -> Vec<usize> {
-        let (right, wrong): (Vec<_>, Vec<_>) = self.answers().partition(|(example, answer)| self.is_right(*example, answer));
+        let (right, wrong): (Vec<_>, Vec<_>) =
+            self.answers().partition(|(example, answer)| self.is_right(*example, answer));
         let wrong_count = (count / 2).max(count.saturating_sub(right.len())).min(wrong.len());
         let right_count = (count - wrong_count).min(right.len());
-        let mut chosen: Vec<usize> = spread(&right, right_count).chain(spread(&wrong, wrong_count)).map(|of| of.0).collect();
+        let mut chosen: Vec<usize> =
+            spread(&right, right_count).chain(spread(&wrong, wrong_count)).map(|of| of.0).collect();
         chosen.sort_unstable();
         chosen
     }

@@ -79,10 +79,7 @@ mod tests {
 
     #[test]
     fn parts_of_one_video_are_told_apart_by_their_times() {
-        let part = |start, end| TimeRange {
-            start: Duration::from_secs(start),
-            end: Some(Duration::from_secs(end)),
-        };
+        let part = |start, end| TimeRange { start: Duration::from_secs(start), end: Some(Duration::from_secs(end)) };
         let ids = ids_with_times(&[("a", part(0, 10)), ("b", part(12, 22)), ("b", part(30, 100))]);
         assert_eq!(ids, ["a", "b_000012_000022", "b_000030_000100"]);
     }

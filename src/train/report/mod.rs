@@ -176,7 +176,7 @@ fn at(path: &Path) -> impl Fn(io::Error) -> ReportError + '_ {
 }
 
 /// Writes a file so that, whenever this process ends, either the old one or the new one is there as a whole.
-pub(super) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
     use std::os::unix::fs::PermissionsExt;
 
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
