@@ -274,6 +274,13 @@ pub(super) struct Refusal {
     message: String,
 }
 
+#[cfg(test)]
+impl Refusal {
+    pub(super) fn of(code: Code) -> Self {
+        Self { code, reason: String::new(), message: String::new() }
+    }
+}
+
 fn describe(status: &Status) -> anyhow::Error {
     let reason = status.get_details_error_info().map_or_else(String::new, |info| format!(" ({})", info.reason));
     Refusal { code: status.code(), reason, message: status.message().to_owned() }.into()

@@ -416,3 +416,23 @@ impl Drop for Progress {
         self.0.finish_and_clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::EngineError;
+
+    #[test]
+    fn only_the_videos_own_faults_leave_the_figures_whole() {
+        let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
+        assert!(is_about_the_video(&ClassifyError::Video(VideoError::Empty).into()));
+        assert!(is_about_the_video(&Refusal::of(Code::InvalidArgument).into()));
+        assert!(is_about_the_video(&missing.into()));
+
+        assert!(!is_about_the_video(&ClassifyError::Video(VideoError::NoDecoder("no program".to_owned())).into()));
+        assert!(!is_about_the_video(&ClassifyError::Engine(EngineError::Stopped).into()));
+        for code in [Code::Unavailable, Code::ResourceExhausted, Code::DeadlineExceeded, Code::Internal] {
+            assert!(!is_about_the_video(&Refusal::of(code).into()), "{code:?}");
+        }
+    }
+}

@@ -131,7 +131,7 @@ impl Layout {
         let mut x = MARGIN;
         let text = Text { color: rgb(FAINT_INK), ..label(14.0) };
         canvas.text("part of a class's videos:", (x, 78.0), text);
-        x += canvas.text_width("part of a class's videos:", text) + 14.0;
+        x += (canvas.text_width("part of a class's videos:", text) + 14.0).round();
         for (name, right) in [("right", true), ("wrong", false)] {
             for step in 1..=40 {
                 let part = step as f32 / 40.0;
@@ -140,7 +140,7 @@ impl Layout {
             x += 3.0 * 41.0 + 8.0;
             let name = format!("0 to 100% {name}");
             canvas.text(&name, (x, 78.0), text);
-            x += canvas.text_width(&name, text) + 18.0;
+            x += (canvas.text_width(&name, text) + 18.0).round();
         }
     }
 }

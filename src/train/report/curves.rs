@@ -3,7 +3,7 @@
 use super::canvas::{Align, Canvas, Color, Line, Point, Text, rgb};
 use super::{EpochRecord, short};
 
-const PANEL: (f32, f32) = (800.0, 640.0);
+const PANEL: (f32, f32) = (800.0, 660.0);
 
 const INK: u32 = 0x26_2b_33;
 const FAINT_INK: u32 = 0x6b_72_80;
@@ -59,13 +59,13 @@ impl Panel {
         let epochs = Axis::of_epochs(&epochs.collect::<Vec<_>>());
         let values: Vec<f64> = self.training.iter().chain(&self.validation).map(|point| point.1).collect();
         let values = Axis::of_values(&values);
-        let area = Area { left: self.left + 90.0, right: self.left + PANEL.0 - 40.0, top: 110.0, bottom: 560.0 };
+        let area = Area { left: self.left + 90.0, right: self.left + PANEL.0 - 40.0, top: 134.0, bottom: 580.0 };
         let at = |(epoch, value): (f64, f64)| -> Point {
             let across = area.left + epochs.place(epoch) * (area.right - area.left);
             (across, area.bottom - values.place(value) * (area.bottom - area.top))
         };
 
-        canvas.text(self.title, (area.left, 52.0), Text { size: 28.0, bold: true, ..ink(INK) });
+        canvas.text(self.title, (area.left, 46.0), Text { size: 28.0, bold: true, ..ink(INK) });
         self.legend(canvas, &area);
         for tick in values.ticks() {
             let y = at((epochs.from, tick)).1;
@@ -102,7 +102,7 @@ impl Panel {
         }
     }
 
-    /// Names of the lines with their last and best values, above the chart.
+    /// Names of the lines with their last and best values, below the title.
     fn legend(&self, canvas: &mut Canvas, area: &Area) {
         let value = |value: f64| match self.unit {
             "%" => format!("{value:.1}%"),
@@ -114,13 +114,12 @@ impl Panel {
             let best = best.map_or_else(String::new, |best| format!(", best {} (epoch {})", value(best.1), best.0));
             format!("validation {}{best}", value(last.1))
         });
-        let mut right = area.right;
-        for (text, color) in [(validation, VALIDATION), (training, TRAINING)] {
+        let mut left = area.left;
+        for (text, color) in [(training, TRAINING), (validation, VALIDATION)] {
             let Some(text) = text else { continue };
-            canvas.text(&text, (right, 52.0), Text { align: Align::Right, ..ink(INK) });
-            right -= canvas.text_width(&text, ink(INK)) + 10.0;
-            canvas.line(&[(right - 26.0, 46.0), (right, 46.0)], solid(color, 4.0));
-            right -= 26.0 + 22.0;
+            canvas.line(&[(left + 2.0, 74.0), (left + 26.0, 74.0)], solid(color, 4.0));
+            canvas.text(&text, (left + 36.0, 80.0), ink(INK));
+            left += 36.0 + canvas.text_width(&text, ink(INK)) + 28.0;
         }
     }
 }
