@@ -89,10 +89,10 @@ enum SplitArg {
 impl SplitArg {
     fn name(self) -> &'static str {
         match self {
-            Self::Train => "training",
+            Self::Train => "train",
             Self::Validation => "validation",
             Self::Test => "test",
-            Self::All => "whole",
+            Self::All => "all",
         }
     }
 

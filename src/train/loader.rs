@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::augment::{Augment, Draws, Variation};
-use super::dataset::Example;
+use super::dataset::{Example, Unreadable};
 use crate::model::spec::{ClipSpec, Preprocessing};
 use crate::video::{DecodeOptions, Source, VideoError, decode_chosen_clip};
 
@@ -99,17 +99,6 @@ pub enum LoaderError {
     /// A bug of this program.
     #[error("a thread of the loader panicked; its message is above")]
     Panicked,
-}
-
-/// A video that could not be decoded.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Unreadable {
-    /// Index of the example.
-    pub example: usize,
-    /// The file.
-    pub video: PathBuf,
-    /// What is wrong with it.
-    pub error: VideoError,
 }
 
 /// Makes batches of examples.

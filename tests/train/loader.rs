@@ -115,14 +115,14 @@ fn batch_has_shape_labels_and_normalised_pixels() {
     assert_eq!(order(&batches), [0, 1, 2, 3, 4, 5, 6], "validation goes in order");
     assert_eq!(batches[1].labels.to_vec1::<u32>().expect("labels"), [1, 2, 0]);
     // Pixel by pixel what decoding gives, by the model's preprocessing.
-    let choose = |_| Choice { first_frame: 13, crop: Crop::Center };
+    let choose = |_| Choice { first_frame: 14, crop: Crop::Center };
     let source = Source::Path(examples[6].video.clone());
     let clip = decode_chosen_clip(&source, &CLIP, &Preprocessing::AUTHORS_2018, &DecodeOptions::default(), choose);
     let rgb = clip.expect("a good video").rgb;
     let mean = Preprocessing::AUTHORS_2018.mean;
     let expected =
         (0..3).flat_map(|channel| rgb.iter().skip(channel).step_by(3).map(move |&p| f32::from(p) - mean[channel]));
-    assert_eq!(values(&batches[1].clips.get(2).expect("the third clip")), expected.collect::<Vec<f32>>());
+    assert!(values(&batches[1].clips.get(2).expect("the third clip")) == expected.collect::<Vec<f32>>());
 }
 
 #[test]

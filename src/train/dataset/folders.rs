@@ -13,11 +13,12 @@ use super::gather::{Gathered, Labelled};
 use super::{Split, TimeRange};
 
 /// Names that a folder of a split may have.
-const SPLITS: [(&str, Split); 7] = [
+const SPLITS: [(&str, Split); 8] = [
     ("train", Split::Train),
     ("training", Split::Train),
     ("val", Split::Validation),
     ("valid", Split::Validation),
+    ("validate", Split::Validation),
     ("validation", Split::Validation),
     ("test", Split::Test),
     ("testing", Split::Test),
@@ -29,6 +30,11 @@ pub(super) const VIDEO_EXTENSIONS: [&str; 19] = [
     "ogg", "mxf", "gif",
 ];
 
+/// The split that goes by `name`.
+pub(super) fn split_named(name: &str) -> Option<Split> {
+    SPLITS.iter().find(|(known, _)| *known == name).map(|(_, split)| *split)
+}
+
 /// Whether `path` has a name as videos have.
 pub(super) fn is_video(path: &Path) -> bool {
     let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
@@ -38,16 +44,14 @@ pub(super) fn is_video(path: &Path) -> bool {
 /// Reads class folders below `dir`.
 pub(super) fn read(dir: &Path) -> Result<Gathered, DatasetError> {
     let folders = list(dir)?.folders;
-    let splits: Vec<(Split, PathBuf)> = SPLITS
-        .iter()
-        .filter_map(|&(name, split)| Some((split, folders.iter().find(|folder| folder.ends_with(name))?.clone())))
-        .collect();
+    let splits: Vec<(Split, &PathBuf)> =
+        folders.iter().filter_map(|folder| Some((split_named(&name_of(folder))?, folder))).collect();
     let mut gathered = Gathered::new(dir);
     gathered.in_folders = true;
-    // A class may be called "test", but not a dataset's only one.
-    if splits.iter().any(|(split, _)| *split == Split::Train) {
+    // A class may be called "test", but then there are others that are not called as splits are.
+    if splits.iter().any(|(split, _)| *split == Split::Train) || splits.len() == folders.len() {
         for (split, folder) in splits {
-            read_classes(dir, &folder, Some(split), &mut gathered)?;
+            read_classes(dir, folder, Some(split), &mut gathered)?;
         }
     } else {
         read_classes(dir, dir, None, &mut gathered)?;

@@ -52,6 +52,11 @@ impl Gathered {
         }
     }
 
+    /// Nothing yet, of the annotations `source` for the files below `videos`.
+    pub(super) fn of_annotations(source: &Path, videos: &Path) -> Self {
+        Self { videos: videos.to_owned(), ..Self::new(source) }
+    }
+
     /// Learns that there is a class, whether it has videos or not.
     pub(super) fn see_class(&mut self, split: Option<Split>, label: &str) {
         self.seen.entry(split).or_default().insert(label.to_owned());
@@ -70,7 +75,7 @@ impl Gathered {
         let classes = self.class_order(spec)?;
         self.compare_splits()?;
         let numbers: HashMap<&str, usize> = classes.iter().enumerate().map(|(i, class)| (class.as_str(), i)).collect();
-        let mut dataset = Dataset { classes: classes.clone(), ..Dataset::default() };
+        let mut dataset = Dataset { classes: classes.clone(), root: self.videos.clone(), ..Dataset::default() };
         let mut unsplit: Vec<Vec<Example>> = vec![Vec::new(); classes.len()];
         for (Labelled { id, label, split, range }, video) in std::mem::take(&mut self.found) {
             let example = Example { id, video, class: numbers[label.as_str()], range };

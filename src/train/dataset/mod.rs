@@ -3,13 +3,24 @@
 //! One submodule a format. [`Dataset::open`] tells by what it finds which one it is, reads all of it and checks all
 //! that can be known without opening a video.
 
+mod activitynet;
+mod authors;
+mod check;
 mod error;
 mod folders;
 mod gather;
+mod hmdb51;
+mod kinetics;
+mod lookup;
+mod recognise;
+mod ucf101;
 
 use std::path::PathBuf;
 
+pub use check::{CheckDepth, Unreadable};
 pub use error::{DatasetError, Listing};
+
+use tracing::warn;
 
 use crate::video::TimeRange;
 
@@ -47,9 +58,11 @@ pub struct Dataset {
     pub validation: Vec<Example>,
     /// What is left for the end; often empty.
     pub test: Vec<Example>,
-    /// Annotated videos whose files are not there: left out of the splits.
+    /// Folder below which the files are.
+    pub root: PathBuf,
+    /// File names of annotated videos that are not there: left out of the splits. A warning tells how many.
     pub missing: Vec<String>,
-    /// What else a person should know, in sentences.
+    /// What a person should know, in sentences; also logged.
     pub warnings: Vec<String>,
 }
 
@@ -100,8 +113,9 @@ impl Dataset {
         if !(0.0..1.0).contains(&fraction) {
             return Err(DatasetError::ValidationFraction { fraction });
         }
-        let gathered = folders::read(&spec.annotations)?;
-        gathered.into_dataset(spec)
+        let dataset = recognise::read(spec)?.into_dataset(spec)?;
+        dataset.warnings.iter().for_each(|warning| warn!("{warning}"));
+        Ok(dataset)
     }
 
     /// The examples of a split.

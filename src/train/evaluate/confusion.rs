@@ -33,6 +33,7 @@ struct Layout {
 /// Above the matrix.
 const HEAD: f32 = 96.0;
 const MARGIN: f32 = 28.0;
+const LEGEND_WIDTH: f32 = 680.0;
 /// Between names and cells.
 const GAP: f32 = 8.0;
 
@@ -61,7 +62,7 @@ impl Layout {
         let &Self { cell, rows, columns, .. } = self;
         let (left, top) = (self.left(), HEAD);
         let (width, height) = (columns as f32 * cell, rows as f32 * cell);
-        let canvas_width = (left + width + MARGIN).max(560.0);
+        let canvas_width = (left + width + MARGIN).max(LEGEND_WIDTH + 2.0 * MARGIN);
         let canvas_height = top + height + GAP + self.names + 30.0 + MARGIN;
         let mut canvas = Canvas::new(canvas_width.ceil() as u32, canvas_height.ceil() as u32)?;
 

@@ -86,12 +86,6 @@ impl Confusion {
     pub fn has_others(&self) -> bool {
         (0..self.classes).any(|truth| self.row(truth)[self.classes] > 0)
     }
-
-    /// The wrong class that `truth` was taken for most often (the first of equal ones), and how often.
-    pub fn worst(&self, truth: usize) -> Option<(usize, u64)> {
-        let wrong = self.row(truth)[..self.classes].iter().copied().enumerate().filter(|&(class, _)| class != truth);
-        wrong.filter(|&(_, count)| count > 0).reduce(|worst, next| if next.1 > worst.1 { next } else { worst })
-    }
 }
 
 #[cfg(test)]
@@ -152,7 +146,6 @@ mod tests {
         assert!(!confusion.has_others());
         confusion.add(1, None);
         assert_eq!([confusion.row(0), confusion.row(1)], [[1, 1, 2, 0], [0, 1, 0, 1]]);
-        assert_eq!((confusion.worst(0), confusion.worst(1), confusion.worst(2)), (Some((2, 2)), None, None));
         assert!(confusion.has_others());
     }
 }

@@ -65,7 +65,7 @@ pub struct ClassAccuracy {
     pub name: String,
     /// Of its videos.
     pub accuracy: Accuracy,
-    /// The class that it is most often taken for, and how often.
+    /// The wrong class that it is most often taken for (the first of equal ones), and how often.
     pub mostly_taken_for: Option<(String, u64)>,
 }
 
@@ -145,17 +145,21 @@ impl Evaluation {
     /// Accuracy of each class's videos.
     pub fn per_class(&self) -> Vec<ClassAccuracy> {
         let mut accuracies = vec![Accuracy::default(); self.names.len()];
+        let mut taken_for = vec![BTreeMap::<usize, u64>::new(); self.names.len()];
         for (&example, answer) in &self.answers {
             let best_first: Vec<usize> = answer.video.iter().map(|score| score.class).collect();
             let truth = self.truths[example];
             accuracies[truth].add(self.model_indices[truth], &best_first);
+            if let Some(&best) = best_first.first().filter(|&&best| best != self.model_indices[truth]) {
+                *taken_for[truth].entry(best).or_default() += 1;
+            }
         }
-        let confusion = self.confusion();
-        let classes = self.names.iter().zip(accuracies).enumerate();
-        let class = |(index, (name, accuracy)): (usize, (&String, Accuracy))| ClassAccuracy {
-            name: name.clone(),
-            accuracy,
-            mostly_taken_for: confusion.worst(index).map(|(class, times)| (self.names[class].clone(), times)),
+        let classes = self.names.iter().zip(accuracies).zip(taken_for);
+        let class = |((name, accuracy), taken_for): ((&String, Accuracy), BTreeMap<usize, u64>)| {
+            // The first of those that are equally often.
+            let mostly = taken_for.into_iter().reduce(|most, next| if next.1 > most.1 { next } else { most });
+            let mostly_taken_for = mostly.map(|(class, times)| (self.name(class).to_owned(), times));
+            ClassAccuracy { name: name.clone(), accuracy, mostly_taken_for }
         };
         classes.map(class).collect()
     }
@@ -234,8 +238,8 @@ mod tests {
         assert_eq!(classes[0].mostly_taken_for, Some(("yoga".to_owned(), 1)));
         // Its only example was not answered.
         assert_eq!(classes[1].accuracy.rates(), None);
-        // Taken for a class that the dataset does not have.
-        assert_eq!(classes[2].mostly_taken_for, None);
+        // A class that the dataset does not have.
+        assert_eq!(classes[2].mostly_taken_for, Some(("zumba".to_owned(), 1)));
         assert_eq!(evaluation().confusion().row(2), [0, 0, 0, 1]);
     }
 

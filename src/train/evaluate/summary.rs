@@ -1,6 +1,6 @@
 //! The figures of an evaluation: a table for people, an object for `--json`, rows for spreadsheets.
 
-use std::fmt::{self, Write};
+use std::fmt;
 
 use serde::Serialize;
 
@@ -13,7 +13,7 @@ pub struct Summary {
     pub model: String,
     /// Where the labelled videos are.
     pub data: String,
-    /// Which of them were taken.
+    /// Which of them were taken: `train`, `validation`, `test` or `all`.
     pub split: String,
     /// Accuracy of whole videos: of the mean of their clips' softmax. `None` if none could be decoded.
     pub videos: Option<Rates>,
@@ -83,34 +83,37 @@ impl Summary {
 
     /// The classes as CSV.
     pub fn classes_csv(&self) -> String {
-        let mut text = "class,videos,top_1,top_5,mostly_taken_for,times\n".to_owned();
-        for class in &self.classes {
+        let header = ["class", "videos", "top_1", "top_5", "mostly_taken_for", "times"].map(str::to_owned);
+        let row = |class: &ClassRow| {
             let (videos, top_1, top_5) = class.rates.map_or((0, String::new(), String::new()), |rates| {
                 (rates.total, rates.top_1.to_string(), rates.top_5.to_string())
             });
-            let mostly = class.mostly_taken_for.as_deref().map_or_else(String::new, quoted);
-            let row = writeln!(text, "{},{videos},{top_1},{top_5},{mostly},{}", quoted(&class.class), class.times);
-            row.expect("strings take all text");
-        }
-        text
+            let mostly = class.mostly_taken_for.clone().unwrap_or_default();
+            [class.class.clone(), videos.to_string(), top_1, top_5, mostly, class.times.to_string()]
+        };
+        csv(std::iter::once(header).chain(self.classes.iter().map(row)))
     }
 }
 
 /// The confusion matrix as CSV: a row a true class, a column a predicted one, and last those of no class of the dataset.
 pub fn confusion_csv(evaluation: &Evaluation) -> String {
     let confusion = evaluation.confusion();
-    let names: Vec<String> = evaluation.classes().iter().map(|name| quoted(name)).collect();
-    let mut text = format!("true class,{},(others)\n", names.join(","));
-    for (truth, name) in names.iter().enumerate() {
-        let counts: Vec<String> = confusion.row(truth).iter().map(u64::to_string).collect();
-        writeln!(text, "{name},{}", counts.join(",")).expect("strings take all text");
-    }
-    text
+    let names = evaluation.classes().iter().cloned();
+    let header: Vec<String> =
+        std::iter::once("true class".to_owned()).chain(names).chain(["(others)".to_owned()]).collect();
+    let row = |(truth, name): (usize, &String)| {
+        std::iter::once(name.clone()).chain(confusion.row(truth).iter().map(u64::to_string)).collect()
+    };
+    csv(std::iter::once(header).chain(evaluation.classes().iter().enumerate().map(row)))
 }
 
-/// A field of CSV (RFC 4180).
-fn quoted(text: &str) -> String {
-    if text.contains([',', '"', '\n', '\r']) { format!("\"{}\"", text.replace('"', "\"\"")) } else { text.to_owned() }
+fn csv<R: IntoIterator<Item = String>>(rows: impl Iterator<Item = R>) -> String {
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    for row in rows {
+        writer.write_record(row.into_iter().collect::<Vec<_>>()).expect("memory takes rows of one length");
+    }
+    let bytes = writer.into_inner().expect("memory takes all");
+    String::from_utf8(bytes).expect("the fields are UTF-8")
 }
 
 /// Classes that are printed one by one; of more, only the worst ones.
@@ -120,7 +123,9 @@ const WORST_CLASSES: usize = 15;
 impl fmt::Display for Summary {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let count = |count: usize, thing: &str| format!("{count} {thing}{}", if count == 1 { "" } else { "s" });
-        writeln!(f, "{} on the {} split of {}, {} classes", self.model, self.split, self.data, self.classes.len())?;
+        let which = if self.split == "all" { "all videos" } else { &format!("the {} split", self.split) };
+        writeln!(f, "{} on {which} of {}, {} classes", self.model, self.data, self.classes.len())?;
+
         writeln!(f, "\n              top-1    top-5  average")?;
         for (name, rates) in [("videos", self.videos), ("clips", self.clips)] {
             let Some(Rates { total, top_1, top_5, average }) = rates else { continue };
@@ -141,11 +146,11 @@ impl fmt::Display for Summary {
             )?;
         }
         if self.partial > 0 {
-            writeln!(f, "\n{} could be decoded in part only and count", count(self.partial as usize, "video"))?;
+            writeln!(f, "\ndecoded in part only, but counted: {}", count(self.partial as usize, "video"))?;
         }
         if !self.failed.is_empty() {
             let failed = count(self.failed.len(), "video");
-            writeln!(f, "\n{failed} got no answer: these are not the figures of the whole split")?;
+            writeln!(f, "\nwithout an answer: {failed}, so these are not the figures of all there are")?;
         }
         Ok(())
     }
@@ -225,9 +230,9 @@ small on the validation split of videos, 2 classes
   bowling           2   50.00%  100.00%  tango, slow (1)
   tango, slow       1  100.00%  100.00%
 
-1 video could not be decoded and don't count; as wrong ones: 50.00%, 75.00%
+not decoded and not counted: 1 video (counted as wrong: 50.00%, 75.00%)
 
-1 video could be decoded in part only and count
+decoded in part only, but counted: 1 video
 ";
         assert_eq!(text, expected);
     }
