@@ -2,6 +2,8 @@
 
 #[cfg(feature = "video")]
 pub mod decode;
+#[cfg(feature = "video")]
+pub mod load;
 pub mod model;
 #[cfg(feature = "video")]
 pub mod serve;

@@ -29,6 +29,9 @@ enum Target {
     /// Time decoding alone and with the transform to clips, as CPU time, on real videos
     #[cfg(feature = "video")]
     Decode(DecodeArgs),
+    /// Time the loader of training: clips of random times and crops of labelled videos
+    #[cfg(feature = "video")]
+    Load(LoadArgs),
     /// Load a running server and tell throughput, latencies and errors as its clients see them
     #[cfg(feature = "video")]
     Serve(ServeArgs),
@@ -110,6 +113,38 @@ struct DecodeArgs {
     json: bool,
 }
 
+#[cfg(feature = "video")]
+#[derive(Debug, ClapArgs)]
+struct LoadArgs {
+    #[command(flatten)]
+    data: super::data::DataArgs,
+
+    /// Threads that decode; several numbers separated by commas
+    #[arg(long, value_name = "THREADS", value_delimiter = ',', default_value = "1,2",
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Vec<u16>,
+
+    /// Clips in a batch
+    #[arg(long, value_name = "CLIPS", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    batch: u16,
+
+    /// Measure each number of threads for at least this long
+    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = parse_seconds)]
+    seconds: f32,
+
+    /// Also train a full-width network on the batches, on the CPU, and tell which part of a step it waits for them
+    #[arg(long)]
+    train: bool,
+
+    /// Depth of that network: 10, 18, 34, 50, 101, 152 or 200
+    #[arg(long, value_name = "N", default_value_t = 34, requires = "train")]
+    depth: u32,
+
+    /// Print one JSON object for each number of threads, a line each
+    #[arg(long)]
+    json: bool,
+}
+
 #[derive(Debug, ClapArgs)]
 struct ModelArgs {
     /// Model file; a freshly initialised network (see --depth) if absent
@@ -155,6 +190,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         Target::Model(args) => bench_model(args),
         #[cfg(feature = "video")]
         Target::Decode(args) => bench_decode(args),
+        #[cfg(feature = "video")]
+        Target::Load(args) => bench_load(args),
         #[cfg(feature = "video")]
         Target::Serve(args) => bench_serve(args),
     }
@@ -266,6 +303,45 @@ fn bench_decode(args: DecodeArgs) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+#[cfg(feature = "video")]
+fn bench_load(args: LoadArgs) -> anyhow::Result<ExitCode> {
+    use crate::bench::load::{time_feeding, time_loading};
+    use crate::train::loader::{Loader, LoaderOptions};
+
+    let dataset = args.data.open()?;
+    let network = if args.train { Some(initialised(args.depth, ShortcutArg::A)?) } else { None };
+    let spec = network.as_ref().map_or_else(builtin::spec, |model| model.spec.clone());
+    let (time, examples) = (Duration::from_secs_f32(args.seconds), dataset.train.into());
+    if !args.json {
+        println!("{:>7} {:>10} {:>12} {:>8}", "threads", "clips/s", "ms per step", "waiting");
+    }
+    let mut unreadable = 0;
+    for threads in args.threads {
+        let options =
+            LoaderOptions { batch_size: args.batch.into(), threads: threads.into(), ..LoaderOptions::default() };
+        let loader = Loader::new(std::sync::Arc::clone(&examples), spec.clip, spec.preprocessing, options);
+        let loading = time_loading(&loader, time)?;
+        let feeding = match &network {
+            Some(model) => Some(time_feeding(&loader, &model.layout, time)?),
+            None => None,
+        };
+        unreadable = loader.unreadable().len();
+        if args.json {
+            println!("{}", json!({"threads": threads, "batch": args.batch, "loading": loading, "feeding": feeding}));
+        } else {
+            print!("{threads:>7} {:>10.1}", loading.clips_per_second);
+            match feeding {
+                Some(feeding) => {
+                    println!(" {:>12.0} {:>7.1}%", feeding.ms_per_step, 100.0 * feeding.waited_fraction);
+                }
+                None => println!(),
+            }
+        }
+    }
+    // Which ones was logged.
+    Ok(if unreadable > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 fn bench_model(args: ModelArgs) -> anyhow::Result<ExitCode> {

@@ -5,9 +5,13 @@ mod bench;
 mod classify;
 mod convert;
 #[cfg(feature = "video")]
+mod data;
+#[cfg(feature = "video")]
 mod evaluate;
 mod inspect;
 mod model;
+#[cfg(feature = "video")]
+mod prepare;
 #[cfg(feature = "video")]
 mod report;
 #[cfg(feature = "video")]
@@ -49,6 +53,9 @@ enum Command {
     /// Measure how good a model is on labelled videos
     #[cfg(feature = "video")]
     Evaluate(evaluate::Args),
+    /// Re-encode a dataset for faster training
+    #[cfg(feature = "video")]
+    Prepare(prepare::Args),
     /// Turn a PyTorch checkpoint into a model file
     Convert(convert::Args),
     /// Say what a model file or checkpoint is
@@ -105,6 +112,7 @@ impl Cli {
             Command::Classify(args) => classify::run(args),
             #[cfg(feature = "video")]
             Command::Evaluate(args) => evaluate::run(args),
+            Command::Prepare(args) => prepare::run(args),
             Command::Convert(args) => convert::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Bench(args) => bench::run(args),

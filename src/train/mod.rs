@@ -5,3 +5,4 @@ pub mod dataset;
 pub mod evaluate;
 pub mod loader;
 pub mod report;
+pub mod prepare;

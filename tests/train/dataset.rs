@@ -17,7 +17,9 @@ fn folder(files: &[&str]) -> tempfile::TempDir {
         let (name, text) = file.split_once('=').unwrap_or((file, ""));
         let path = folder.path().join(name);
         fs::create_dir_all(path.parent().expect("a parent")).expect("folders");
-        if !name.ends_with('/') {
+        if name.ends_with('/') {
+            fs::create_dir(path).expect("a folder");
+        } else {
             fs::write(path, text).expect("a file");
         }
     }

@@ -7,3 +7,4 @@ mod loader;
 #[path = "../video/media.rs"]
 #[allow(dead_code, reason = "shared with the tests of the video module, which use all of it")]
 mod media;
+mod prepare;

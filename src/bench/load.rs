@@ -1,0 +1,108 @@
+//! How fast the loader of training makes clips, and whether that is fast enough for a network.
+
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device};
+use candle_nn::{ModuleT, VarBuilder, VarMap, loss};
+use serde::Serialize;
+
+use crate::model::layout::Layout;
+use crate::model::resnet::ResNet3d;
+use crate::train::loader::{Epoch, Loader, LoaderError};
+
+/// How many clips come from a loader of which every batch is taken at once.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct LoadTiming {
+    /// Clips taken; those of the first batch, for which the threads had to start, not counted.
+    pub clips: usize,
+    /// Clips a second of wall-clock time.
+    pub clips_per_second: f64,
+}
+
+/// How long a network that is trained waits for its loader.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct FeedTiming {
+    /// Steps; the first is not counted.
+    pub steps: usize,
+    /// A step with its waiting.
+    pub ms_per_step: f64,
+    /// Part of that time that was waiting.
+    pub waited_fraction: f64,
+}
+
+/// Why there are no figures.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadBenchError {
+    /// No batches.
+    #[error(transparent)]
+    Loader(#[from] LoaderError),
+    /// The network failed.
+    #[error(transparent)]
+    Network(#[from] candle_core::Error),
+    /// Fewer examples than a batch.
+    #[error("there are no batches to measure: too few videos to train on")]
+    NoBatches,
+}
+
+/// Takes batches for at least `time`, epoch after epoch.
+pub fn time_loading(loader: &Loader, time: Duration) -> Result<LoadTiming, LoadBenchError> {
+    let mut batches = Batches::new(loader)?;
+    batches.next()?;
+    let (begin, mut clips) = (Instant::now(), 0);
+    while clips == 0 || begin.elapsed() < time {
+        clips += batches.next()?.examples.len();
+    }
+    Ok(LoadTiming { clips, clips_per_second: clips as f64 / begin.elapsed().as_secs_f64() })
+}
+
+/// Trains a network of the layout for at least `time` on the CPU: forward in training mode, loss and gradients. Only the
+/// optimiser's step is left out, which would make waiting a smaller part.
+pub fn time_feeding(loader: &Loader, layout: &Layout, time: Duration) -> Result<FeedTiming, LoadBenchError> {
+    let variables = VarMap::new();
+    let network = ResNet3d::new(layout, VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu))?;
+    let mut batches = Batches::new(loader)?;
+    let mut step = || -> Result<(), LoadBenchError> {
+        let batch = batches.next()?;
+        let logits = network.forward_t(&batch.clips, true)?;
+        loss::cross_entropy(&logits, &batch.labels)?.backward()?;
+        Ok(())
+    };
+    step()?;
+    let (begin, waited_before, mut steps) = (Instant::now(), loader.waited(), 0);
+    while steps == 0 || begin.elapsed() < time {
+        step()?;
+        steps += 1;
+    }
+    let (took, waited) = (begin.elapsed(), loader.waited() - waited_before);
+    Ok(FeedTiming {
+        steps,
+        ms_per_step: took.as_secs_f64() * 1e3 / steps as f64,
+        waited_fraction: waited.as_secs_f64() / took.as_secs_f64(),
+    })
+}
+
+/// Batches without end.
+struct Batches<'a> {
+    loader: &'a Loader,
+    number: u64,
+    epoch: Epoch,
+}
+
+impl<'a> Batches<'a> {
+    fn new(loader: &'a Loader) -> Result<Self, LoadBenchError> {
+        if loader.batches_per_epoch() == 0 {
+            return Err(LoadBenchError::NoBatches);
+        }
+        Ok(Self { loader, number: 0, epoch: loader.epoch(0, 0) })
+    }
+
+    fn next(&mut self) -> Result<crate::train::loader::Batch, LoadBenchError> {
+        loop {
+            if let Some(batch) = self.epoch.next() {
+                return Ok(batch?);
+            }
+            self.number += 1;
+            self.epoch = self.loader.epoch(self.number, 0);
+        }
+    }
+}
