@@ -50,7 +50,6 @@ enum Command {
     /// Classify videos, here or on a server
     #[cfg(feature = "video")]
     Classify(classify::Args),
-    /// Measure how good a model is on labelled videos
     #[cfg(feature = "video")]
     Evaluate(evaluate::Args),
     /// Re-encode a dataset for faster training

@@ -4,5 +4,5 @@ pub mod augment;
 pub mod dataset;
 pub mod evaluate;
 pub mod loader;
-pub mod report;
 pub mod prepare;
+pub mod report;
