@@ -17,11 +17,11 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_stream::Stream;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use tracing::warn;
 
-use super::model::{self, DecodeIsolation, EngineArgs, ServerArgs};
+use super::model::{self, BackendArgs};
 use super::report::Report;
 use crate::classify::{Classifier, ClassifyOptions};
 use crate::engine::{Engine, EngineConfig};
@@ -44,40 +44,8 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
 
-    /// Model file; the built-in model if absent
-    #[arg(long, env = "KINETOSCOPE_MODEL", value_name = "FILE", conflicts_with = "server")]
-    model: Option<PathBuf>,
-
-    /// Ask this server, such as 127.0.0.1:50051, instead of running a model here
-    #[arg(long, env = "KINETOSCOPE_SERVER", value_name = "URL")]
-    server: Option<String>,
-
     #[command(flatten)]
-    connection: ServerArgs,
-
-    /// Name of the server's model to ask; its default one if absent
-    #[arg(long, value_name = "NAME", requires = "server")]
-    model_name: Option<String>,
-
-    /// Give up on a video after this time
-    #[arg(long, value_name = "TIME", requires = "server")]
-    timeout: Option<Duration>,
-
-    /// Try a video again so often while the server is full, stopping or away
-    #[arg(long, value_name = "N", default_value_t = 8, requires = "server")]
-    retries: u32,
-
-    /// Videos worked on at a time
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    concurrency: u16,
-
-    #[command(flatten)]
-    engine: EngineArgs,
-
-    /// Where videos are decoded: in locked-in processes (`process`), so that a video that breaks a decoder breaks
-    /// nothing else, or in this one (`none`)
-    #[arg(long, env = "KINETOSCOPE_DECODE_ISOLATION", value_enum, value_name = "WHERE", default_value = "process")]
-    decode_isolation: DecodeIsolation,
+    backend: BackendArgs,
 
     /// Labels to print, best first; 0 prints all
     #[arg(long, value_name = "N", default_value_t = ClassifyOptions::DEFAULT_TOP_K as u32)]
@@ -153,14 +121,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
 /// Gives the number of videos that failed.
 async fn classify_all(args: &Args, videos: Vec<PathBuf>, out: &mut Out) -> anyhow::Result<usize> {
-    let backend = Arc::new(Backend::start(args).await?);
+    let backend = Arc::new(Backend::start(&args.backend).await?);
     let options = options(args);
     let progress = Progress::new(videos.len());
     let mut waiting = videos.into_iter().enumerate();
     let mut tasks = JoinSet::new();
     let mut failed = 0;
     loop {
-        while tasks.len() < usize::from(args.concurrency)
+        while tasks.len() < usize::from(args.backend.concurrency)
             && let Some((index, path)) = waiting.next()
         {
             let (backend, options) = (Arc::clone(&backend), options.clone());
@@ -189,7 +157,7 @@ fn options(args: &Args) -> proto::ClassificationOptions {
     // Only times of more than ten thousand years don't fit.
     let time = |time: Option<Duration>| time.and_then(|time| (*time).try_into().ok());
     proto::ClassificationOptions {
-        model: args.model_name.clone().map(|name| proto::ModelSelector { name, version: String::new() }),
+        model: args.backend.model_selector(),
         top_k: Some(args.top_k),
         score_threshold: args.threshold,
         segments: match args.segments {
@@ -208,13 +176,13 @@ fn options(args: &Args) -> proto::ClassificationOptions {
 }
 
 /// Where videos are classified.
-enum Backend {
+pub(super) enum Backend {
     Local { engine: Box<Engine>, classifier: Box<Classifier> },
     Server { client: Box<Client>, timeout: Option<std::time::Duration>, retries: u32 },
 }
 
 impl Backend {
-    async fn start(args: &Args) -> anyhow::Result<Self> {
+    pub(super) async fn start(args: &BackendArgs) -> anyhow::Result<Self> {
         if let Some(server) = &args.server {
             let client = Box::new(args.connection.connect(server).await?);
             return Ok(Self::Server { client, timeout: args.timeout.map(Into::into), retries: args.retries });
@@ -228,7 +196,7 @@ impl Backend {
         Ok(Self::Local { engine: Box::new(engine), classifier: Box::new(classifier) })
     }
 
-    async fn classify(
+    pub(super) async fn classify(
         &self,
         path: &Path,
         options: &proto::ClassificationOptions,
@@ -314,9 +282,24 @@ fn read_stdin(path: &Path) -> std::io::Result<Option<Bytes>> {
 }
 
 /// A server's refusal in words.
+#[derive(Debug, thiserror::Error)]
+#[error("{code:?}{reason}: {message}")]
+pub(super) struct Refusal {
+    pub(super) code: Code,
+    reason: String,
+    message: String,
+}
+
+#[cfg(test)]
+impl Refusal {
+    pub(super) fn of(code: Code) -> Self {
+        Self { code, reason: String::new(), message: String::new() }
+    }
+}
+
 fn describe(status: &Status) -> anyhow::Error {
     let reason = status.get_details_error_info().map_or_else(String::new, |info| format!(" ({})", info.reason));
-    anyhow::anyhow!("{:?}{reason}: {}", status.code(), status.message())
+    Refusal { code: status.code(), reason, message: status.message().to_owned() }.into()
 }
 
 /// Where answers go.

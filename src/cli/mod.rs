@@ -6,6 +6,8 @@ mod classify;
 mod convert;
 #[cfg(feature = "video")]
 mod data;
+#[cfg(feature = "video")]
+mod evaluate;
 mod inspect;
 mod model;
 #[cfg(feature = "video")]
@@ -14,6 +16,8 @@ mod prepare;
 mod report;
 #[cfg(feature = "video")]
 mod serve;
+#[cfg(feature = "video")]
+mod train;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -48,6 +52,11 @@ enum Command {
     /// Classify videos, here or on a server
     #[cfg(feature = "video")]
     Classify(classify::Args),
+    /// Train a model on labelled videos
+    #[cfg(feature = "video")]
+    Train(train::Args),
+    #[cfg(feature = "video")]
+    Evaluate(evaluate::Args),
     /// Re-encode a dataset for faster training
     #[cfg(feature = "video")]
     Prepare(prepare::Args),
@@ -83,7 +92,7 @@ impl Cli {
         }
         let default_filter = match &self.command {
             #[cfg(feature = "video")]
-            Command::Serve(_) => "info",
+            Command::Serve(_) | Command::Train(_) => "info",
             _ => "warn",
         };
         let filter = self.log.as_deref().unwrap_or(default_filter);
@@ -105,6 +114,10 @@ impl Cli {
             Command::Serve(args) => serve::run(args),
             #[cfg(feature = "video")]
             Command::Classify(args) => classify::run(args),
+            #[cfg(feature = "video")]
+            Command::Train(args) => train::run(args),
+            #[cfg(feature = "video")]
+            Command::Evaluate(args) => evaluate::run(args),
             #[cfg(feature = "video")]
             Command::Prepare(args) => prepare::run(args),
             Command::Convert(args) => convert::run(args),

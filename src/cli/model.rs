@@ -86,6 +86,55 @@ impl ServerArgs {
     }
 }
 
+/// Where videos are classified: by a model on this machine or by a server.
+#[cfg(feature = "video")]
+#[derive(Debug, Args)]
+pub(super) struct BackendArgs {
+    /// Model file; the built-in model if absent
+    #[arg(long, env = "KINETOSCOPE_MODEL", value_name = "FILE", conflicts_with = "server")]
+    pub(super) model: Option<std::path::PathBuf>,
+
+    /// Ask this server, such as 127.0.0.1:50051, instead of running a model here
+    #[arg(long, env = "KINETOSCOPE_SERVER", value_name = "URL")]
+    pub(super) server: Option<String>,
+
+    #[command(flatten)]
+    pub(super) connection: ServerArgs,
+
+    /// Name of the server's model to ask; its default one if absent
+    #[arg(long, value_name = "NAME", requires = "server")]
+    pub(super) model_name: Option<String>,
+
+    /// Give up on a video after this time
+    #[arg(long, value_name = "TIME", requires = "server")]
+    pub(super) timeout: Option<humantime::Duration>,
+
+    /// Try a video again so often while the server is full, stopping or away
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "server")]
+    pub(super) retries: u32,
+
+    /// Videos worked on at a time
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub(super) concurrency: u16,
+
+    #[command(flatten)]
+    pub(super) engine: EngineArgs,
+
+    /// Where videos are decoded: in locked-in processes (`process`), so that a video that breaks a decoder breaks
+    /// nothing else, or in this one (`none`)
+    #[arg(long, env = "KINETOSCOPE_DECODE_ISOLATION", value_enum, value_name = "WHERE", default_value = "process")]
+    pub(super) decode_isolation: DecodeIsolation,
+}
+
+#[cfg(feature = "video")]
+impl BackendArgs {
+    /// The server's model to ask; its default one if `None`.
+    pub(super) fn model_selector(&self) -> Option<crate::rpc::proto::ModelSelector> {
+        let name = self.model_name.clone()?;
+        Some(crate::rpc::proto::ModelSelector { name, version: String::new() })
+    }
+}
+
 /// Reads a model file; the built-in model without one.
 pub(super) fn load(path: Option<&Path>) -> anyhow::Result<Model> {
     match path {

@@ -268,22 +268,11 @@ impl Model {
 
     /// Writes the model file. The file appears whole or not at all.
     pub fn write(&self, path: &Path) -> Result<(), ModelFileError> {
-        let io = |source| ModelFileError::Io { path: path.to_owned(), source };
         let metadata = HashMap::from([
             ("format".to_owned(), "pt".to_owned()),
             (SPEC_KEY.to_owned(), serde_json::to_string(&self.spec)?),
         ]);
-        let directory = match path.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-        let temporary =
-            tempfile::Builder::new().prefix(".kinetoscope-").suffix(".partial").tempfile_in(directory).map_err(io)?;
-        safetensors::serialize_to_file(&self.tensors, Some(metadata), temporary.path())?;
-        temporary.as_file().sync_all().map_err(io)?;
-        set_default_mode(temporary.as_file()).map_err(io)?;
-        temporary.persist(path).map_err(|error| io(error.error))?;
-        Ok(())
+        write_whole(path, &self.tensors, metadata)
     }
 
     /// Bytes of all tensors.
@@ -295,6 +284,37 @@ impl Model {
     pub fn dtype(&self) -> DType {
         self.tensors.get("fc.weight").map_or(DType::F32, Tensor::dtype)
     }
+}
+
+/// Writes a safetensors file. Whatever ends this process or fills the disk, `path` is the old file or the whole new one.
+pub(crate) fn write_whole(
+    path: &Path,
+    tensors: &HashMap<String, Tensor>,
+    metadata: HashMap<String, String>,
+) -> Result<(), ModelFileError> {
+    let io = |source| ModelFileError::Io { path: path.to_owned(), source };
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let temporary =
+        tempfile::Builder::new().prefix(".kinetoscope-").suffix(".partial").tempfile_in(directory).map_err(io)?;
+    safetensors::serialize_to_file(tensors, Some(metadata), temporary.path())?;
+    temporary.as_file().sync_all().map_err(io)?;
+    set_default_mode(temporary.as_file()).map_err(io)?;
+    temporary.persist(path).map_err(|error| io(error.error))?;
+    sync_directory(directory).map_err(io)
+}
+
+/// Until a directory is written, the disk knows its old files only.
+#[cfg(unix)]
+fn sync_directory(directory: &Path) -> std::io::Result<()> {
+    std::fs::File::open(directory)?.sync_all()
+}
+
+#[cfg(not(unix))]
+fn sync_directory(_directory: &Path) -> std::io::Result<()> {
+    Ok(())
 }
 
 /// Temporary files are made for the owner only; a model file is for everyone whom the directory lets in.

@@ -1,8 +1,10 @@
 //! The 3D ResNet as a candle network, for training and as the reference of the inference plans.
 
-use candle_conv3d::{Conv3d, Conv3dConfig, MaxPool3d, MaxPool3dConfig};
-use candle_core::{DType, Device, Result, Tensor};
-use candle_nn::{BatchNorm, BatchNormConfig, Linear, Module, ModuleT, VarBuilder};
+use candle_conv3d::{
+    Activation, Conv3d, Conv3dConfig, MaxPool3d, MaxPool3dConfig, add_relu, batch_norm, conv3d_no_bias, fixed_norm,
+};
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
+use candle_nn::{Init, Linear, Module, ModuleT, VarBuilder};
 
 use super::file::Model;
 use super::layout::{Block, BlockShortcut, ConvLayer, Layout};
@@ -16,10 +18,34 @@ pub struct ResNet3d {
     fc: Linear,
 }
 
+/// Which batch norms take their statistics from the batch, and move their running ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormMode {
+    /// None: all normalise by their running statistics, as in evaluation.
+    Fixed,
+    /// Those of block `from_block` and later, counted over all stages; the stem's too if `stem` is set.
+    Batch {
+        /// Whether the first convolution's belongs to them.
+        stem: bool,
+        /// The first block whose batch norms do.
+        from_block: usize,
+    },
+}
+
 #[derive(Debug, Clone)]
 struct ConvNorm {
     conv: Conv3d,
     norm: BatchNorm,
+}
+
+/// Batch normalisation with PyTorch's constants: epsilon 1e-5, momentum 0.1.
+#[derive(Debug, Clone)]
+struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    /// Moved in training where these are variables.
+    running_mean: Tensor,
+    running_var: Tensor,
 }
 
 #[derive(Debug, Clone)]
@@ -37,6 +63,9 @@ enum ShortcutPath {
 
 impl ResNet3d {
     /// The network of a layout with the variables of `vb`, named as in the checkpoint.
+    ///
+    /// Where `vb` gives variables, gradients reach them and running statistics are kept in them; where it gives plain
+    /// tensors, no gradient is tracked.
     pub fn new(layout: &Layout, vb: VarBuilder<'_>) -> Result<Self> {
         let max_pool = layout
             .max_pool
@@ -56,14 +85,24 @@ impl ResNet3d {
 
     /// The averaged features of each clip, `(n, features)`: input of the last layer, also called embedding.
     pub fn features_t(&self, clips: &Tensor, train: bool) -> Result<Tensor> {
-        let mut x = self.stem.forward_t(clips, train)?.relu()?;
+        let mode = if train { NormMode::Batch { stem: true, from_block: 0 } } else { NormMode::Fixed };
+        self.features(clips, mode)
+    }
+
+    /// [`features_t`](Self::features_t) where only some batch norms are in training.
+    pub fn features(&self, clips: &Tensor, mode: NormMode) -> Result<Tensor> {
+        let (stem, from_block) = match mode {
+            NormMode::Fixed => (false, usize::MAX),
+            NormMode::Batch { stem, from_block } => (stem, from_block),
+        };
+        let mut x = self.stem.forward(clips, stem, Activation::Relu)?;
         if let Some(pool) = &self.max_pool {
             x = pool.forward(&x)?;
         }
-        for block in &self.blocks {
-            x = block.forward_t(&x, train)?;
+        for (index, block) in self.blocks.iter().enumerate() {
+            x = block.forward(&x, index >= from_block)?;
         }
-        x.mean((2, 3, 4))
+        x.flatten_from(2)?.mean(2)
     }
 
     /// Logits `(n, classes)` of features `(n, features)`.
@@ -81,19 +120,54 @@ impl ModuleT for ResNet3d {
 impl ConvNorm {
     fn new(layer: &ConvLayer, vb: &VarBuilder<'_>) -> Result<Self> {
         let config = Conv3dConfig { stride: layer.stride, padding: layer.padding };
-        let conv = candle_conv3d::conv3d_no_bias(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel,
-            config,
-            vb.pp(&layer.conv),
-        )?;
-        let norm = candle_nn::batch_norm(layer.out_channels, BatchNormConfig::default(), vb.pp(&layer.norm))?;
-        Ok(Self { conv, norm })
+        let conv = conv3d_no_bias(layer.in_channels, layer.out_channels, layer.kernel, config, vb.pp(&layer.conv))?;
+        Ok(Self { conv, norm: BatchNorm::new(layer.out_channels, &vb.pp(&layer.norm))? })
     }
 
-    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
-        self.norm.forward_t(&self.conv.forward(x)?, train)
+    fn forward(&self, x: &Tensor, train: bool, activation: Activation) -> Result<Tensor> {
+        self.norm.forward(&self.conv.forward(x)?, train, activation)
+    }
+}
+
+impl BatchNorm {
+    const EPSILON: f64 = 1e-5;
+    const MOMENTUM: f64 = 0.1;
+
+    fn new(channels: usize, vb: &VarBuilder<'_>) -> Result<Self> {
+        let get = |name: &str, value: f64| vb.get_with_hints(channels, name, Init::Const(value));
+        Ok(Self {
+            weight: get("weight", 1.0)?,
+            bias: get("bias", 0.0)?,
+            running_mean: get("running_mean", 0.0)?,
+            running_var: get("running_var", 1.0)?,
+        })
+    }
+
+    /// Moves the running statistics if `train` is set: as in PyTorch, the variance that is kept is the unbiased one while
+    /// that which normalises is biased.
+    fn forward(&self, x: &Tensor, train: bool, activation: Activation) -> Result<Tensor> {
+        let Self { weight, bias, running_mean, running_var } = self;
+        if !train {
+            let (mean, variance) = (running_mean.detach(), running_var.detach());
+            return fixed_norm(x, weight, bias, &mean, &variance, Self::EPSILON, activation);
+        }
+        let count = x.elem_count() / x.dim(1)?.max(1);
+        if count < 2 {
+            bail!(
+                "batch norm has {count} value a channel in training; it needs 2: take more clips a batch, or longer ones"
+            );
+        }
+        let normalised = batch_norm(x, weight, bias, Self::EPSILON, activation)?;
+        let unbiased = (normalised.variance * (count as f64 / (count - 1) as f64))?;
+        for (running, batch) in [(running_mean, &normalised.mean), (running_var, &unbiased)] {
+            if running.is_variable() {
+                let kept = (running.detach() * (1.0 - Self::MOMENTUM))?;
+                let moved = (kept + (batch.to_dtype(running.dtype())? * Self::MOMENTUM)?)?;
+                // A variable's tensor becomes that same variable.
+                Var::from_tensor(running)?.set(&moved)?;
+            }
+        }
+        Ok(normalised.output)
     }
 }
 
@@ -108,20 +182,18 @@ impl ResidualBlock {
         Ok(Self { convs, shortcut })
     }
 
-    fn forward_t(&self, x: &Tensor, train: bool) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, train: bool) -> Result<Tensor> {
         let mut y = x.clone();
         for (index, conv) in self.convs.iter().enumerate() {
-            if index > 0 {
-                y = y.relu()?;
-            }
-            y = conv.forward_t(&y, train)?;
+            let last = index + 1 == self.convs.len();
+            y = conv.forward(&y, train, if last { Activation::Identity } else { Activation::Relu })?;
         }
         let shortcut = match &self.shortcut {
             ShortcutPath::Identity => x.clone(),
             &ShortcutPath::Strided { stride, out_channels } => strided_shortcut(x, stride, out_channels)?,
-            ShortcutPath::Projection(conv) => conv.forward_t(x, train)?,
+            ShortcutPath::Projection(conv) => conv.forward(x, train, Activation::Identity)?,
         };
-        (y + shortcut)?.relu()
+        add_relu(&y, &shortcut)
     }
 }
 
@@ -130,11 +202,9 @@ impl ResidualBlock {
 fn strided_shortcut(x: &Tensor, stride: usize, out_channels: usize) -> Result<Tensor> {
     let mut picked = x.clone();
     if stride > 1 {
-        for dim in 2..5 {
-            let len = picked.dim(dim)? as u32;
-            let indices = Tensor::arange_step(0, len, stride as u32, x.device())?;
-            picked = picked.index_select(&indices, dim)?;
-        }
+        // A pool over single places picks, and is the fastest that does.
+        let pick = MaxPool3dConfig { kernel: [1; 3], stride: [stride; 3], padding: [0; 3] };
+        picked = MaxPool3d::new(pick).forward(x)?;
     }
     picked.pad_with_zeros(1, 0, out_channels - x.dim(1)?)
 }

@@ -136,6 +136,11 @@ impl Loader {
         self.maker.slots().div_ceil(self.maker.options.batch_size)
     }
 
+    /// How many clips an epoch has.
+    pub fn clips_per_epoch(&self) -> usize {
+        self.maker.slots()
+    }
+
     /// The videos that could not be decoded so far, each once, in the order of the examples.
     pub fn unreadable(&self) -> Vec<Unreadable> {
         lock(&self.maker.unreadable).values().cloned().collect()

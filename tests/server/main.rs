@@ -6,6 +6,7 @@ mod bad_input;
 mod classify;
 mod cli;
 mod endings;
+mod evaluate;
 mod inference;
 mod lifecycle;
 #[allow(dead_code, reason = "the video tests decode with it too")]

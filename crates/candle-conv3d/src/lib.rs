@@ -39,7 +39,7 @@ pub mod plan;
 pub mod reference;
 mod train;
 
-pub use batch_norm::{Activation, BatchNormOutput, add_relu, batch_norm};
+pub use batch_norm::{Activation, BatchNormOutput, add_relu, batch_norm, fixed_norm};
 pub use conv3d::{Conv3d, Conv3dConfig, conv3d, conv3d_no_bias};
 pub use geometry::GeometryError;
 pub use max_pool3d::{MaxPool3d, MaxPool3dConfig};

@@ -125,6 +125,27 @@ pub fn batch_norm(
     Ok(BatchNormOutput { output, mean: mean.flatten_all()?.detach(), variance: variance.flatten_all()?.detach() })
 }
 
+/// [`fixed_norm`](crate::fixed_norm) of `input` (n, c, ...); half precision is normalised in f32.
+pub fn fixed_norm(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    mean: &Tensor,
+    variance: &Tensor,
+    epsilon: f64,
+    activation: Activation,
+) -> Result<Tensor> {
+    let dtype = input.dtype();
+    let inner = if matches!(dtype, DType::F16 | DType::BF16) { DType::F32 } else { dtype };
+    let mut shape = vec![1; input.rank()];
+    shape[1] = input.dim(1)?;
+    let channels = |parameter: &Tensor| parameter.to_dtype(inner)?.reshape(shape.as_slice());
+    let scale = (channels(weight)? / (channels(variance)? + epsilon)?.sqrt()?)?;
+    let centred = input.to_dtype(inner)?.broadcast_sub(&channels(mean)?)?;
+    let output = centred.broadcast_mul(&scale)?.broadcast_add(&channels(bias)?)?.to_dtype(dtype)?;
+    if activation == Activation::Relu { output.relu() } else { Ok(output) }
+}
+
 /// Every `step`-th slice along `dim`: `start`, `start + step`, ..., `count` of them. Made of shape operations
 /// alone, so it has a gradient for every type on every device.
 fn pick(x: &Tensor, dim: usize, start: usize, step: usize, count: usize) -> Result<Tensor> {

@@ -1,6 +1,8 @@
 //! Random shapes against seven plain loops, and gradients against finite differences.
 
-use candle_conv3d::{Activation, Conv3d, Conv3dConfig, MaxPool3d, MaxPool3dConfig, batch_norm, conv3d, reference};
+use candle_conv3d::{
+    Activation, Conv3d, Conv3dConfig, MaxPool3d, MaxPool3dConfig, batch_norm, conv3d, fixed_norm, reference,
+};
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::{Module, VarBuilder, VarMap};
 use proptest::prelude::*;
@@ -277,6 +279,30 @@ fn batch_norm_equals_the_reference_forward_and_backward() -> Result<()> {
             for (fast, plain) in values(&fast).into_iter().zip(values(&plain)) {
                 // The reference's sums are f32 around a mean of 100, whose steps are 8e-6.
                 assert!((fast - plain).abs() < 2e-3 * plain.abs().max(1.), "{fast} instead of {plain}");
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn fixed_norm_equals_the_reference_forward_and_backward() -> Result<()> {
+    for (activation, dims) in [(Activation::Relu, [3, 5, 2, 7, 9]), (Activation::Identity, [2, 17, 4, 8, 8])] {
+        let input = Var::from_tensor(&randn(dims))?;
+        let channel = || Var::randn(0f32, 1., dims[1], &Device::Cpu);
+        let (weight, bias, mean) = (channel()?, channel()?, channel()?);
+        let variance = (channel()?.sqr()? + 0.1)?;
+        let norms = [fixed_norm, reference::fixed_norm];
+        let outputs = norms.map(|norm| norm(&input, &weight, &bias, &mean, &variance, 1e-5, activation).unwrap());
+        let upstream = randn(dims);
+        let gradients = outputs.each_ref().map(|y| (y * &upstream).unwrap().sum_all().unwrap().backward().unwrap());
+        let mut pairs = vec![outputs.each_ref().map(values)];
+        for var in [&input, &weight, &bias] {
+            pairs.push(gradients.each_ref().map(|gradients| values(gradients.get(var).expect("a gradient"))));
+        }
+        for [fast, plain] in pairs {
+            for (fast, plain) in fast.into_iter().zip(plain) {
+                assert!((fast - plain).abs() < 1e-4 * plain.abs().max(1.), "{fast} instead of {plain}");
             }
         }
     }

@@ -53,11 +53,36 @@ pub(crate) fn batch_norm(
     let (clips, channels) = (input.dim(0)?, input.dim(1)?);
     let places = input.elem_count() / (clips * channels);
     let (mean, variance) = with_slices(&input, &input, |input, _| norm::statistics(input, clips, channels, places))?;
-    let inverse_deviation = variance.iter().map(|&v| (1. / (f64::from(v) + epsilon).sqrt()) as f32).collect();
-    let op = norm::Normalization { clips, channels, places, mean: mean.clone(), inverse_deviation, relu };
+    let inverse_deviation = inverse_deviation(&variance, epsilon);
+    let op = norm::Normalization { clips, channels, places, mean: mean.clone(), inverse_deviation, relu, fixed: false };
     let output = input.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?;
     let statistic = |values| Tensor::from_vec(values, channels, &Device::Cpu);
     Ok(Some((output, statistic(mean)?, statistic(variance)?)))
+}
+
+/// The normalisation by fixed statistics by the fast kernels, or `None` where they don't apply.
+pub(crate) fn fixed_norm(
+    input: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    [mean, variance]: [&Tensor; 2],
+    epsilon: f64,
+    relu: bool,
+) -> Result<Option<Tensor>> {
+    if ![input, weight, bias, mean, variance].into_iter().all(fits) || input.rank() < 2 || input.elem_count() == 0 {
+        return Ok(None);
+    }
+    let input = input.contiguous()?;
+    let (clips, channels) = (input.dim(0)?, input.dim(1)?);
+    let places = input.elem_count() / (clips * channels);
+    let inverse_deviation = inverse_deviation(&variance.to_vec1::<f32>()?, epsilon);
+    let op =
+        norm::Normalization { clips, channels, places, mean: mean.to_vec1()?, inverse_deviation, relu, fixed: true };
+    input.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op).map(Some)
+}
+
+fn inverse_deviation(variance: &[f32], epsilon: f64) -> Vec<f32> {
+    variance.iter().map(|&v| (1. / (f64::from(v) + epsilon).sqrt()) as f32).collect()
 }
 
 /// relu(a + b) by the fast kernels, or `None` where they don't apply.

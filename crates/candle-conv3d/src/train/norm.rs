@@ -22,6 +22,8 @@ pub(crate) struct Normalization {
     pub(crate) inverse_deviation: Vec<f32>,
     /// Whether negative results become 0.
     pub(crate) relu: bool,
+    /// Whether mean and deviation are constants rather than those of the input.
+    pub(crate) fixed: bool,
 }
 
 /// Mean and biased variance of each channel of `input` (n, c, places).
@@ -65,7 +67,8 @@ pub(crate) fn forward(shape: &Normalization, input: &[f32], weight: &[f32], bias
     output
 }
 
-/// Gradients of input (n, c, places), weight (c) and bias (c), with the statistics as functions of the input.
+/// Gradients of input (n, c, places), weight (c) and bias (c), with the statistics as functions of the input unless they
+/// are fixed.
 pub(crate) fn backward(
     shape: &Normalization,
     input: &[f32],
@@ -96,7 +99,7 @@ pub(crate) fn backward(
             }
             let (of_bias, of_weight) = (of_bias as f32, of_weight as f32 * inverse);
             let scale = weight[c] * inverse;
-            let (slope, offset) = (of_weight / count * inverse, of_bias / count);
+            let (slope, offset) = if shape.fixed { (0., 0.) } else { (of_weight / count * inverse, of_bias / count) };
             for start in volumes() {
                 let range = start..start + places;
                 // SAFETY: each channel's volumes are written by the one task of that channel.
