@@ -286,6 +286,22 @@ impl Model {
     }
 }
 
+const PARTIAL_PREFIX: &str = ".kinetoscope-";
+const PARTIAL_SUFFIX: &str = ".partial";
+
+/// Removes what [`write_whole`] left in `directory` when its process was killed. Nobody else may be writing there.
+pub(crate) fn remove_partial_files(directory: &Path) {
+    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let name = name.to_string_lossy();
+        if name.starts_with(PARTIAL_PREFIX) && name.ends_with(PARTIAL_SUFFIX) {
+            // One that can't be removed costs space only.
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
 /// Writes a safetensors file. Whatever ends this process or fills the disk, `path` is the old file or the whole new one.
 pub(crate) fn write_whole(
     path: &Path,
@@ -298,7 +314,7 @@ pub(crate) fn write_whole(
         _ => Path::new("."),
     };
     let temporary =
-        tempfile::Builder::new().prefix(".kinetoscope-").suffix(".partial").tempfile_in(directory).map_err(io)?;
+        tempfile::Builder::new().prefix(PARTIAL_PREFIX).suffix(PARTIAL_SUFFIX).tempfile_in(directory).map_err(io)?;
     safetensors::serialize_to_file(tensors, Some(metadata), temporary.path())?;
     temporary.as_file().sync_all().map_err(io)?;
     set_default_mode(temporary.as_file()).map_err(io)?;

@@ -513,6 +513,60 @@ CHECKPOINTS = {
 }
 
 
+# ---- Goldens: training ----
+
+
+def write_optimizers(name, case):
+    """Weights after each of five steps of torch.optim's rules, from weights and gradients of the counter."""
+    tensors = {}
+    for key, (rule, settings) in case.items():
+        parameter = nn.Parameter(torch.from_numpy(counter_uniform(1, "weight", 64)))
+        optimizer = getattr(torch.optim, rule)([parameter], **settings)
+        for step in range(5):
+            parameter.grad = torch.from_numpy(counter_uniform(2, f"gradient {step}", 64))
+            optimizer.step()
+            tensors[f"{key}.{step}"] = parameter.detach().numpy().copy()
+    save(name, tensors, {key: dict(settings, rule=rule) for key, (rule, settings) in case.items()})
+
+
+def write_step(name, case):
+    """Loss and weights of one full training step: forward in training mode, backward, SGD with momentum, twice, so that the
+    second step sees what the first one moved. In f64, rounded once."""
+    net = ResNet3d(case["arch"], case["classes"])
+    fill(net, case["seed"])
+    net = net.double().train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=0.001)
+    tensors = {}
+    for step in range(2):
+        values = counter_uniform(case["seed"], f"clips {step}", 4 * 3 * 8 * 32 * 32).reshape(4, 3, 8, 32, 32)
+        loss = F.cross_entropy(net(torch.from_numpy(values).double()), torch.tensor([0, 1, 2, 1]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        tensors[f"loss.{step}"] = np.array([loss.item()], np.float32)
+    for key, value in net.state_dict().items():
+        if not key.endswith("num_batches_tracked"):
+            tensors[key] = value.float().numpy()
+    save(name, tensors, dict(architecture=case["arch"], classes=case["classes"], seed=case["seed"], preprocessing="2020"))
+
+
+OPTIMIZERS = {
+    "optimizers": {
+        "plain": ("SGD", dict(lr=0.1)),
+        "decay": ("SGD", dict(lr=0.1, weight_decay=0.01)),
+        "momentum": ("SGD", dict(lr=0.1, momentum=0.9, weight_decay=0.001)),
+        "dampening": ("SGD", dict(lr=0.05, momentum=0.9, dampening=0.5, weight_decay=0.01)),
+        "nesterov": ("SGD", dict(lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.01)),
+        "adamw": ("AdamW", dict(lr=0.01, weight_decay=0.05)),
+    },
+}
+
+STEPS = {
+    "step-10-a": dict(arch=architecture(10, "a", 1 / 16), classes=3, seed=71),
+    "step-10-b": dict(arch=architecture(10, "b", 1 / 16), classes=3, seed=72),
+}
+
+
 def print_counter():
     for seed, name in [(0, "conv1.weight"), (34, "layer1.0.bn1.bias"), (2**64 - 1, "")]:
         bits = [hex(int(v)) for v in counter_bits(seed, name, 3)]
@@ -527,7 +581,8 @@ def main():
     arguments = parser.parse_args()
     if arguments.print_counter:
         return print_counter()
-    writers = [(LOGITS, write_logits), (FRAMES, write_frames), (CHECKPOINTS, write_checkpoint)]
+    writers = [(LOGITS, write_logits), (FRAMES, write_frames), (CHECKPOINTS, write_checkpoint),
+               (OPTIMIZERS, write_optimizers), (STEPS, write_step)]
     unknown = set(arguments.names) - {name for cases, _ in writers for name in cases}
     if unknown:
         sys.exit(f"no such golden: {', '.join(sorted(unknown))}")

@@ -1,10 +1,15 @@
-//! Datasets and the loader, with media that `ffmpeg` makes here.
+//! Training: datasets and the loader with media that `ffmpeg` makes here, optimisers beside PyTorch's, and whole runs.
 
 #![cfg(feature = "video")]
 
+mod command;
 mod dataset;
+#[path = "../golden/mod.rs"]
+mod golden;
 mod loader;
 #[path = "../video/media.rs"]
 #[allow(dead_code, reason = "shared with the tests of the video module, which use all of it")]
 mod media;
+mod optimizer;
 mod prepare;
+mod trainer;

@@ -1,0 +1,100 @@
+//! Optimisers step by step beside PyTorch's, and whole training steps.
+
+use candle_core::{Device, Tensor, Var};
+use candle_nn::loss::cross_entropy;
+use candle_nn::{Optimizer as _, ParamsAdamW};
+use kinetoscope::model::counter::CounterStream;
+use kinetoscope::train::adamw::AdamW;
+use kinetoscope::train::network::{Layer, Network};
+use kinetoscope::train::optimizer::{Optimizer, OptimizerConfig};
+use kinetoscope::train::sgd::{Sgd, SgdConfig};
+
+use crate::golden::{self, Golden, relative_distance};
+
+fn uniform(seed: u64, name: &str, len: u64) -> Vec<f32> {
+    let stream = CounterStream::new(seed, name);
+    (0..len).map(|index| stream.uniform(index)).collect()
+}
+
+/// Takes the steps of `generate.py` and compares the weights after each.
+fn assert_steps<O: candle_nn::Optimizer>(case: &str, config: O::Config) {
+    let path = golden::path("optimizers.safetensors");
+    let golden = candle_core::safetensors::load(path, &Device::Cpu).expect("the golden is committed");
+    let weight = Var::from_vec(uniform(1, "weight", 64), 64, &Device::Cpu).unwrap();
+    let mut optimizer = O::new(vec![weight.clone()], config).unwrap();
+    for step in 0..5 {
+        let gradient = Tensor::from_vec(uniform(2, &format!("gradient {step}"), 64), 64, &Device::Cpu).unwrap();
+        // The gradient of the sum of weight times constant is the constant.
+        let gradients = (weight.as_tensor() * gradient).unwrap().sum_all().unwrap().backward().unwrap();
+        optimizer.step(&gradients).unwrap();
+        let expected = golden[&format!("{case}.{step}")].to_vec1::<f32>().unwrap();
+        for (actual, expected) in weight.to_vec1::<f32>().unwrap().into_iter().zip(expected) {
+            assert!((actual - expected).abs() <= 1e-6, "{case}, step {step}: {actual} instead of {expected}");
+        }
+    }
+}
+
+#[test]
+fn sgd_is_pytorchs() {
+    let plain = SgdConfig { learning_rate: 0.1, momentum: 0.0, dampening: 0.0, nesterov: false, weight_decay: 0.0 };
+    assert_steps::<Sgd>("plain", plain);
+    assert_steps::<Sgd>("decay", SgdConfig { weight_decay: 0.01, ..plain });
+    assert_steps::<Sgd>("momentum", SgdConfig { momentum: 0.9, weight_decay: 0.001, ..plain });
+    let dampening = SgdConfig { learning_rate: 0.05, momentum: 0.9, dampening: 0.5, weight_decay: 0.01, ..plain };
+    assert_steps::<Sgd>("dampening", dampening);
+    assert_steps::<Sgd>("nesterov", SgdConfig { momentum: 0.8, nesterov: true, weight_decay: 0.01, ..plain });
+}
+
+#[test]
+fn adamw_is_pytorchs() {
+    assert_steps::<AdamW>("adamw", ParamsAdamW { lr: 0.01, weight_decay: 0.05, ..ParamsAdamW::default() });
+}
+
+#[test]
+fn nesterov_with_dampening_is_refused() {
+    let config = SgdConfig { nesterov: true, dampening: 0.1, ..SgdConfig::default() };
+    assert!(Sgd::new(Vec::new(), config).is_err());
+}
+
+/// Two whole steps: convolutions, batch norms in training, shortcuts, pool, loss, gradients, momentum, decay.
+fn assert_training_step(name: &str) {
+    let mut golden = Golden::read(name);
+    let expected = std::mem::take(&mut golden.tensors);
+    for (name, tensor) in &expected {
+        let fresh = match name.rsplit('.').next() {
+            Some("running_mean") => tensor.zeros_like().unwrap(),
+            Some("running_var") => tensor.ones_like().unwrap(),
+            _ => continue,
+        };
+        golden.tensors.insert(name.clone(), fresh);
+    }
+    let seed = golden.recipe.seed;
+    let network = Network::new(&golden.model(), Layer::Conv1, false, &Device::Cpu).unwrap();
+    let config = SgdConfig { learning_rate: 0.01, ..SgdConfig::default() };
+    let mut optimizer = Optimizer::new(network.trained(), &OptimizerConfig::Sgd(config), 1.0).unwrap();
+    let labels = Tensor::new(&[0u32, 1, 2, 1], &Device::Cpu).unwrap();
+    for step in 0..2 {
+        let shape = (4, 3, 8, 32, 32);
+        let values = uniform(seed, &format!("clips {step}"), 4 * 3 * 8 * 32 * 32);
+        let clips = Tensor::from_vec(values, shape, &Device::Cpu).unwrap();
+        let loss = cross_entropy(&network.train(&clips).unwrap(), &labels).unwrap();
+        let expected = expected[&format!("loss.{step}")].to_vec1::<f32>().unwrap()[0];
+        let actual = loss.to_scalar::<f32>().unwrap();
+        assert!((actual - expected).abs() <= 1e-5 * expected, "step {step}: loss {actual} instead of {expected}");
+        optimizer.step(&loss.backward().unwrap(), 0.01).unwrap();
+    }
+    for (name, weight) in network.weights().unwrap() {
+        let distance = relative_distance(&weight, &expected[&name]);
+        assert!(distance <= 1e-4, "{name} is {distance:.1e} off");
+    }
+}
+
+#[test]
+fn training_steps_with_shortcut_a_are_pytorchs() {
+    assert_training_step("step-10-a");
+}
+
+#[test]
+fn training_steps_with_shortcut_b_are_pytorchs() {
+    assert_training_step("step-10-b");
+}
