@@ -82,7 +82,7 @@ fn main() -> anyhow::Result<()> {
 /// Compresses a scene as cameras and web sites do: well, badly, and in between.
 fn encode(scene: &Scene<'_>, frames: usize, path: &Path, random: &mut Random) -> anyhow::Result<()> {
     let (height, width) = scene.size();
-    let rate = random.pick(&["24", "25", "30", "30", "50", "60"]).to_owned();
+    let rate = *random.pick(&["24", "25", "30", "30", "50", "60"]);
     let quality = if random.chance(0.8) {
         let crf = random.uniform(16.0, 36.0).round().to_string();
         let preset = if random.chance(0.5) { "ultrafast" } else { "veryfast" };
@@ -93,7 +93,7 @@ fn encode(scene: &Scene<'_>, frames: usize, path: &Path, random: &mut Random) ->
     };
     let mut ffmpeg = Command::new("ffmpeg")
         .args(["-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24", "-video_size", &format!("{width}x{height}")])
-        .args(["-framerate", &rate, "-i", "-", "-threads", "1", "-pix_fmt", "yuv420p"])
+        .args(["-framerate", rate, "-i", "-", "-threads", "1", "-pix_fmt", "yuv420p"])
         .args(quality)
         .arg(path)
         .stdin(Stdio::piped())

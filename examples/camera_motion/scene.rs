@@ -63,7 +63,7 @@ impl<'a> Scene<'a> {
         let view = random.log_uniform(0.3, 0.8) * height.min(width);
         let center = (width * random.uniform(0.25, 0.75), height * random.uniform(0.25, 0.75));
         // Zooming out begins close, so that the end is not all mirrors.
-        let far = path.pose(frames as f32).zoom.max(0.0).min(1.5);
+        let far = path.pose(frames as f32).zoom.clamp(0.0, 1.5);
         let view = view * (-far / 2.0).exp();
         let busy = if motion == Motion::Static { 0.75 } else { 0.45 };
         let count = if random.chance(busy) { 1 + random.below(3) } else { 0 };

@@ -46,9 +46,7 @@ impl Server {
         let mut log = BufReader::new(process.stderr.take().expect("stderr is piped")).lines();
         for line in log.by_ref() {
             let line: serde_json::Value = serde_json::from_str(&line?)?;
-            let fields = &line["fields"];
-            let (Some(address), Some(http_address)) = (fields["address"].as_str(), fields["http_address"].as_str())
-            else {
+            let (Some(address), Some(http_address)) = (line["address"].as_str(), line["http_address"].as_str()) else {
                 continue;
             };
             let (address, http_address) = (address.to_owned(), http_address.to_owned());
