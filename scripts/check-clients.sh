@@ -10,7 +10,7 @@ server=
 trap 'kill ${server:-} 2>/dev/null || true; wait; rm -rf "$work"' EXIT
 
 cargo build --quiet
-kinetoscope=target/debug/kinetoscope
+kinetoscope=${CARGO_TARGET_DIR:-target}/debug/kinetoscope
 
 python3 -m venv "$work/venv"
 if ! "$work/venv/bin/pip" install --quiet --disable-pip-version-check -r examples/python/requirements.txt; then

@@ -105,6 +105,15 @@ pub fn expand(
     Ok(expanded)
 }
 
+/// The environment's settings for clouds: what their own tools, and `object_store`, name `AWS_...`, `GOOGLE_...` and
+/// `AZURE_...`.
+pub fn cloud_settings() -> Vec<(String, String)> {
+    let is_theirs = |name: &str| ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix));
+    let settings =
+        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+    settings.filter(|(name, _)| is_theirs(name)).collect()
+}
+
 fn is_flag(argument: &OsStr, flag: &str) -> bool {
     let argument = argument.to_string_lossy();
     argument

@@ -12,9 +12,12 @@
 //!   -> rpc        the gRPC API
 //! ```
 //!
-//! Dependencies point one way: `rpc` to `classify` to `engine` to `model`. Only `rpc` knows tonic and only `video`
-//! knows FFmpeg. Without the cargo feature `video` the stations that need a decoder (`video`, `classify`, `rpc`)
-//! are left out, and the rest builds where there is no FFmpeg.
+//! Encoded bytes come from the client, or by [`uri`] from where it says that they are.
+//!
+//! Dependencies point one way: `rpc` to `classify` to `engine` to `model`, and `rpc` to `uri` to `video`. Only `rpc`
+//! knows tonic, only `uri` knows `object_store` and only `video` knows FFmpeg. Without the cargo feature `video` the
+//! stations that need a decoder (`video`, `uri`, `classify`, `rpc`) are left out, and the rest builds where there is no
+//! FFmpeg; without `object-store`, URIs of files are the only ones that are read.
 //!
 //! Whatever belongs to a model (geometry, normalisation, labels) stands in its file
 //! ([`model::spec::ModelSpec`]), never in code.
@@ -33,5 +36,7 @@ pub mod rpc;
 pub mod telemetry;
 #[cfg(feature = "video")]
 pub mod train;
+#[cfg(feature = "video")]
+pub mod uri;
 #[cfg(feature = "video")]
 pub mod video;

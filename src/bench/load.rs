@@ -17,6 +17,8 @@ pub struct LoadTiming {
     pub clips: usize,
     /// Clips a second of wall-clock time.
     pub clips_per_second: f64,
+    /// CPU time of this process for one of them, those made ahead included: comparable on a busy machine.
+    pub cpu_ms_per_clip: f64,
 }
 
 /// How long a network that is trained waits for its loader.
@@ -48,11 +50,16 @@ pub enum LoadBenchError {
 pub fn time_loading(loader: &Loader, time: Duration) -> Result<LoadTiming, LoadBenchError> {
     let mut batches = Batches::new(loader)?;
     batches.next()?;
-    let (begin, mut clips) = (Instant::now(), 0);
+    let (begin, cpu_time_before, mut clips) = (Instant::now(), process_cpu_time(), 0);
     while clips == 0 || begin.elapsed() < time {
         clips += batches.next()?.examples.len();
     }
-    Ok(LoadTiming { clips, clips_per_second: clips as f64 / begin.elapsed().as_secs_f64() })
+    let cpu_time = process_cpu_time() - cpu_time_before;
+    Ok(LoadTiming {
+        clips,
+        clips_per_second: clips as f64 / begin.elapsed().as_secs_f64(),
+        cpu_ms_per_clip: cpu_time.as_secs_f64() * 1e3 / clips as f64,
+    })
 }
 
 /// Trains a network of the layout for at least `time` on the CPU: forward in training mode, loss and gradients. Only the
@@ -79,6 +86,11 @@ pub fn time_feeding(loader: &Loader, layout: &Layout, time: Duration) -> Result<
         ms_per_step: took.as_secs_f64() * 1e3 / steps as f64,
         waited_fraction: waited.as_secs_f64() / took.as_secs_f64(),
     })
+}
+
+fn process_cpu_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32)
 }
 
 /// Batches without end.

@@ -315,7 +315,7 @@ fn bench_load(args: LoadArgs) -> anyhow::Result<ExitCode> {
     let spec = network.as_ref().map_or_else(builtin::spec, |model| model.spec.clone());
     let (time, examples) = (Duration::from_secs_f32(args.seconds), dataset.train.into());
     if !args.json {
-        println!("{:>7} {:>10} {:>12} {:>8}", "threads", "clips/s", "ms per step", "waiting");
+        println!("{:>7} {:>10} {:>15} {:>12} {:>8}", "threads", "clips/s", "CPU ms per clip", "ms per step", "waiting");
     }
     let mut unreadable = 0;
     for threads in args.threads {
@@ -331,7 +331,7 @@ fn bench_load(args: LoadArgs) -> anyhow::Result<ExitCode> {
         if args.json {
             println!("{}", json!({"threads": threads, "batch": args.batch, "loading": loading, "feeding": feeding}));
         } else {
-            print!("{threads:>7} {:>10.1}", loading.clips_per_second);
+            print!("{threads:>7} {:>10.1} {:>15.1}", loading.clips_per_second, loading.cpu_ms_per_clip);
             match feeding {
                 Some(feeding) => {
                     println!(" {:>12.0} {:>7.1}%", feeding.ms_per_step, 100.0 * feeding.waited_fraction);

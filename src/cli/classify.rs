@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use bytes::Bytes;
 use clap::{Args as ClapArgs, ValueEnum};
 use humantime::Duration;
@@ -28,17 +28,19 @@ use crate::engine::{Engine, EngineConfig};
 use crate::metrics::Metrics;
 use crate::rpc::client::{Client, with_retries};
 use crate::rpc::proto;
+use crate::uri;
 use crate::video::{Limits, PoolOptions, Source};
 
 /// Classifies videos with a model on this machine, or on a server with --server. The exit status is 1 if any video
 /// failed; the others are still classified.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
-    /// Video files; `-` reads one from standard input
+    /// Video files; `-` reads one from standard input. With --server also URIs (file, http, https, s3, gs, az), which the
+    /// server reads itself if its operator allows them
     #[arg(required_unless_present = "from", value_name = "VIDEO")]
     videos: Vec<PathBuf>,
 
-    /// Also classify the files that this file names, one a line
+    /// Also classify the files and URIs that this file names, one a line
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
 
@@ -200,12 +202,21 @@ impl Backend {
         options: &proto::ClassificationOptions,
     ) -> anyhow::Result<proto::VideoClassification> {
         match self {
+            Self::Local { .. } if names_uri(path) => bail!("a URI is for a server to read: name one with --server"),
             Self::Local { engine, classifier } => {
                 let source = match read_stdin(path)? {
                     Some(bytes) => Source::Bytes(bytes),
                     None => Source::Path(path.to_owned()),
                 };
                 Ok(classifier.classify(engine, source, &options.try_into()?, None).await?.into())
+            }
+            Self::Server { client, timeout, retries } if names_uri(path) => {
+                let uri = path.to_str().context("the URI is not UTF-8")?;
+                let call = || async {
+                    let (mut client, options) = (Client::clone(client), options.clone());
+                    client.classify_uri(uri.to_owned(), options, *timeout).await
+                };
+                with_retries(*retries, call).await.map_err(|status| describe(&status))
             }
             Self::Server { client, timeout, retries } => {
                 let content = match read_stdin(path)? {
@@ -229,6 +240,11 @@ impl Backend {
             }
         }
     }
+}
+
+/// Whether an argument is a URI and no file of this machine.
+fn names_uri(path: &Path) -> bool {
+    path.to_str().is_some_and(uri::is_uri) && !path.exists()
 }
 
 /// Files of more bytes are streamed, not sent as one message.

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tonic::Code;
 
 use super::classify::{Backend, Refusal};
+use super::data::DataArgs;
 use super::model::BackendArgs;
 use crate::classify::ClassifyError;
 use crate::model::spec::{ClipSpec, ColorMatrix, Preprocessing};
@@ -25,39 +26,23 @@ use crate::train::evaluate::{
 use crate::train::report::write_whole;
 use crate::video::{DecodeOptions, Decoder, Source, VideoError};
 
-/// Measures how good a model is on labelled videos: top-1 and top-5 accuracy and their average, of whole videos and of
-/// single clips, and for each class. Classes are matched by name (underscores, spaces and case don't matter); a class
-/// that the model doesn't have is an error before anything is decoded.
+/// Measure how good a model is on labelled videos
+///
+/// Prints top-1 and top-5 accuracy and their average, of whole videos, of single clips, and for each class. Classes are
+/// matched by name (underscores, spaces and case don't matter); one that the model doesn't have is an error before
+/// anything is decoded.
 ///
 /// Videos that can't be decoded are listed and don't count; the exit status is 0 all the same, since large datasets
 /// always have some. It is 1 if there are no figures at all, or if they are not those of the whole split because videos
 /// got no answer for another reason, such as a server that went away.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
-    /// Labelled videos: a folder of class folders, with or without train, val and test folders above them, or an
-    /// annotation file
-    #[arg(long, value_name = "PATH")]
-    data: PathBuf,
+    #[command(flatten)]
+    data: DataArgs,
 
-    /// Where the videos of an annotation file are; beside it if absent
-    #[arg(long, value_name = "DIR")]
-    videos: Option<PathBuf>,
-
-    /// Names of all classes in their order, one a line
-    #[arg(long, value_name = "FILE")]
-    classes: Option<PathBuf>,
-
-    /// Which videos to evaluate on
+    /// Which videos to evaluate on; `all` takes every labelled one
     #[arg(long, value_enum, value_name = "SPLIT", default_value = "validation")]
     split: SplitArg,
-
-    /// Part of each class that is the validation split where the data has no splits, as when the model was trained
-    #[arg(long, value_name = "PART")]
-    validation_fraction: Option<f64>,
-
-    /// Which of several official splits (UCF-101 and HMDB-51 have three)
-    #[arg(long, value_name = "N")]
-    official_split: Option<u32>,
 
     #[command(flatten)]
     backend: BackendArgs,
@@ -82,7 +67,6 @@ enum SplitArg {
     Train,
     Validation,
     Test,
-    /// Every labelled video there is
     All,
 }
 
@@ -109,11 +93,11 @@ impl SplitArg {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let begun = Instant::now();
-    let dataset = open(&args)?;
+    let (spec, dataset) = open(&args)?;
     let examples = args.split.examples(&dataset);
     if examples.is_empty() {
         let [train, validation, test] = Split::ALL.map(|split| dataset.split(split).len());
-        let (split, data) = (args.split.name(), args.data.display());
+        let (split, data) = (args.split.name(), spec.annotations.display());
         bail!(
             "the {split} split of {data} is empty; it has {train} training, {validation} validation, {test} test videos"
         );
@@ -133,7 +117,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let summary = Summary {
         model,
-        data: args.data.display().to_string(),
+        data: spec.annotations.display().to_string(),
         split: args.split.name().to_owned(),
         videos: None,
         clips: None,
@@ -160,24 +144,17 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(if summary.failed.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn open(args: &Args) -> anyhow::Result<Dataset> {
-    let usual = DataSpec::new(&args.data);
-    let spec = DataSpec {
-        videos: args.videos.clone(),
-        classes: args.classes.clone(),
-        // Where all are evaluated, no class needs enough videos for two splits.
-        validation_fraction: match args.split {
-            SplitArg::All => 0.0,
-            _ => args.validation_fraction.unwrap_or(usual.validation_fraction),
-        },
-        split: args.official_split.unwrap_or(usual.split),
-        ..usual
-    };
+fn open(args: &Args) -> anyhow::Result<(DataSpec, Dataset)> {
+    let mut spec = args.data.spec();
+    if args.split == SplitArg::All {
+        // No class needs enough videos for two splits.
+        spec.validation_fraction = 0.0;
+    }
     let dataset = Dataset::open(&spec)?;
     for warning in &dataset.warnings {
         eprintln!("kinetoscope: warning: {warning}");
     }
-    Ok(dataset)
+    Ok((spec, dataset))
 }
 
 /// Videos without an answer.

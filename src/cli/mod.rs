@@ -55,7 +55,6 @@ enum Command {
     /// Train a model on labelled videos
     #[cfg(feature = "video")]
     Train(train::Args),
-    /// Measure how good a model is on labelled videos
     #[cfg(feature = "video")]
     Evaluate(evaluate::Args),
     /// Re-encode a dataset for faster training

@@ -17,10 +17,12 @@ use tracing::{info, warn};
 
 use super::model::{self, DecodeIsolation, EngineArgs};
 use crate::classify::Classifier;
+use crate::config;
 use crate::engine::{self, CpuExecutor, Engine, EngineConfig, ExecutorError};
 use crate::metrics::Metrics;
 use crate::model::file::Model;
 use crate::rpc::{self, Listeners, ServeOptions, Services, Tls, Tokens};
+use crate::uri::{Prefix, UriOptions, Uris};
 use crate::video::{Limits, PoolOptions};
 
 /// Serves models over gRPC until SIGTERM or SIGINT, then lets running requests finish; a second signal stops at once.
@@ -110,6 +112,17 @@ pub(super) struct Args {
     #[arg(long, env = "KINETOSCOPE_SPOOL", value_name = "DIR")]
     spool: Option<PathBuf>,
 
+    /// Take videos by URI below this prefix: file:///srv/videos/, https://media.example.org/clips/, s3://bucket/clips/,
+    /// gs://bucket/, az://container/. May be given several times; no URI is taken if absent. Clouds are set up by their
+    /// usual variables, such as AWS_ACCESS_KEY_ID, AWS_REGION and AWS_ENDPOINT
+    #[arg(long, env = "KINETOSCOPE_ALLOW_URI", value_name = "PREFIX", value_delimiter = ',')]
+    allow_uri: Vec<Prefix>,
+
+    /// Let http and https URIs lead to addresses that are not public: this machine, private networks, metadata services.
+    /// Anybody who may call, and who controls a name below --allow-uri, can then reach them
+    #[arg(long, env = "KINETOSCOPE_ALLOW_PRIVATE_ADDRESSES")]
+    allow_private_addresses: bool,
+
     /// Largest video that is taken
     #[arg(long, env = "KINETOSCOPE_MAX_VIDEO_BYTES", value_name = "SIZE", default_value = "64MiB")]
     max_video_bytes: ByteSize,
@@ -124,7 +137,8 @@ pub(super) struct Args {
     #[arg(long, env = "OTEL_EXPORTER_OTLP_ENDPOINT", value_name = "URL")]
     pub(super) otlp: Option<String>,
 
-    /// How long a client may send nothing, or take no answers, in the midst of a call before the call is ended
+    /// How long a client may send nothing, or take no answers, in the midst of a call before the call is ended; and how
+    /// long the server of a URI may send nothing
     #[arg(long, env = "KINETOSCOPE_IDLE_TIMEOUT", value_name = "TIME", default_value = "30s")]
     idle_timeout: Duration,
 
@@ -136,6 +150,13 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let tls = tls(&args)?;
     let tokens = args.tokens.as_deref().map(Tokens::read).transpose()?;
+    let uris = Uris::new(UriOptions {
+        allow: args.allow_uri.clone(),
+        allow_private_addresses: args.allow_private_addresses,
+        cloud_settings: config::cloud_settings(),
+        idle_timeout: args.idle_timeout.into(),
+        spool: args.spool.clone(),
+    })?;
     if args.check {
         for path in &args.model {
             model::load(Some(path))?;
@@ -162,6 +183,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         videos_per_stream: args.videos_per_stream as usize,
         message_memory: usize::try_from(args.message_memory.as_u64())?,
         spool: args.spool,
+        uris,
         tokens,
         tls,
         idle_timeout: args.idle_timeout.into(),

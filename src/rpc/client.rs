@@ -134,7 +134,26 @@ impl Client {
         options: proto::ClassificationOptions,
         timeout: Option<Duration>,
     ) -> Result<proto::VideoClassification, Status> {
-        let video = proto::Video { source: Some(video::Source::Content(content)) };
+        self.classify_source(video::Source::Content(content), options, timeout).await
+    }
+
+    /// Classifies the video that the server finds at `uri`, within `timeout` if there is one.
+    pub async fn classify_uri(
+        &mut self,
+        uri: String,
+        options: proto::ClassificationOptions,
+        timeout: Option<Duration>,
+    ) -> Result<proto::VideoClassification, Status> {
+        self.classify_source(video::Source::Uri(uri), options, timeout).await
+    }
+
+    async fn classify_source(
+        &mut self,
+        source: video::Source,
+        options: proto::ClassificationOptions,
+        timeout: Option<Duration>,
+    ) -> Result<proto::VideoClassification, Status> {
+        let video = proto::Video { source: Some(source) };
         let request = proto::ClassifyVideoRequest { video: Some(video), options: Some(options) };
         let deadline = Deadline::new(timeout);
         let request = self.request(request, &deadline);

@@ -30,6 +30,7 @@ use tracing::{info, warn};
 use crate::classify::Classifier;
 use crate::engine::Engine;
 use crate::metrics::Metrics;
+use crate::uri::Uris;
 use admission::MessageMemory;
 pub use auth::{Tokens, TokensError};
 use oip::grpc_inference_service_server::GrpcInferenceServiceServer;
@@ -78,6 +79,8 @@ pub struct ServeOptions {
     pub message_memory: usize,
     /// Where long uploads are kept while they are decoded; the system's temporary directory if `None`.
     pub spool: Option<PathBuf>,
+    /// Opens videos that come as URIs; by default there are none to be opened.
+    pub uris: Uris,
     /// Who may call; everybody if `None`.
     pub tokens: Option<Tokens>,
     /// Encrypts connections; they are plain if `None`.
@@ -128,6 +131,7 @@ impl Default for ServeOptions {
             videos_per_stream: 8,
             message_memory: 512 << 20,
             spool: None,
+            uris: Uris::default(),
             tokens: None,
             tls: None,
             idle_timeout: Duration::from_secs(30),

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
 use tonic::{Extensions, Request, Response, Status, Streaming};
-use tracing::info;
+use tracing::{Instrument, info, info_span};
 
 use super::proto::video_classification_service_server::VideoClassificationService;
 use super::proto::{self, video};
@@ -103,21 +103,48 @@ impl Service {
         Ok(classification)
     }
 
-    /// Classifies a video that came in one message.
+    /// Classifies a video that one message brought or named.
     pub(super) async fn classify_message(
         &self,
         video: Option<proto::Video>,
         options: &proto::ClassificationOptions,
         deadline: Option<Deadline>,
     ) -> Result<proto::VideoClassification, Status> {
-        let content = match video.and_then(|video| video.source) {
-            Some(video::Source::Content(content)) => content,
-            None => return Err(status::invalid("VIDEO_MISSING", "the request has no video: set video.content")),
-        };
-        self.services.metrics.received(content.len() as u64);
+        let source = video.and_then(|video| video.source).ok_or_else(|| {
+            status::invalid("VIDEO_MISSING", "the request has no video: set video.content or video.uri")
+        })?;
+        if let video::Source::Content(content) = &source {
+            self.services.metrics.received(content.len() as u64);
+        }
         let engine = self.engine(options.model.as_ref())?;
         let options = self.options(options, deadline)?;
-        Ok(self.classify(engine, Source::Bytes(content), &options, None).await?.into())
+        let classification = match source {
+            video::Source::Content(content) => self.classify(engine, Source::Bytes(content), &options, None).await?,
+            video::Source::Uri(uri) => self.classify_uri(engine, &uri, &options).await?,
+        };
+        Ok(classification.into())
+    }
+
+    async fn classify_uri(
+        &self,
+        engine: &Engine,
+        uri: &str,
+        options: &ClassifyOptions,
+    ) -> Result<Classification, Status> {
+        let max_bytes = self.services.classifier.limits().max_bytes;
+        let opening = self.options.uris.open(uri, max_bytes).instrument(info_span!("open_uri"));
+        let mut opened = opening.await.map_err(status::from_uri_error)?;
+        let source = opened.source();
+        let result = tokio::select! {
+            error = opened.failed() => Err(status::from_uri_error(error)),
+            result = self.classify(engine, source, options, None) => match opened.failure() {
+                // Decoding suffers too when its bytes don't come, but does not know why.
+                Some(error) => Err(status::from_uri_error(error)),
+                None => result,
+            },
+        };
+        self.services.metrics.received(opened.received());
+        result
     }
 }
 

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
-use tracing::error;
+use tracing::{error, warn};
 
 use super::{ERROR_DOMAIN, proto};
 use crate::classify::ClassifyError;
 use crate::engine::EngineError;
+use crate::uri::UriError;
 use crate::video::{SpoolError, VideoError};
 
 /// What a refused client waits before it tries again.
@@ -132,6 +133,23 @@ pub(super) fn from_classify_error(error: &ClassifyError) -> Status {
         ClassifyError::TimeRange { .. } => invalid("INVALID_TIME_RANGE", error.to_string()),
         ClassifyError::Deadline => status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", error.to_string()),
         ClassifyError::Engine(EngineError::ClipSize { .. } | EngineError::Execution(_)) => internal(error),
+    }
+}
+
+/// Whose fault it is that a URI gives no video; what the server that has it said is logged and not sent.
+pub(super) fn from_uri_error(error: UriError) -> Status {
+    match error {
+        UriError::Invalid(_) => invalid("URI_INVALID", error.to_string()),
+        UriError::NotAllowed(_) => status(Code::PermissionDenied, "URI_NOT_ALLOWED", error.to_string()),
+        UriError::Denied => status(Code::PermissionDenied, "SOURCE_DENIED", error.to_string()),
+        UriError::NotFound => status(Code::NotFound, "VIDEO_NOT_FOUND", error.to_string()),
+        UriError::Unavailable(detail) => {
+            warn!(detail, "a video could not be fetched");
+            let message = "the video could not be fetched from its server; try again";
+            status(Code::Unavailable, "SOURCE_UNAVAILABLE", message)
+        }
+        UriError::Video(error) => from_video_error(&error),
+        UriError::Spool(error) => from_spool_error(error),
     }
 }
 

@@ -291,7 +291,7 @@ mod tests {
     fn numbers_stay_what_they_are() {
         // A change here would make every published seed give another training run.
         let mut draws = Draws::new(1, "clip", 2, 3);
-        assert_eq!([draws.below(1000), draws.below(1000), draws.below(1000)], [0, 0, 0]);
+        assert_eq!([draws.below(1000), draws.below(1000), draws.below(1000)], [390, 120, 384]);
     }
 
     #[test]

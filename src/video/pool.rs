@@ -21,7 +21,7 @@ use tracing::{Instrument, info_span};
 
 use super::assembly::Passed;
 use super::ffmpeg::thread_cpu_time;
-use super::spool::WhileWaiting;
+use super::waiting::WhileWaiting;
 use super::{Clip, DecodeOptions, Decoder, Isolation, Source, VideoError, VideoSummary};
 use crate::model::spec::{ClipSpec, Preprocessing};
 

@@ -1,7 +1,8 @@
 //! Where encoded bytes come from, and what they are if they are no video.
 
 use std::fs::File;
-use std::io::{Cursor, Read, Seek, SeekFrom};
+use std::io::{Cursor, ErrorKind, Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -11,18 +12,24 @@ use super::error::VideoError;
 use super::ffmpeg as glue;
 use super::ffmpeg::MediaBytes;
 use super::limits::Limits;
-use super::spool::{self, SpoolReader, WhileWaiting};
+use super::ranged::RangedReader;
+use super::spool::{self, SpoolReader};
+use super::waiting::WhileWaiting;
 
 /// Where the encoded bytes are.
 #[derive(Debug, Clone)]
 pub enum Source {
     /// A file, read where decoding needs it.
     Path(PathBuf),
+    /// A file that is open already; its own position does not matter.
+    File(Arc<File>),
     /// The whole file in memory.
     Bytes(Bytes),
     /// An upload that may still be arriving. Frames come as soon as their bytes are there, but for an MP4 whose index
     /// comes last, which has to arrive first.
     Spool(SpoolReader),
+    /// A file elsewhere, fetched where decoding needs it.
+    Ranged(RangedReader),
 }
 
 impl Source {
@@ -30,7 +37,8 @@ impl Source {
     pub(super) fn with(self, other: Arc<dyn WhileWaiting>) -> Self {
         match self {
             Self::Spool(reader) => Self::Spool(reader.with(other)),
-            whole @ (Self::Path(_) | Self::Bytes(_)) => whole,
+            Self::Ranged(reader) => Self::Ranged(reader.with(other)),
+            whole @ (Self::Path(_) | Self::File(_) | Self::Bytes(_)) => whole,
         }
     }
 }
@@ -55,6 +63,8 @@ impl Origin for Source {
                 let len = file.metadata()?.len();
                 (MediaBytes::seekable(file), len)
             }
+            Self::File(file) => (MediaBytes::seekable(SharedFile::new(file)), file.metadata()?.len()),
+            Self::Ranged(reader) => (MediaBytes::seekable(reader.clone()), reader.len()),
             Self::Bytes(bytes) => (MediaBytes::seekable(Cursor::new(bytes.clone())), bytes.len() as u64),
             // Asking for more than the decoder needs next would make it wait for the whole upload.
             Self::Spool(reader) if !reader.is_complete() && spool::decodes_in_order(reader.clone())? => {
@@ -76,6 +86,12 @@ impl Origin for Source {
         let mut head = Vec::new();
         match self {
             Self::Path(path) => File::open(path)?.take(HEAD).read_to_end(&mut head)?,
+            Self::File(file) => SharedFile::new(file).take(HEAD).read_to_end(&mut head)?,
+            Self::Ranged(reader) => {
+                let mut reader = reader.clone();
+                reader.seek(SeekFrom::Start(0))?;
+                reader.take(HEAD).read_to_end(&mut head)?
+            }
             Self::Bytes(bytes) => bytes.as_ref().take(HEAD).read_to_end(&mut head)?,
             Self::Spool(reader) => {
                 let mut reader = reader.clone();
@@ -86,6 +102,38 @@ impl Origin for Source {
             }
         };
         Ok(head)
+    }
+}
+
+/// Reads an open file from a position of its own.
+struct SharedFile {
+    file: Arc<File>,
+    position: u64,
+}
+
+impl SharedFile {
+    fn new(file: &Arc<File>) -> Self {
+        Self { file: Arc::clone(file), position: 0 }
+    }
+}
+
+impl Read for SharedFile {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.file.read_at(out, self.position)?;
+        self.position += n as u64;
+        Ok(n)
+    }
+}
+
+impl Seek for SharedFile {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        let position = match to {
+            SeekFrom::Start(position) => Some(position),
+            SeekFrom::Current(by) => self.position.checked_add_signed(by),
+            SeekFrom::End(by) => self.file.metadata()?.len().checked_add_signed(by),
+        };
+        self.position = position.ok_or_else(|| std::io::Error::from(ErrorKind::InvalidInput))?;
+        Ok(self.position)
     }
 }
 

@@ -9,9 +9,10 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
-use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+
+use super::waiting::{Waiting, WhileWaiting};
 
 /// How much a spool holds, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,8 +55,8 @@ pub enum SpoolError {
 pub fn spool(options: SpoolOptions, cancel: CancellationToken) -> (SpoolWriter, SpoolReader) {
     let state = State { memory: Vec::new(), file: None, len: 0, end: End::Open };
     let shared = Arc::new(Shared { state: Mutex::new(state), arrived: Condvar::new() });
-    let reader =
-        SpoolReader { shared: shared.clone(), cancel, position: 0, while_waiting: Vec::new(), alive: Arc::new(()) };
+    let waiting = Waiting::new(cancel, "the upload");
+    let reader = SpoolReader { shared: shared.clone(), waiting, position: 0, alive: Arc::new(()) };
     let writer = SpoolWriter { shared, options, readers: Arc::downgrade(&reader.alive) };
     (writer, reader)
 }
@@ -89,41 +90,13 @@ impl Shared {
     /// Waits until `ready` says so of the spool, or no more bytes come.
     fn wait_until(&self, reader: &SpoolReader, ready: impl Fn(&State) -> bool) -> io::Result<MutexGuard<'_, State>> {
         let settled = |state: &State| {
-            if reader.cancel.is_cancelled() {
-                return Some(Err(io::Error::other("cancelled while waiting for the upload")));
-            }
             if ready(state) || state.end == End::Complete {
                 return Some(Ok(()));
             }
             (state.end == End::Broken)
                 .then(|| Err(io::Error::new(ErrorKind::ConnectionAborted, "the upload broke off")))
         };
-        let state = self.lock();
-        if let Some(result) = settled(&state) {
-            return result.map(|()| state);
-        }
-        reader.while_waiting.iter().for_each(|other| other.begin());
-        let result =
-            self.sleep_until(state, || reader.while_waiting.iter().try_for_each(|other| other.check()), settled);
-        // These may wait in turn, which the writer must not have to.
-        reader.while_waiting.iter().for_each(|other| other.end());
-        result.map(|()| self.lock())
-    }
-
-    fn sleep_until(
-        &self,
-        mut state: MutexGuard<'_, State>,
-        check: impl Fn() -> io::Result<()>,
-        settled: impl Fn(&State) -> Option<io::Result<()>>,
-    ) -> io::Result<()> {
-        loop {
-            let waited = self.arrived.wait_timeout(state, CANCELLATION_PERIOD);
-            state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
-            if let Some(result) = settled(&state) {
-                return result;
-            }
-            check()?;
-        }
+        reader.waiting.until(|| self.lock(), &self.arrived, settled)
     }
 }
 
@@ -200,26 +173,10 @@ impl Write for SpoolWriter {
 #[derive(Clone)]
 pub struct SpoolReader {
     shared: Arc<Shared>,
-    cancel: CancellationToken,
+    waiting: Waiting,
     position: u64,
-    while_waiting: Vec<Arc<dyn WhileWaiting>>,
     alive: Arc<()>,
 }
-
-/// What else happens while a reader waits for bytes that have not arrived.
-pub(super) trait WhileWaiting: Send + Sync {
-    /// The wait begins.
-    fn begin(&self) {}
-
-    /// Asked every [`CANCELLATION_PERIOD`]; an error ends the wait.
-    fn check(&self) -> io::Result<()>;
-
-    /// The wait is over; the reader goes on when this returns.
-    fn end(&self) {}
-}
-
-/// How soon a waiting reader notices its cancellation.
-const CANCELLATION_PERIOD: Duration = Duration::from_millis(20);
 
 impl SpoolReader {
     /// Whether all bytes have arrived.
@@ -229,7 +186,7 @@ impl SpoolReader {
 
     /// The same, and `other` takes part in its waits.
     pub(super) fn with(mut self, other: Arc<dyn WhileWaiting>) -> Self {
-        self.while_waiting.push(other);
+        self.waiting.push(other);
         self
     }
 }
@@ -303,6 +260,7 @@ pub(super) fn decodes_in_order(mut bytes: impl Read + Seek) -> io::Result<bool> 
 mod tests {
     use super::*;
     use std::thread;
+    use std::time::Duration;
 
     fn small(max_memory: usize, max_bytes: u64) -> (SpoolWriter, SpoolReader) {
         spool(SpoolOptions { max_memory, max_bytes, directory: None }, CancellationToken::new())

@@ -33,7 +33,12 @@ impl Serving {
     }
 
     fn with(args: &[&str]) -> Self {
+        Self::with_variables(args, &[])
+    }
+
+    fn with_variables(args: &[&str], variables: &[(&str, &str)]) -> Self {
         let mut child = kinetoscope()
+            .envs(variables.iter().copied())
             .args(["serve", "--listen", "127.0.0.1:0", "--http", "127.0.0.1:0", "--log-format", "json"])
             .args(args)
             .stderr(Stdio::piped())
@@ -266,6 +271,50 @@ async fn a_call_becomes_a_trace_with_its_stages_below_the_callers_span() {
 }
 
 #[test]
+fn uris_are_read_by_the_server_and_files_by_the_client() {
+    let media = Media::new();
+    let video = video(&media);
+    let root = format!("file://{}/", Path::new(&video).parent().unwrap().display());
+    let serving = Serving::with(&["--allow-uri", &root]);
+    let uri = format!("{root}video.mp4");
+    let output = run(&["classify", &video, &uri, "--server", &serving.address, "--json"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let answers: Vec<Value> = text(&output.stdout).lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((&answers[0]["video"], &answers[1]["video"]), (&video.as_str().into(), &uri.as_str().into()));
+    assert_eq!(answers[0]["labels"], answers[1]["labels"]);
+
+    let elsewhere = run(&["classify", "file:///etc/passwd", "--server", &serving.address]);
+    assert!(!elsewhere.status.success() && text(&elsewhere.stderr).contains("URI_NOT_ALLOWED"));
+    let nowhere = run(&["classify", &uri]);
+    assert!(!nowhere.status.success() && text(&nowhere.stderr).contains("--server"), "{}", text(&nowhere.stderr));
+}
+
+#[cfg(feature = "object-store")]
+#[tokio::test]
+async fn locked_in_decoders_get_what_comes_over_tls() {
+    let media = Media::new();
+    let args = "-f lavfi -i testsrc2=size=320x240:rate=25,noise=alls=60:allf=t -t 4 -c:v mpeg4 -q:v 5";
+    let video = media.make("video.mp4", args);
+    let certificate = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let roots = media.write("roots.pem", certificate.cert.pem().as_bytes());
+    let port = crate::web::start_tls([("video.mp4", std::fs::read(&video).unwrap())], &certificate).await;
+    let prefix = format!("https://localhost:{port}/");
+    let uri = format!("{prefix}clips/video.mp4");
+    let classify = move |variables: &[(&str, &str)]| {
+        let serving = Serving::with_variables(&["--allow-uri", &prefix, "--allow-private-addresses"], variables);
+        run(&["classify", &uri, "--server", &serving.address, "--json", "--retries", "0"])
+    };
+    let (trusting, doubting) =
+        tokio::task::spawn_blocking(move || (classify(&[("SSL_CERT_FILE", roots.to_str().unwrap())]), classify(&[])))
+            .await
+            .unwrap();
+    assert!(trusting.status.success(), "{}", text(&trusting.stderr));
+    let answer: Value = serde_json::from_slice(&trusting.stdout).unwrap();
+    assert_eq!((&answer["frames"], &answer["partial"]), (&100.into(), &false.into()));
+    assert!(text(&doubting.stderr).contains("SOURCE_UNAVAILABLE"), "{}", text(&doubting.stderr));
+}
+
+#[test]
 fn settings_are_checked_without_serving() {
     let media = Media::new();
     let check = |text: &str| {
@@ -280,6 +329,8 @@ fn settings_are_checked_without_serving() {
         ("model = \"/nowhere.safetensors\"", "/nowhere.safetensors"),
         ("tokens = \"/nowhere\"", "/nowhere"),
         ("tls_key = \"/nowhere\"", "--tls-certificate"),
+        ("allow_uri = [\"/srv/videos\"]", "file://"),
+        ("allow_uri = [\"file:///no/where/\"]", "file:///no/where/"),
     ] {
         let (valid, message) = check(text);
         assert!(!valid && message.contains(hint), "{text}: {message}");

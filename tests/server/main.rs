@@ -16,3 +16,7 @@ mod models;
 mod security;
 mod streams;
 mod support;
+#[cfg(feature = "object-store")]
+mod uris;
+#[cfg(feature = "object-store")]
+mod web;

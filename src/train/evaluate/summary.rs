@@ -140,10 +140,7 @@ impl fmt::Display for Summary {
             let all = videos.total as f64 / (videos.total as f64 + self.unreadable.len() as f64);
             let (top_1, top_5) = (100.0 * videos.top_1 * all, 100.0 * videos.top_5 * all);
             let unreadable = count(self.unreadable.len(), "video");
-            writeln!(
-                f,
-                "\n{unreadable} could not be decoded and don't count; as wrong ones: {top_1:.2}%, {top_5:.2}%"
-            )?;
+            writeln!(f, "\nnot decoded and not counted: {unreadable} (counted as wrong: {top_1:.2}%, {top_5:.2}%)")?;
         }
         if self.partial > 0 {
             writeln!(f, "\ndecoded in part only, but counted: {}", count(self.partial as usize, "video"))?;

@@ -14,7 +14,7 @@ const VALIDATION: u32 = 0xd9_5f_0e;
 /// Draws both panels.
 pub(super) fn draw(records: &[EpochRecord]) -> Canvas {
     let mut canvas = Canvas::new(2 * PANEL.0 as u32, PANEL.1 as u32).expect("the size is fixed");
-    let points = |value: &dyn Fn(&EpochRecord) -> Option<f64>| -> Vec<(f64, f64)> {
+    let points = |value: &dyn Fn(&EpochRecord) -> Option<f64>| -> Vec<EpochValue> {
         let points = records.iter().filter_map(|record| Some((record.epoch as f64, value(record)?)));
         points.filter(|(_, value)| value.is_finite()).collect()
     };
@@ -40,6 +40,9 @@ pub(super) fn draw(records: &[EpochRecord]) -> Canvas {
     canvas
 }
 
+/// An epoch and a value.
+type EpochValue = (f64, f64);
+
 /// One chart.
 struct Panel {
     title: &'static str,
@@ -47,10 +50,9 @@ struct Panel {
     left: f32,
     /// Stands behind the numbers of the vertical axis.
     unit: &'static str,
-    /// Epochs and values.
-    training: Vec<(f64, f64)>,
-    validation: Vec<(f64, f64)>,
-    best: fn(&[(f64, f64)]) -> Option<(f64, f64)>,
+    training: Vec<EpochValue>,
+    validation: Vec<EpochValue>,
+    best: fn(&[EpochValue]) -> Option<EpochValue>,
 }
 
 impl Panel {
@@ -60,7 +62,7 @@ impl Panel {
         let values: Vec<f64> = self.training.iter().chain(&self.validation).map(|point| point.1).collect();
         let values = Axis::of_values(&values);
         let area = Area { left: self.left + 90.0, right: self.left + PANEL.0 - 40.0, top: 134.0, bottom: 580.0 };
-        let at = |(epoch, value): (f64, f64)| -> Point {
+        let at = |(epoch, value): EpochValue| -> Point {
             let across = area.left + epochs.place(epoch) * (area.right - area.left);
             (across, area.bottom - values.place(value) * (area.bottom - area.top))
         };
@@ -181,18 +183,18 @@ fn nice_step(range: f64, steps: u32) -> f64 {
 
 /// The epochs that began with another learning rate, and that rate. None if the rate changes all the time, as in a
 /// warm-up or along a cosine.
-fn rate_changes(records: &[EpochRecord]) -> Vec<(f64, f64)> {
+fn rate_changes(records: &[EpochRecord]) -> Vec<EpochValue> {
     const MOST: usize = 6;
     let pairs = records.windows(2).filter(|pair| pair[0].learning_rate != pair[1].learning_rate);
     let changes: Vec<_> = pairs.map(|pair| (pair[1].epoch as f64, pair[1].learning_rate)).collect();
     if changes.len() <= MOST { changes } else { Vec::new() }
 }
 
-fn highest(points: &[(f64, f64)]) -> Option<(f64, f64)> {
+fn highest(points: &[EpochValue]) -> Option<EpochValue> {
     points.iter().copied().reduce(|best, point| if point.1 > best.1 { point } else { best })
 }
 
-fn lowest(points: &[(f64, f64)]) -> Option<(f64, f64)> {
+fn lowest(points: &[EpochValue]) -> Option<EpochValue> {
     points.iter().copied().reduce(|best, point| if point.1 < best.1 { point } else { best })
 }
 

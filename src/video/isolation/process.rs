@@ -20,7 +20,7 @@ use crate::model::spec::{ClipSpec, Preprocessing};
 use crate::video::assembly::Passed;
 use crate::video::ffmpeg::MediaBytes;
 use crate::video::source::Origin;
-use crate::video::spool::WhileWaiting;
+use crate::video::waiting::WhileWaiting;
 use crate::video::{Clip, DecodeOptions, Source, VideoError, VideoSummary};
 
 /// How soon a cancellation is noticed.
