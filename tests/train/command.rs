@@ -214,8 +214,11 @@ fn bad_input_is_told_before_anything_is_trained() {
     assert!(layer.contains("its layers are conv1, layer1, layer2, layer3, layer4 and fc"), "{layer}");
     let nesterov = refusal(&["--nesterov", "--momentum", "0"]);
     assert!(nesterov.contains("momentum above 0"), "{nesterov}");
-    let model = refusal(&["--depth", "19"]);
-    assert!(model.contains("depth is 19"), "{model}");
+    let clip = refusal(&["--temporal-stride", "1000"]);
+    assert!(clip.contains("temporal stride 1 to 64"), "{clip}");
+    let model = media.write("model.safetensors", b"none");
+    let both = refusal(&["--init", model.to_str().unwrap()]);
+    assert!(both.contains("cannot be used with"), "{both}");
     std::fs::create_dir(data.join("green")).unwrap();
     let empty = refusal(&[]);
     assert!(empty.contains("green"), "{empty}");
