@@ -90,7 +90,6 @@ PYTHON
     }
     analyze --input-data "$work/video.json" --concurrency-range 2
     analyze --input-data "$work/video.json" --concurrency-range 2 --streaming
-    analyze --shape CLIPS:2,16,112,112,3 --concurrency-range 2
 else
     echo "SKIPPED: perf_analyzer can't be installed here"
 fi
