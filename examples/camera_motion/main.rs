@@ -4,7 +4,7 @@
 //!
 //! A virtual camera moves over each photograph, with things moving before it, motion blur, noise, changes of light and
 //! the marks of compression. The same seed and photographs give the same videos, given the same `ffmpeg` command, which
-//! reads the photographs and encodes the videos. `scripts/train-default-model.sh` has the whole way to the built-in model.
+//! reads the photographs and encodes the videos.
 
 mod motion;
 mod photo;

@@ -290,6 +290,7 @@ const PARTIAL_PREFIX: &str = ".kinetoscope-";
 const PARTIAL_SUFFIX: &str = ".partial";
 
 /// Removes what [`write_whole`] left in `directory` when its process was killed. Nobody else may be writing there.
+#[cfg(feature = "video")]
 pub(crate) fn remove_partial_files(directory: &Path) {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
     for entry in entries {
