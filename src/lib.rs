@@ -31,6 +31,7 @@ pub mod convert;
 pub mod engine;
 pub mod metrics;
 pub mod model;
+mod replacement;
 #[cfg(feature = "video")]
 pub mod rpc;
 pub mod telemetry;

@@ -17,13 +17,13 @@ use super::data::DataArgs;
 use super::model::BackendArgs;
 use crate::classify::ClassifyError;
 use crate::model::spec::{ClipSpec, ColorMatrix, Preprocessing};
+use crate::replacement::write_whole;
 use crate::rpc::proto;
 use crate::train::dataset::{DataSpec, Dataset, Example, Split};
 use crate::train::evaluate::{
     Answer, Evaluation, NoAnswer, ResultFile, STRIP_FRAME_SIZE, STRIP_FRAMES, Score, Strip, Summary, confusion_csv,
     draw_confusion, draw_strips, ids_with_times,
 };
-use crate::train::report::write_whole;
 use crate::video::{DecodeOptions, Decoder, Source, VideoError};
 
 /// Measure how good a model is on labelled videos

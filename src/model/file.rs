@@ -9,6 +9,7 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use super::layout::{Layout, LayoutError};
 use super::spec::{ClipSpec, ModelSpec, Resize};
+use crate::replacement::Replacement;
 
 /// Key in the safetensors `__metadata__` under which the [`ModelSpec`] stands as JSON.
 pub const SPEC_KEY: &str = "kinetoscope.model";
@@ -286,23 +287,6 @@ impl Model {
     }
 }
 
-const PARTIAL_PREFIX: &str = ".kinetoscope-";
-const PARTIAL_SUFFIX: &str = ".partial";
-
-/// Removes what [`write_whole`] left in `directory` when its process was killed. Nobody else may be writing there.
-#[cfg(feature = "video")]
-pub(crate) fn remove_partial_files(directory: &Path) {
-    let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    for entry in entries {
-        let name = entry.file_name();
-        let name = name.to_string_lossy();
-        if name.starts_with(PARTIAL_PREFIX) && name.ends_with(PARTIAL_SUFFIX) {
-            // One that can't be removed costs space only.
-            let _ = std::fs::remove_file(entry.path());
-        }
-    }
-}
-
 /// Writes a safetensors file. Whatever ends this process or fills the disk, `path` is the old file or the whole new one.
 pub(crate) fn write_whole(
     path: &Path,
@@ -310,40 +294,9 @@ pub(crate) fn write_whole(
     metadata: HashMap<String, String>,
 ) -> Result<(), ModelFileError> {
     let io = |source| ModelFileError::Io { path: path.to_owned(), source };
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let temporary =
-        tempfile::Builder::new().prefix(PARTIAL_PREFIX).suffix(PARTIAL_SUFFIX).tempfile_in(directory).map_err(io)?;
-    safetensors::serialize_to_file(tensors, Some(metadata), temporary.path())?;
-    temporary.as_file().sync_all().map_err(io)?;
-    set_default_mode(temporary.as_file()).map_err(io)?;
-    temporary.persist(path).map_err(|error| io(error.error))?;
-    sync_directory(directory).map_err(io)
-}
-
-/// Until a directory is written, the disk knows its old files only.
-#[cfg(unix)]
-fn sync_directory(directory: &Path) -> std::io::Result<()> {
-    std::fs::File::open(directory)?.sync_all()
-}
-
-#[cfg(not(unix))]
-fn sync_directory(_directory: &Path) -> std::io::Result<()> {
-    Ok(())
-}
-
-/// Temporary files are made for the owner only; a model file is for everyone whom the directory lets in.
-#[cfg(unix)]
-fn set_default_mode(file: &std::fs::File) -> std::io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
-}
-
-#[cfg(not(unix))]
-fn set_default_mode(_file: &std::fs::File) -> std::io::Result<()> {
-    Ok(())
+    let replacement = Replacement::begin(path).map_err(io)?;
+    safetensors::serialize_to_file(tensors, Some(metadata), replacement.path())?;
+    replacement.finish().map_err(io)
 }
 
 fn tensor_from_view(name: String, view: &TensorView<'_>) -> Result<Tensor, ModelFileError> {

@@ -17,7 +17,7 @@ use super::network::{Layer, Network};
 use super::optimizer::{Optimizer, OptimizerConfig};
 use super::report::{EpochRecord, Report, ReportError};
 use super::schedule::{Schedule, Scheduler};
-use crate::model::file::{Model, ModelFileError, remove_partial_files};
+use crate::model::file::{Model, ModelFileError};
 
 /// The model after the latest epoch, in the folder of a run.
 pub const LAST_FILE: &str = "last.safetensors";
@@ -265,7 +265,7 @@ impl Trainer {
         let report = match collective.rank() {
             0 => {
                 let report = Report::create(out, start == Start::Resume)?;
-                remove_partial_files(out);
+                crate::replacement::remove_partial_files(out);
                 Some(report)
             }
             _ => None,

@@ -154,7 +154,7 @@ impl Canvas {
     /// Writes a PNG file; an older one stays whole until the new one is.
     pub(in crate::train) fn save(&self, path: &Path) -> io::Result<()> {
         let png = self.pixmap.encode_png().map_err(io::Error::other)?;
-        super::write_whole(path, &png)
+        crate::replacement::write_whole(path, &png)
     }
 
     fn path(&mut self, points: &[Point], close: bool, line: Line) {

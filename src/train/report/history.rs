@@ -6,7 +6,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{EpochRecord, ReportError, at, write_whole};
+use super::{EpochRecord, ReportError, at};
+use crate::replacement::write_whole;
 
 const HEADER: &str = "epoch,learning_rate,train_loss,train_accuracy,validation_loss,validation_accuracy,\
                       clips_per_second,waited_fraction,elapsed_seconds";

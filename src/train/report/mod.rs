@@ -12,7 +12,7 @@ mod tensorboard;
 
 use std::fmt;
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -173,19 +173,6 @@ impl Report {
 
 fn at(path: &Path) -> impl Fn(io::Error) -> ReportError + '_ {
     |source| ReportError::Io { path: path.to_owned(), source }
-}
-
-/// Writes a file so that, whenever this process ends, either the old one or the new one is there as a whole.
-pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    use std::os::unix::fs::PermissionsExt;
-
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let readable = fs::Permissions::from_mode(0o644);
-    let mut file = tempfile::Builder::new().permissions(readable).tempfile_in(folder)?;
-    file.write_all(bytes)?;
-    file.as_file().sync_all()?;
-    file.persist(path).map_err(|error| error.error)?;
-    Ok(())
 }
 
 /// A number in few characters: `0.1`, `0.00025`, `1e-7`.

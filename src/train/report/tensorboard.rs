@@ -155,7 +155,7 @@ fn first_event(bytes: &[u8]) -> Option<(Event, usize)> {
 
 /// Makes the file hold these records, at once, and opens it to write more.
 fn replace(path: &Path, records: &[Vec<u8>]) -> io::Result<File> {
-    super::write_whole(path, &records.concat())?;
+    crate::replacement::write_whole(path, &records.concat())?;
     File::options().append(true).open(path)
 }
 
