@@ -103,7 +103,14 @@ pub(super) struct Args {
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     videos_per_stream: u32,
 
-    /// Memory for the messages of all requests together; calls beyond are refused or, if they stream, wait
+    /// Calls of many videos (ClassifyVideos, ModelStreamInfer) that are open at a time; more are refused with
+    /// RESOURCE_EXHAUSTED
+    #[arg(long, env = "KINETOSCOPE_MAX_STREAMS", value_name = "N", default_value_t = 128,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_streams: u32,
+
+    /// Memory for the messages of all requests together; calls beyond are refused or, if they stream, wait. Streams leave
+    /// a quarter of it to other calls
     #[arg(long, env = "KINETOSCOPE_MESSAGE_MEMORY", value_name = "SIZE", default_value = "512MiB")]
     message_memory: ByteSize,
 
@@ -181,6 +188,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let options = ServeOptions {
         max_requests: args.max_requests as usize,
         videos_per_stream: args.videos_per_stream as usize,
+        max_streams: args.max_streams as usize,
         message_memory: usize::try_from(args.message_memory.as_u64())?,
         spool: args.spool,
         uris,

@@ -19,10 +19,23 @@ use super::status;
 /// Length of what gRPC puts before each message: a flag for compression and the length.
 const PREFIX_LEN: usize = 5;
 
+/// How a call's client sends, by which is decided what it may be made to wait for and what is waited for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sending {
+    /// One message, which is refused if there is no room for it.
+    One,
+    /// Parts of one video, without a pause. They wait for room.
+    Parts,
+    /// Messages of their own, with pauses between them. They wait for room.
+    Many,
+}
+
 /// Memory for the messages of all requests together.
 #[derive(Debug, Clone)]
 pub(super) struct MessageMemory {
     bytes: Arc<Semaphore>,
+    /// What streams may have of it. They wait, so that they would end up with all of it, and others are refused.
+    streams: Arc<Semaphore>,
     capacity: usize,
     max_message: usize,
     /// How long a client may take for the next bytes of a message.
@@ -34,7 +47,9 @@ impl MessageMemory {
     pub(super) fn new(capacity: usize, max_message: usize, idle_timeout: Duration) -> Self {
         let max_message = max_message.min(u32::MAX as usize);
         let capacity = capacity.clamp(max_message, Semaphore::MAX_PERMITS);
-        Self { bytes: Arc::new(Semaphore::new(capacity)), capacity, max_message, idle_timeout }
+        let streams = (capacity - capacity / 4).max(max_message);
+        let [bytes, streams] = [capacity, streams].map(|bytes| Arc::new(Semaphore::new(bytes)));
+        Self { bytes, streams, capacity, max_message, idle_timeout }
     }
 
     /// Bytes of messages that are held.
@@ -42,14 +57,15 @@ impl MessageMemory {
         self.capacity - self.bytes.available_permits().min(self.capacity)
     }
 
-    /// Reserves room for the messages of a request body. When there is none, a body that can `wait` is read no further,
-    /// so that the client's sending stops; another one ends with RESOURCE_EXHAUSTED.
-    pub(super) fn meter(&self, body: tonic::body::Body, wait: bool) -> (MeteredBody, Reservations) {
+    /// Reserves room for the messages of a request body. When there is none, the body of a stream is read no further, so
+    /// that the client's sending stops; another one ends with RESOURCE_EXHAUSTED.
+    pub(super) fn meter(&self, body: tonic::body::Body, sending: Sending) -> (MeteredBody, Reservations) {
         let reservations = Reservations::default();
         let body = MeteredBody {
             body,
             memory: self.clone(),
-            turn: wait.then(|| PollSemaphore::new(Arc::clone(&self.bytes))),
+            sending,
+            turn: Turn::new(self),
             reservations: reservations.clone(),
             prefix: [0; PREFIX_LEN],
             prefix_len: 0,
@@ -61,17 +77,49 @@ impl MessageMemory {
     }
 }
 
+/// Room for a message.
+#[derive(Debug)]
+pub(super) struct Room {
+    _bytes: OwnedSemaphorePermit,
+    _of_streams: Option<OwnedSemaphorePermit>,
+}
+
+/// A stream's wait for room: first for its part of what streams may have, so that those that wait for the rest never hold
+/// more than that together.
+#[derive(Debug)]
+struct Turn {
+    streams: PollSemaphore,
+    bytes: PollSemaphore,
+    of_streams: Option<OwnedSemaphorePermit>,
+}
+
+impl Turn {
+    fn new(memory: &MessageMemory) -> Self {
+        let [streams, bytes] = [&memory.streams, &memory.bytes].map(|bytes| PollSemaphore::new(Arc::clone(bytes)));
+        Self { streams, bytes, of_streams: None }
+    }
+
+    /// `None` never comes: the semaphores are not closed.
+    fn poll_room(&mut self, context: &mut Context<'_>, length: u32) -> Poll<Option<Room>> {
+        if self.of_streams.is_none() {
+            self.of_streams = ready!(self.streams.poll_acquire_many(context, length));
+        }
+        let bytes = ready!(self.bytes.poll_acquire_many(context, length));
+        Poll::Ready(bytes.map(|bytes| Room { _bytes: bytes, _of_streams: self.of_streams.take() }))
+    }
+}
+
 /// Room for the messages of a call, the oldest first.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Reservations(Arc<Mutex<VecDeque<OwnedSemaphorePermit>>>);
+pub(super) struct Reservations(Arc<Mutex<VecDeque<Room>>>);
 
 impl Reservations {
     /// The room of the next message, to be dropped with it.
-    pub(super) fn take(&self) -> Option<OwnedSemaphorePermit> {
+    pub(super) fn take(&self) -> Option<Room> {
         self.lock().pop_front()
     }
 
-    fn lock(&self) -> MutexGuard<'_, VecDeque<OwnedSemaphorePermit>> {
+    fn lock(&self) -> MutexGuard<'_, VecDeque<Room>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -81,8 +129,8 @@ impl Reservations {
 pub(super) struct MeteredBody {
     body: tonic::body::Body,
     memory: MessageMemory,
-    /// For a body that can wait.
-    turn: Option<PollSemaphore>,
+    sending: Sending,
+    turn: Turn,
     reservations: Reservations,
     prefix: [u8; PREFIX_LEN],
     prefix_len: usize,
@@ -95,15 +143,14 @@ pub(super) struct MeteredBody {
 }
 
 impl MeteredBody {
-    /// The next frame, or an error if the client leaves us waiting for it in the midst of a message. Between the messages
-    /// of a stream it may take its time.
+    /// The next frame, or an error if the client leaves us waiting for it in the midst of what it sends. Waiting for room
+    /// is not its fault and does not count.
     fn poll_receive(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
             self.silence = None;
             return Poll::Ready(frame);
         }
-        let is_stream = self.turn.is_some();
-        if is_stream && self.message_left == 0 && self.prefix_len == 0 {
+        if self.sending == Sending::Many && self.message_left == 0 && self.prefix_len == 0 {
             return Poll::Pending;
         }
         let timeout = self.memory.idle_timeout;
@@ -149,13 +196,16 @@ impl MeteredBody {
         if length > self.memory.max_message {
             return Poll::Ready(Err(status::message_too_large(length, self.memory.max_message)));
         }
-        let permit = match &mut self.turn {
-            Some(turn) => ready!(turn.poll_acquire_many(context, length as u32)),
-            None => Arc::clone(&self.memory.bytes).try_acquire_many_owned(length as u32).ok(),
+        let room = match self.sending {
+            Sending::Parts | Sending::Many => ready!(self.turn.poll_room(context, length as u32)),
+            Sending::One => {
+                let bytes = Arc::clone(&self.memory.bytes).try_acquire_many_owned(length as u32).ok();
+                bytes.map(|bytes| Room { _bytes: bytes, _of_streams: None })
+            }
         };
-        Poll::Ready(match permit {
-            Some(permit) => {
-                self.reservations.lock().push_back(permit);
+        Poll::Ready(match room {
+            Some(room) => {
+                self.reservations.lock().push_back(room);
                 Ok(())
             }
             None => Err(status::no_memory(self.memory.capacity)),

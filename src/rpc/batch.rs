@@ -1,65 +1,106 @@
-//! `ClassifyVideos`: many videos over one stream, for batch jobs.
+//! Calls that send many messages over one stream, each with an answer of its own: `ClassifyVideos`, for batch jobs, and
+//! the inference protocol's `ModelStreamInfer`.
 
+use std::future::Future;
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
+use tokio::time::timeout;
 use tonic::{Request, Status, Streaming};
 use tracing::{Instrument, info_span};
 
 use super::admission::Reservations;
 use super::proto::classify_videos_response::Result as Answer;
 use super::proto::{ClassifyVideosRequest, ClassifyVideosResponse};
+use super::request::Deadline;
 use super::service::{self, Service};
 use super::status;
 use super::stream::Answers;
 
-pub(super) fn classify(
+/// Answers each message of a call with what `answer` makes of it, in the order in which that ends.
+pub(super) fn answer_each<M, A, F>(
     service: Service,
-    request: Request<Streaming<ClassifyVideosRequest>>,
-) -> Answers<ClassifyVideosResponse> {
-    Answers::of(|answers| run(service, request, answers))
+    request: Request<Streaming<M>>,
+    answer: impl Fn(Service, M, Option<Deadline>) -> F + Send + 'static,
+) -> Result<Answers<A>, Status>
+where
+    M: Send + 'static,
+    A: Send + 'static,
+    F: Future<Output = A> + Send + 'static,
+{
+    let stream = service.stream()?;
+    Ok(Answers::of(|answers| run(service, stream, request, answers, answer)))
 }
 
-async fn run(
+async fn run<M, A, F>(
     service: Service,
-    request: Request<Streaming<ClassifyVideosRequest>>,
-    answers: mpsc::Sender<Result<ClassifyVideosResponse, Status>>,
-) -> Result<(), Status> {
+    _stream: OwnedSemaphorePermit,
+    request: Request<Streaming<M>>,
+    answers: mpsc::Sender<Result<A, Status>>,
+    answer: impl Fn(Service, M, Option<Deadline>) -> F,
+) -> Result<(), Status>
+where
+    A: Send + 'static,
+    F: Future<Output = A> + Send + 'static,
+{
+    let idle_timeout = service.options.idle_timeout;
     let deadline = service::deadline(request.extensions());
     let reservations = request.extensions().get::<Reservations>().cloned().unwrap_or_default();
     let mut messages = request.into_inner();
-    // A video keeps its share until its answer is on its way, so a client that takes no answers is read no further.
+    // A message keeps its share until its answer is on its way, so a client that takes no answers is read no further.
     let shares = Arc::new(Semaphore::new(service.options.videos_per_stream.max(1)));
-    // Ends the videos when the call ends.
-    let mut videos = JoinSet::new();
+    // Ends the work when the call ends.
+    let mut work = JoinSet::new();
     loop {
-        let share = Arc::clone(&shares).acquire_owned().await.expect("never closed");
-        let Some(ClassifyVideosRequest { key, video, options }) = messages.message().await? else { break };
+        let next = async {
+            let share = Arc::clone(&shares).acquire_owned().await.expect("never closed");
+            Ok::<_, Status>((share, messages.message().await?))
+        };
+        let (share, message) = tokio::select! {
+            next = next => next?,
+            Some(ended) = work.join_next() => {
+                ended.map_err(|error| status::internal(&error))??;
+                continue;
+            }
+        };
+        let Some(message) = message else { break };
         let room = reservations.take();
+        let answer = answer(service.clone(), message, deadline);
         let (service, answers) = (service.clone(), answers.clone());
-        let span = info_span!("video", key);
-        let work = async move {
-            let result = {
+        let one = async move {
+            let answer = {
                 let _batch_place = service.batch_places.acquire().await;
                 let _place = service.places.acquire().await;
-                service.classify_message(video, &options.unwrap_or_default(), deadline).await
+                answer.await
             };
             drop(room);
-            let answer = match result {
+            let sent = timeout(idle_timeout, answers.send(Ok(answer))).await;
+            drop(share);
+            // If nobody is there to take the answer, the call ends anyway.
+            sent.map(drop).map_err(|_| status::client_idle(idle_timeout))
+        };
+        work.spawn(one.in_current_span());
+    }
+    while let Some(ended) = work.join_next().await {
+        ended.map_err(|error| status::internal(&error))??;
+    }
+    Ok(())
+}
+
+pub(super) fn classify(
+    service: Service,
+    request: Request<Streaming<ClassifyVideosRequest>>,
+) -> Result<Answers<ClassifyVideosResponse>, Status> {
+    answer_each(service, request, |service, ClassifyVideosRequest { key, video, options }, deadline| {
+        let span = info_span!("video", key);
+        let work = async move {
+            let answer = match service.classify_message(video, &options.unwrap_or_default(), deadline).await {
                 Ok(classification) => Answer::Classification(classification),
                 Err(status) => Answer::Error(status::to_video_error(&status)),
             };
-            let _ = answers.send(Ok(ClassifyVideosResponse { key, result: Some(answer) })).await;
-            drop(share);
+            ClassifyVideosResponse { key, result: Some(answer) }
         };
-        videos.spawn(work.instrument(span));
-        while let Some(ended) = videos.try_join_next() {
-            ended.map_err(|error| status::internal(&error))?;
-        }
-    }
-    while let Some(ended) = videos.join_next().await {
-        ended.map_err(|error| status::internal(&error))?;
-    }
-    Ok(())
+        work.instrument(span)
+    })
 }

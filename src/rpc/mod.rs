@@ -74,8 +74,11 @@ pub struct ServeOptions {
     pub max_requests: usize,
     /// Videos of one ClassifyVideos stream that are worked on at a time; others wait to be read.
     pub videos_per_stream: usize,
+    /// ClassifyVideos and ModelStreamInfer calls that are open at a time; one more is refused with RESOURCE_EXHAUSTED.
+    pub max_streams: usize,
     /// Bytes that the messages of all requests may take in memory, or one message's worth if that is more. Calls with
-    /// one message are refused beyond it with RESOURCE_EXHAUSTED, streams are read no further.
+    /// one message are refused beyond it with RESOURCE_EXHAUSTED. Streams are read no further beyond three quarters of
+    /// it, or one message's worth.
     pub message_memory: usize,
     /// Where long uploads are kept while they are decoded; the system's temporary directory if `None`.
     pub spool: Option<PathBuf>,
@@ -129,6 +132,7 @@ impl Default for ServeOptions {
         Self {
             max_requests: 64,
             videos_per_stream: 8,
+            max_streams: 128,
             message_memory: 512 << 20,
             spool: None,
             uris: Uris::default(),

@@ -19,7 +19,7 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span, info, info_span};
 
-use super::admission::MessageMemory;
+use super::admission::{MessageMemory, Sending};
 use super::auth::Tokens;
 use super::status;
 use crate::metrics::{InFlight, Metrics};
@@ -118,7 +118,7 @@ where
         call._place = place;
 
         let (mut parts, body) = request.into_parts();
-        let (body, reservations) = self.layer.memory.meter(body, method.streams_requests);
+        let (body, reservations) = self.layer.memory.meter(body, method.sending);
         parts.extensions.insert(reservations.clone());
         if let Some(timeout) = timeout {
             parts.extensions.insert(Deadline(call.started + timeout));
@@ -161,13 +161,14 @@ where
 struct Method {
     /// For metrics; the same for all that we don't serve.
     name: &'static str,
-    /// Whether a client sends many messages, so that it can be made to wait.
-    streams_requests: bool,
+    sending: Sending,
 }
 
 impl Method {
     fn of(path: &str) -> Self {
-        const UNARY: [&str; 13] = [
+        const UPLOADS: [&str; 1] = ["ClassifyVideoStream"];
+        const STREAMS: [&str; 3] = ["ClassifyVideos", "ModelStreamInfer", "ServerReflectionInfo"];
+        const UNARY: [&str; 14] = [
             "ClassifyVideo",
             "ListModels",
             "GetModel",
@@ -181,14 +182,17 @@ impl Method {
             "ModelConfig",
             "ModelStatistics",
             "RepositoryIndex",
+            // Its answers are the stream.
+            "Watch",
         ];
-        const STREAMS: [&str; 4] = ["ClassifyVideoStream", "ClassifyVideos", "ModelStreamInfer", "Watch"];
         let name = path.rsplit('/').next().unwrap_or_default();
         let find = |names: &[&'static str]| names.iter().copied().find(|known| *known == name);
-        match (find(&UNARY), find(&STREAMS)) {
-            (Some(name), _) => Self { name, streams_requests: false },
-            (None, Some(name)) => Self { name, streams_requests: true },
-            (None, None) => Self { name: "other", streams_requests: false },
+        if let Some(name) = find(&UPLOADS) {
+            Self { name, sending: Sending::Parts }
+        } else if let Some(name) = find(&STREAMS) {
+            Self { name, sending: Sending::Many }
+        } else {
+            Self { name: find(&UNARY).unwrap_or("other"), sending: Sending::One }
         }
     }
 }

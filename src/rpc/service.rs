@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Semaphore, SemaphorePermit, mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit, mpsc, watch};
 use tonic::{Extensions, Request, Response, Status, Streaming};
 use tracing::{Instrument, info, info_span};
 
@@ -28,18 +28,22 @@ pub(super) struct Service {
     pub(super) places: Arc<Semaphore>,
     /// Those of them that videos of [`batch`] may have, so that batch jobs leave room for others.
     pub(super) batch_places: Arc<Semaphore>,
+    /// One for each call of [`batch`].
+    streams: Arc<Semaphore>,
     pub(super) is_ready: watch::Receiver<bool>,
 }
 
 impl Service {
     pub(super) fn new(services: Arc<Services>, options: ServeOptions, is_ready: watch::Receiver<bool>) -> Self {
         let max_requests = options.max_requests.clamp(1, Semaphore::MAX_PERMITS);
-        let options = ServeOptions { max_requests, ..options };
+        let max_streams = options.max_streams.clamp(1, Semaphore::MAX_PERMITS);
+        let options = ServeOptions { max_requests, max_streams, ..options };
         Self {
             services,
             options,
             places: Arc::new(Semaphore::new(max_requests)),
             batch_places: Arc::new(Semaphore::new((max_requests - max_requests / 4).max(1))),
+            streams: Arc::new(Semaphore::new(max_streams)),
             is_ready,
         }
     }
@@ -62,6 +66,14 @@ impl Service {
         self.places.try_acquire().map_err(|_| {
             self.services.metrics.rejected("requests");
             status::overloaded(self.options.max_requests)
+        })
+    }
+
+    /// A place for one call of many videos, or a refusal.
+    pub(super) fn stream(&self) -> Result<OwnedSemaphorePermit, Status> {
+        Arc::clone(&self.streams).try_acquire_owned().map_err(|_| {
+            self.services.metrics.rejected("streams");
+            status::too_many_streams(self.options.max_streams)
         })
     }
 
@@ -180,7 +192,7 @@ impl VideoClassificationService for Service {
         &self,
         request: Request<Streaming<proto::ClassifyVideosRequest>>,
     ) -> Result<Response<Self::ClassifyVideosStream>, Status> {
-        Ok(Response::new(batch::classify(self.clone(), request)))
+        batch::classify(self.clone(), request).map(Response::new)
     }
 
     async fn list_models(

@@ -43,6 +43,11 @@ pub(super) fn overloaded(max_requests: usize) -> Status {
     exhausted("TOO_MANY_REQUESTS", message)
 }
 
+pub(super) fn too_many_streams(max_streams: usize) -> Status {
+    let message = format!("{max_streams} streams of videos are open, which is the limit; try again");
+    exhausted("TOO_MANY_STREAMS", message)
+}
+
 pub(super) fn no_memory(capacity: usize) -> Status {
     let message = format!("the messages of other requests fill the {capacity} bytes there are for them; try again");
     exhausted("TOO_MANY_BYTES", message)

@@ -101,7 +101,7 @@ async fn run(
     let (received, received_bytes) = tokio::sync::watch::channel(0u64);
     // Ends only if the upload fails.
     let receive = async {
-        let upload = Upload { messages: &mut messages, reservations: &reservations, received: &received, idle_timeout };
+        let upload = Upload { messages: &mut messages, reservations: &reservations, received: &received };
         let begun = Instant::now();
         match upload.receive(first_chunk, writer).instrument(info_span!("receive")).await {
             Ok(bytes) => {
@@ -162,7 +162,6 @@ struct Upload<'a> {
     messages: &'a mut Streaming<ClassifyVideoStreamRequest>,
     reservations: &'a Reservations,
     received: &'a tokio::sync::watch::Sender<u64>,
-    idle_timeout: Duration,
 }
 
 impl Upload<'_> {
@@ -190,8 +189,7 @@ impl Upload<'_> {
             }
             // The message's room is free again: its bytes are in the spool.
             drop(self.reservations.take());
-            let message = timeout(self.idle_timeout, self.messages.message()).await;
-            match message.map_err(|_| status::client_idle(self.idle_timeout))?? {
+            match self.messages.message().await? {
                 Some(ClassifyVideoStreamRequest { payload: Some(Payload::Chunk(chunk)) }) => next = Some(chunk),
                 Some(ClassifyVideoStreamRequest { payload: Some(Payload::Options(_)) }) => {
                     return Err(status::invalid("OPTIONS_NOT_FIRST", "options may only be in the first message"));

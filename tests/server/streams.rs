@@ -208,3 +208,75 @@ async fn messages_beyond_the_memory_for_them_are_refused_or_wait() {
     first.await.unwrap().unwrap();
     server.assert_nothing_left_behind().await;
 }
+
+#[tokio::test]
+async fn waiting_for_memory_is_no_silence_of_the_client() {
+    let media = Media::new();
+    let mut video = make(&media, "video.mp4", "-t 1");
+    video.resize(1_500_000, 0);
+    // Room for one message of up to 2 MiB, held for longer than a client may be silent.
+    let options =
+        ServeOptions { message_memory: 0, idle_timeout: Duration::from_millis(300), ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::from_secs(1))], limits(), options).await;
+    let mut client = server.client().await;
+    let first = tokio::spawn({
+        let video = video.clone();
+        async move { client.classify_video(request(video)).await }
+    });
+    tokio::time::sleep(Duration::from_millis(150)).await;
+    let (_, answer) = upload(&server, &video, None).await;
+    assert_eq!(answer.video.unwrap().frames, 25);
+    first.await.unwrap().unwrap();
+    server.assert_nothing_left_behind().await;
+}
+
+#[tokio::test]
+async fn streams_beyond_the_limit_are_refused() {
+    let options = ServeOptions { max_streams: 1, ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await;
+    let open = async || {
+        let (messages, stream) = mpsc::unbounded_channel();
+        let answers = server.client().await.classify_videos(UnboundedReceiverStream::new(stream)).await?;
+        Ok::<_, tonic::Status>((messages, answers.into_inner()))
+    };
+    let (messages, mut answers) = open().await.unwrap();
+    let refused = open().await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::ResourceExhausted, "TOO_MANY_STREAMS".to_owned()));
+    drop(messages);
+    assert!(answers.message().await.unwrap().is_none());
+    assert!(open().await.is_ok(), "the place of a stream that ended is free");
+}
+
+#[tokio::test]
+async fn a_client_that_takes_no_answers_for_long_frees_its_places() {
+    let media = Media::new();
+    let options = ServeOptions {
+        videos_per_stream: 2,
+        max_streams: 1,
+        idle_timeout: Duration::from_millis(300),
+        ..ServeOptions::default()
+    };
+    let server = Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await;
+    let video = Bytes::from(make(&media, "video.mp4", "-t 0.2"));
+    let messages = tokio_stream::iter((0..500).map(move |index| keyed(index, video.clone())));
+    let endpoint = Channel::from_shared(format!("http://{}", server.address)).unwrap();
+    let channel = endpoint.initial_stream_window_size(4096).connect().await.unwrap();
+    let mut answers = Client::new(channel).classify_videos(messages).await.unwrap().into_inner();
+    let other = async || server.client().await.classify_videos(tokio_stream::iter([])).await;
+    let give_up = tokio::time::Instant::now() + Duration::from_secs(30);
+    while let Err(refused) = other().await {
+        assert_eq!(reason(&refused), (Code::ResourceExhausted, "TOO_MANY_STREAMS".to_owned()));
+        assert!(tokio::time::Instant::now() < give_up, "its place stays taken");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    // Those that were on their way can still be taken.
+    let status = loop {
+        match answers.message().await {
+            Ok(answer) => assert!(answer.is_some(), "the stream ended as if all were answered"),
+            Err(status) => break status,
+        }
+    };
+    assert_eq!(reason(&status), (Code::DeadlineExceeded, "CLIENT_IDLE".to_owned()));
+    drop(answers);
+    server.assert_nothing_left_behind().await;
+}

@@ -6,15 +6,12 @@
 
 mod tensors;
 
-use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use tokio::sync::{Semaphore, mpsc};
-use tokio::task::JoinSet;
+use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
-use tracing::Instrument;
 
-use super::admission::Reservations;
+use super::batch;
 use super::oip::grpc_inference_service_server::GrpcInferenceService;
 use super::oip::model_infer_response::InferOutputTensor;
 use super::oip::model_metadata_response::TensorMetadata;
@@ -244,8 +241,20 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<Streaming<oip::ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
-        let service = self.clone();
-        Ok(Response::new(Answers::of(|answers| infer_stream(service, request, answers))))
+        let answers = batch::answer_each(self.clone(), request, |service, message, deadline| async move {
+            let id = message.id.clone();
+            match service.infer(message, deadline).await {
+                Ok(response) => {
+                    oip::ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) }
+                }
+                Err(status) => oip::ModelStreamInferResponse {
+                    error_message: status.message().to_owned(),
+                    // Tells which request failed.
+                    infer_response: Some(oip::ModelInferResponse { id, ..Default::default() }),
+                },
+            }
+        });
+        answers.map(Response::new)
     }
 
     async fn model_config(
@@ -349,52 +358,4 @@ impl Service {
         let specs = self.services.models.iter().map(Engine::spec);
         specs.filter(|spec| spec.name == name).map(|spec| spec.version.clone()).collect()
     }
-}
-
-async fn infer_stream(
-    service: Service,
-    request: Request<Streaming<oip::ModelInferRequest>>,
-    answers: mpsc::Sender<Result<oip::ModelStreamInferResponse, Status>>,
-) -> Result<(), Status> {
-    let deadline = service::deadline(request.extensions());
-    let reservations = request.extensions().get::<Reservations>().cloned().unwrap_or_default();
-    let mut messages = request.into_inner();
-    // As in ClassifyVideos: a request keeps its share until its answer is on its way.
-    let shares = Arc::new(Semaphore::new(service.options.videos_per_stream.max(1)));
-    let mut requests = JoinSet::new();
-    loop {
-        let share = Arc::clone(&shares).acquire_owned().await.expect("never closed");
-        let Some(message) = messages.message().await? else { break };
-        let room = reservations.take();
-        let (service, answers) = (service.clone(), answers.clone());
-        let work = async move {
-            let id = message.id.clone();
-            let result = {
-                let _batch_place = service.batch_places.acquire().await;
-                let _place = service.places.acquire().await;
-                service.infer(message, deadline).await
-            };
-            drop(room);
-            let answer = match result {
-                Ok(response) => {
-                    oip::ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) }
-                }
-                Err(status) => oip::ModelStreamInferResponse {
-                    error_message: status.message().to_owned(),
-                    // Tells which request failed.
-                    infer_response: Some(oip::ModelInferResponse { id, ..Default::default() }),
-                },
-            };
-            let _ = answers.send(Ok(answer)).await;
-            drop(share);
-        };
-        requests.spawn(work.in_current_span());
-        while let Some(ended) = requests.try_join_next() {
-            ended.map_err(|error| status::internal(&error))?;
-        }
-    }
-    while let Some(ended) = requests.join_next().await {
-        ended.map_err(|error| status::internal(&error))?;
-    }
-    Ok(())
 }
