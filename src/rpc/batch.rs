@@ -6,7 +6,6 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::task::JoinSet;
-use tokio::time::timeout;
 use tonic::{Request, Status, Streaming};
 use tracing::{Instrument, info_span};
 
@@ -16,7 +15,7 @@ use super::proto::{ClassifyVideosRequest, ClassifyVideosResponse};
 use super::request::Deadline;
 use super::service::{self, Service};
 use super::status;
-use super::stream::Answers;
+use super::stream::{Answers, send};
 
 /// Answers each message of a call with what `answer` makes of it, in the order in which that ends.
 pub(super) fn answer_each<M, A, F>(
@@ -75,10 +74,10 @@ where
                 answer.await
             };
             drop(room);
-            let sent = timeout(idle_timeout, answers.send(Ok(answer))).await;
+            let sent = send(&answers, answer, idle_timeout).await;
             drop(share);
             // If nobody is there to take the answer, the call ends anyway.
-            sent.map(drop).map_err(|_| status::client_idle(idle_timeout))
+            sent.map(drop)
         };
         work.spawn(one.in_current_span());
     }

@@ -166,34 +166,31 @@ struct Method {
 
 impl Method {
     fn of(path: &str) -> Self {
-        const UPLOADS: [&str; 1] = ["ClassifyVideoStream"];
-        const STREAMS: [&str; 3] = ["ClassifyVideos", "ModelStreamInfer", "ServerReflectionInfo"];
-        const UNARY: [&str; 14] = [
-            "ClassifyVideo",
-            "ListModels",
-            "GetModel",
-            "Check",
-            "ServerLive",
-            "ServerReady",
-            "ModelReady",
-            "ServerMetadata",
-            "ModelMetadata",
-            "ModelInfer",
-            "ModelConfig",
-            "ModelStatistics",
-            "RepositoryIndex",
+        const METHODS: [(&str, Sending); 18] = [
+            ("ClassifyVideo", Sending::One),
+            ("ClassifyVideoStream", Sending::Parts),
+            ("ClassifyVideos", Sending::Many),
+            ("ListModels", Sending::One),
+            ("GetModel", Sending::One),
+            ("Check", Sending::One),
             // Its answers are the stream.
-            "Watch",
+            ("Watch", Sending::One),
+            ("ServerReflectionInfo", Sending::Many),
+            ("ServerLive", Sending::One),
+            ("ServerReady", Sending::One),
+            ("ModelReady", Sending::One),
+            ("ServerMetadata", Sending::One),
+            ("ModelMetadata", Sending::One),
+            ("ModelInfer", Sending::One),
+            ("ModelStreamInfer", Sending::Many),
+            ("ModelConfig", Sending::One),
+            ("ModelStatistics", Sending::One),
+            ("RepositoryIndex", Sending::One),
         ];
         let name = path.rsplit('/').next().unwrap_or_default();
-        let find = |names: &[&'static str]| names.iter().copied().find(|known| *known == name);
-        if let Some(name) = find(&UPLOADS) {
-            Self { name, sending: Sending::Parts }
-        } else if let Some(name) = find(&STREAMS) {
-            Self { name, sending: Sending::Many }
-        } else {
-            Self { name: find(&UNARY).unwrap_or("other"), sending: Sending::One }
-        }
+        let known = METHODS.into_iter().find(|(known, _)| *known == name);
+        let (name, sending) = known.unwrap_or(("other", Sending::One));
+        Self { name, sending }
     }
 }
 

@@ -136,10 +136,8 @@ async fn run(
                     Event::Progress(progress)
                 }
             };
-            match timeout(idle_timeout, send(&answers, event)).await {
-                Ok(true) => {}
-                Ok(false) => return Ok(()),
-                Err(_) => return Err(status::client_idle(idle_timeout)),
+            if !send(&answers, ClassifyVideoStreamResponse { event: Some(event) }, idle_timeout).await? {
+                return Ok(());
             }
         }
     };
@@ -149,13 +147,20 @@ async fn run(
         error = receive => return Err(error),
     };
     drop(place);
-    send(&answers, Event::Classification(classification.into())).await;
+    let event = Some(Event::Classification(classification.into()));
+    // If nobody is there to take it, the call ends anyway.
+    let _ = answers.send(Ok(ClassifyVideoStreamResponse { event })).await;
     Ok(())
 }
 
-/// Says whether anybody is there to take it.
-async fn send(answers: &Sender, event: Event) -> bool {
-    answers.send(Ok(ClassifyVideoStreamResponse { event: Some(event) })).await.is_ok()
+/// Says whether anybody is there to take the answer; an error if it is not taken within `idle_timeout`.
+pub(super) async fn send<T>(
+    answers: &mpsc::Sender<Result<T, Status>>,
+    answer: T,
+    idle_timeout: Duration,
+) -> Result<bool, Status> {
+    let sent = timeout(idle_timeout, answers.send(Ok(answer))).await;
+    sent.map(|sent| sent.is_ok()).map_err(|_| status::client_idle(idle_timeout))
 }
 
 struct Upload<'a> {
