@@ -1,51 +1,25 @@
 //! Files that are replaced as a whole: whatever ends this process or fills the disk, the old file is there or the new one.
 
 use std::fs::File;
-use std::io;
-use std::path::{Path, PathBuf};
-
-use tempfile::NamedTempFile;
+use std::io::{self, Write};
+use std::path::Path;
 
 const PARTIAL_PREFIX: &str = ".kinetoscope-";
 const PARTIAL_SUFFIX: &str = ".partial";
 
-/// A file that is being written, beside the one whose place it takes at the end. Dropping it leaves the old one.
-pub(crate) struct Replacement {
-    temporary: NamedTempFile,
-    path: PathBuf,
-}
-
-impl Replacement {
-    /// An empty file for the place of `path`.
-    pub(crate) fn begin(path: &Path) -> io::Result<Self> {
-        let temporary =
-            tempfile::Builder::new().prefix(PARTIAL_PREFIX).suffix(PARTIAL_SUFFIX).tempfile_in(directory_of(path))?;
-        Ok(Self { temporary, path: path.to_owned() })
-    }
-
-    /// Where the file is until it is finished.
-    pub(crate) fn path(&self) -> &Path {
-        self.temporary.path()
-    }
-
-    /// Puts the file in its place, once the disk has it.
-    pub(crate) fn finish(self) -> io::Result<()> {
-        self.temporary.as_file().sync_all()?;
-        set_default_mode(self.temporary.as_file())?;
-        self.temporary.persist(&self.path).map_err(|error| error.error)?;
-        sync_directory(directory_of(&self.path))
-    }
-}
-
-/// Replaces `path` by a file of `bytes`.
-#[cfg(feature = "video")]
+/// Replaces `path` by a file of `bytes`, which is written beside it first.
 pub(crate) fn write_whole(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut replacement = Replacement::begin(path)?;
-    io::Write::write_all(&mut replacement.temporary, bytes)?;
-    replacement.finish()
+    let directory = directory_of(path);
+    let mut temporary =
+        tempfile::Builder::new().prefix(PARTIAL_PREFIX).suffix(PARTIAL_SUFFIX).tempfile_in(directory)?;
+    temporary.write_all(bytes)?;
+    set_default_mode(temporary.as_file())?;
+    temporary.as_file().sync_all()?;
+    temporary.persist(path).map_err(|error| error.error)?;
+    sync_directory(directory)
 }
 
-/// Removes what [`Replacement`]s left in `directory` when their process was killed. Nobody else may be writing there.
+/// Removes what [`write_whole`] left in `directory` when its process was killed. Nobody else may be writing there.
 #[cfg(feature = "video")]
 pub(crate) fn remove_partial_files(directory: &Path) {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();

@@ -59,6 +59,12 @@ fn model_comes_back_as_it_was_written() {
     }
     let left: Vec<_> = std::fs::read_dir(file.0.path()).unwrap().collect();
     assert_eq!(left.len(), 1, "no temporary file stays: {left:?}");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        let mode = std::fs::metadata(file.path()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o644, "a server of another user can read it");
+    }
 }
 
 #[test]

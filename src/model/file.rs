@@ -9,7 +9,7 @@ use safetensors::tensor::{Dtype, TensorView};
 
 use super::layout::{Layout, LayoutError};
 use super::spec::{ClipSpec, ModelSpec, Resize};
-use crate::replacement::Replacement;
+use crate::replacement;
 
 /// Key in the safetensors `__metadata__` under which the [`ModelSpec`] stands as JSON.
 pub const SPEC_KEY: &str = "kinetoscope.model";
@@ -294,9 +294,7 @@ pub(crate) fn write_whole(
     metadata: HashMap<String, String>,
 ) -> Result<(), ModelFileError> {
     let io = |source| ModelFileError::Io { path: path.to_owned(), source };
-    let replacement = Replacement::begin(path).map_err(io)?;
-    safetensors::serialize_to_file(tensors, Some(metadata), replacement.path())?;
-    replacement.finish().map_err(io)
+    replacement::write_whole(path, &safetensors::serialize(tensors, Some(metadata))?).map_err(io)
 }
 
 fn tensor_from_view(name: String, view: &TensorView<'_>) -> Result<Tensor, ModelFileError> {
