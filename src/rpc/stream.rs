@@ -149,8 +149,7 @@ async fn run(
     drop(place);
     let event = Some(Event::Classification(classification.into()));
     // If nobody is there to take it, the call ends anyway.
-    let _ = answers.send(Ok(ClassifyVideoStreamResponse { event })).await;
-    Ok(())
+    send(&answers, ClassifyVideoStreamResponse { event }, idle_timeout).await.map(drop)
 }
 
 /// Says whether anybody is there to take the answer; an error if it is not taken within `idle_timeout`.

@@ -210,6 +210,27 @@ async fn messages_beyond_the_memory_for_them_are_refused_or_wait() {
 }
 
 #[tokio::test]
+async fn streams_leave_a_quarter_of_the_memory_to_single_calls() {
+    let media = Media::new();
+    let mut video = make(&media, "video.mp4", "-t 1");
+    video.resize(1_500_000, 0);
+    // Room for five such messages, of which streams may have four.
+    let options = ServeOptions { message_memory: 8 << 20, videos_per_stream: 8, ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::from_millis(500))], limits(), options).await;
+    let messages: Vec<_> = (0..8).map(|index| keyed(index, video.clone())).collect();
+    let mut answers = server.client().await.classify_videos(tokio_stream::iter(messages)).await.unwrap().into_inner();
+    while server.metric("kinetoscope_buffered_bytes").await < 4.0 * 1_500_000.0 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    server.client().await.classify_video(request(video)).await.unwrap();
+    for _ in 0..8 {
+        let answer = answers.message().await.unwrap().unwrap();
+        assert!(matches!(answer.result, Some(Answer::Classification(_))), "{answer:?}");
+    }
+    server.assert_nothing_left_behind().await;
+}
+
+#[tokio::test]
 async fn waiting_for_memory_is_no_silence_of_the_client() {
     let media = Media::new();
     let mut video = make(&media, "video.mp4", "-t 1");
