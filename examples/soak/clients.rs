@@ -1,10 +1,12 @@
 //! Clients, and what they are told.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::ErrorKind;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use hdrhistogram::Histogram;
+use hyper_util::rt::TokioIo;
 use kinetoscope::model::counter::CounterStream;
 use kinetoscope::rpc::client::{Client, Connection};
 use kinetoscope::rpc::code_name;
@@ -13,6 +15,7 @@ use kinetoscope::rpc::proto::classify_videos_response::Result as VideoResult;
 use kinetoscope::rpc::proto::video_classification_service_client::VideoClassificationServiceClient;
 use kinetoscope::rpc::proto::{self, video};
 use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -182,11 +185,10 @@ impl Clients {
             }
             Kind::Videos | Kind::HalfUpload | Kind::SlowReader | Kind::Noise => {
                 drop(client);
-                let channel = match Channel::from_shared(format!("http://{}", self.connection.server)) {
-                    Ok(endpoint) => endpoint.connect().await,
-                    Err(error) => return tally.faults.push(format!("{error}")),
+                let (channel, _hang_up) = match self.connect().await {
+                    Ok(connected) => connected,
+                    Err(error) => return tally.faults.push(format!("{kind:?}: no connection: {error}")),
                 };
-                let Ok(channel) = channel else { return tally.faults.push(format!("{kind:?}: no connection")) };
                 let client = VideoClassificationServiceClient::new(channel);
                 match kind {
                     Kind::HalfUpload => self.half_upload(client, video, tally).await,
@@ -195,6 +197,18 @@ impl Clients {
                 }
             }
         }
+    }
+
+    /// A connection that ends with the guard: a channel alone, when dropped, still sends what its calls had begun.
+    async fn connect(&self) -> anyhow::Result<(Channel, HangUp)> {
+        let stream = TcpStream::connect(&self.connection.server).await?.into_std()?;
+        let hang_up = HangUp(stream.try_clone()?);
+        let mut stream = Some(TokioIo::new(TcpStream::from_std(stream)?));
+        let connector = tower::service_fn(move |_| {
+            std::future::ready::<std::io::Result<_>>(stream.take().ok_or_else(|| ErrorKind::NotConnected.into()))
+        });
+        let endpoint = Channel::from_shared(format!("http://{}", self.connection.server))?;
+        Ok((endpoint.connect_with_connector(connector).await?, hang_up))
     }
 
     /// A right answer or a clear refusal; all else is a fault.
@@ -311,12 +325,22 @@ impl Clients {
 
     async fn noise(&self, random: &CounterStream, tally: &mut Tally) {
         let bytes: Vec<u8> = (0..4096).map(|at| random.byte(at)).collect();
-        if let Ok(mut stream) = tokio::net::TcpStream::connect(&self.connection.server).await {
+        if let Ok(mut stream) = TcpStream::connect(&self.connection.server).await {
             // The server may hang up at any byte.
             let _ = stream.write_all(&bytes).await;
             tokio::time::sleep(Duration::from_millis(random.bits(1) % 2000)).await;
         }
         tally.add(Kind::Noise, "(went away)");
+    }
+}
+
+/// Ends a connection when dropped.
+struct HangUp(std::net::TcpStream);
+
+impl Drop for HangUp {
+    fn drop(&mut self) {
+        // The server may have ended it before.
+        let _ = self.0.shutdown(std::net::Shutdown::Both);
     }
 }
 
