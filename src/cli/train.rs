@@ -16,6 +16,7 @@ use sha2::{Digest, Sha256};
 use super::data::DataArgs;
 use super::model::EngineArgs;
 use crate::model::file::Model;
+use crate::model::spec::ClipSpec;
 use crate::train::augment::Augment;
 use crate::train::dataset::{CheckDepth, Dataset, Example, Split};
 use crate::train::distributed::{Alone, Collective, Tcp};
@@ -172,7 +173,8 @@ fn starting_model(args: &Args, dataset: &Dataset, out: &Path) -> anyhow::Result<
     let seed = args.recipe.seed();
     let name = args.network.name_or(out);
     let Some(init) = args.network.init() else {
-        let spec = args.network.spec(name, dataset.classes.clone(), args.input.clip(), args.input.preprocessing()?);
+        let clip = args.input.clip(ClipSpec::default());
+        let spec = args.network.spec(name, dataset.classes.clone(), clip, args.input.preprocessing()?);
         return network::from_scratch(spec, seed).context("no such network");
     };
     let model = Model::read(init).with_context(|| format!("can't load {}", init.display()))?;
@@ -180,6 +182,7 @@ fn starting_model(args: &Args, dataset: &Dataset, out: &Path) -> anyhow::Result<
     let mut spec = model.spec.clone();
     args.network.describe(&mut spec, name, &format!("{} version {}", model.spec.name, model.spec.version));
     spec.labels.clone_from(&dataset.classes);
+    spec.clip = args.input.clip(spec.clip);
     if same_classes {
         return Ok(Model::new(spec, model.tensors)?);
     }

@@ -8,6 +8,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use kinetoscope::model::file::Model;
+use kinetoscope::model::spec::ClipSpec;
 use kinetoscope::train::checkpoint::Checkpoint;
 use kinetoscope::train::trainer::{BEST_FILE, CHECKPOINT_FILE, LAST_FILE};
 
@@ -107,12 +108,15 @@ fn trained_model_classifies_and_fine_tunes() {
     std::fs::rename(data.join("red"), data.join("crimson")).unwrap();
     let mut tune = kinetoscope(&["train", "--data", data.to_str().unwrap(), "--out", others.to_str().unwrap()]);
     tune.args(["--init", model.to_str().unwrap(), "--begin-at", "fc", "--epochs", "1", "--batch-size", "2"]);
+    tune.args(["--clip-size", "48"]);
     assert_success(&run(&mut tune));
     let (before, after) = (values(&model), values(&others.join(LAST_FILE)));
     for (name, values) in &after {
         assert_eq!(values != &before[name], name.starts_with("fc."), "{name}");
     }
-    assert_eq!(Model::read(&others.join(LAST_FILE)).unwrap().spec.labels, ["blue", "crimson"]);
+    let tuned = Model::read(&others.join(LAST_FILE)).unwrap().spec;
+    assert_eq!(tuned.labels, ["blue", "crimson"]);
+    assert_eq!(tuned.clip, ClipSpec { frames: 4, size: 48, temporal_stride: 1 });
 }
 
 #[test]

@@ -117,17 +117,17 @@ pub(super) struct InputArgs {
     #[arg(long, value_name = "NAME|FILE", default_value = "2020", conflicts_with = "init")]
     preprocessing: PathBuf,
 
-    /// Frames in a clip of a new network
-    #[arg(long, value_name = "N", default_value_t = ClipSpec::default().frames, conflicts_with = "init")]
-    clip_frames: usize,
+    /// Frames in a clip; if absent those of the model to begin with, 16 for a new network
+    #[arg(long, value_name = "N")]
+    clip_frames: Option<usize>,
 
-    /// Height and width of a new network's clips, in pixels
-    #[arg(long, value_name = "PIXELS", default_value_t = ClipSpec::default().size, conflicts_with = "init")]
-    clip_size: usize,
+    /// Height and width of clips in pixels; if absent those of the model to begin with, 112 for a new network
+    #[arg(long, value_name = "PIXELS")]
+    clip_size: Option<usize>,
 
-    /// A new network's clips take every N-th frame
-    #[arg(long, value_name = "N", default_value_t = ClipSpec::default().temporal_stride, conflicts_with = "init")]
-    temporal_stride: usize,
+    /// Take every N-th frame; if absent as the model to begin with, each one for a new network
+    #[arg(long, value_name = "N")]
+    temporal_stride: Option<usize>,
 
     /// Which part of the frames clips show in training
     #[arg(long, value_enum, default_value = "corner")]
@@ -153,8 +153,13 @@ enum CropArg {
 }
 
 impl InputArgs {
-    pub(super) fn clip(&self) -> ClipSpec {
-        ClipSpec { frames: self.clip_frames, size: self.clip_size, temporal_stride: self.temporal_stride }
+    /// `beginning` but for what was given.
+    pub(super) fn clip(&self, beginning: ClipSpec) -> ClipSpec {
+        ClipSpec {
+            frames: self.clip_frames.unwrap_or(beginning.frames),
+            size: self.clip_size.unwrap_or(beginning.size),
+            temporal_stride: self.temporal_stride.unwrap_or(beginning.temporal_stride),
+        }
     }
 
     pub(super) fn preprocessing(&self) -> anyhow::Result<Preprocessing> {
