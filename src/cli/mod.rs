@@ -8,6 +8,8 @@ mod convert;
 mod data;
 #[cfg(feature = "video")]
 mod evaluate;
+#[cfg(feature = "video")]
+mod health;
 mod inspect;
 mod model;
 #[cfg(feature = "video")]
@@ -60,6 +62,8 @@ enum Command {
     /// Re-encode a dataset for faster training
     #[cfg(feature = "video")]
     Prepare(prepare::Args),
+    #[cfg(feature = "video")]
+    Health(health::Args),
     /// Turn a PyTorch checkpoint into a model file
     Convert(convert::Args),
     /// Say what a model file or checkpoint is
@@ -120,6 +124,8 @@ impl Cli {
             Command::Evaluate(args) => evaluate::run(args),
             #[cfg(feature = "video")]
             Command::Prepare(args) => prepare::run(args),
+            #[cfg(feature = "video")]
+            Command::Health(args) => health::run(args),
             Command::Convert(args) => convert::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Bench(args) => bench::run(args),

@@ -9,6 +9,9 @@ use tokio_stream::{Stream, StreamExt};
 use tonic::metadata::AsciiMetadataValue;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
 use tonic::{Code, Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 use tonic_types::StatusExt;
 
 use super::oip;
@@ -30,6 +33,7 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(20);
 pub struct Client {
     inner: VideoClassificationServiceClient<Channel>,
     inference: GrpcInferenceServiceClient<Channel>,
+    health: HealthClient<Channel>,
     authorization: Option<AsciiMetadataValue>,
 }
 
@@ -74,10 +78,16 @@ impl Client {
         let inner = VideoClassificationServiceClient::new(channel.clone())
             .max_decoding_message_size(MAX_RESPONSE_BYTES)
             .max_encoding_message_size(usize::MAX);
-        let inference = GrpcInferenceServiceClient::new(channel)
+        let inference = GrpcInferenceServiceClient::new(channel.clone())
             .max_decoding_message_size(MAX_RESPONSE_BYTES)
             .max_encoding_message_size(usize::MAX);
-        Ok(Self { inner, inference, authorization })
+        Ok(Self { inner, inference, health: HealthClient::new(channel), authorization })
+    }
+
+    /// Whether the server takes requests.
+    pub async fn is_serving(&mut self) -> Result<bool, Status> {
+        let request = self.request(HealthCheckRequest::default(), &Deadline::new(None));
+        Ok(self.health.check(request).await?.into_inner().status() == ServingStatus::Serving)
     }
 
     /// Describes a model; the server's default one without a name.

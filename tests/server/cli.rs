@@ -109,6 +109,22 @@ fn one_bad_video_fails_the_run_but_not_the_others() {
 }
 
 #[test]
+fn health_tells_a_server_that_serves_from_one_that_is_not_there() {
+    let server = Serving::start();
+    let healthy = run(&["health", "--server", &server.address]);
+    assert!(healthy.status.success() && healthy.stdout == b"serving\n", "{healthy:?}");
+    let address = server.address.clone();
+    server.terminate();
+    let gone = run(&["health", "--server", &address]);
+    assert_eq!(gone.status.code(), Some(1));
+    assert!(text(&gone.stderr).contains(&format!("can't connect to the server {address}")), "{gone:?}");
+    // Takes connections and says nothing.
+    let mute = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let late = run(&["health", "--server", &mute.local_addr().unwrap().to_string(), "--timeout", "200ms"]);
+    assert!(late.status.code() == Some(1) && text(&late.stderr).contains("within 200ms"), "{late:?}");
+}
+
+#[test]
 fn no_server_and_no_model_are_clear_errors() {
     let media = Media::new();
     let good = video(&media);
@@ -127,7 +143,7 @@ fn no_server_and_no_model_are_clear_errors() {
 #[test]
 fn inspect_tells_model_files_and_checkpoints_apart() {
     let builtin: Value = serde_json::from_slice(&run(&["inspect", "--json"]).stdout).unwrap();
-    assert_eq!((&builtin["kind"], &builtin["trained"]), (&"model".into(), &false.into()));
+    assert_eq!((&builtin["kind"], &builtin["trained"]), (&"model".into(), &true.into()));
     let checkpoint = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/authors-2018.pth");
     let checkpoint: Value = serde_json::from_slice(&run(&["inspect", "--json", checkpoint]).stdout).unwrap();
     assert_eq!(checkpoint["kind"], "checkpoint");
