@@ -9,7 +9,8 @@ work=$(mktemp -d)
 server=
 trap 'kill ${server:-} 2>/dev/null || true; wait; rm -rf "$work"' EXIT
 
-cargo build --quiet
+# As tests are built, so that nothing is built twice.
+cargo build --workspace --all-targets --quiet
 kinetoscope=${CARGO_TARGET_DIR:-target}/debug/kinetoscope
 
 python3 -m venv "$work/venv"

@@ -4,7 +4,7 @@ use std::f32::consts::TAU;
 
 use crate::random::Random;
 
-/// Motions, named by the camera's own movement. The order is that of the built-in model's labels.
+/// Motions, named by the camera's own movement.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Motion {
     Static,

@@ -11,9 +11,9 @@ use serde_json::json;
 use super::model::{self, EngineArgs, ShortcutArg};
 use crate::bench::model::{Effort, LayerTiming, peak_rss_bytes, profile, time_batch};
 use crate::engine::CpuExecutor;
-use crate::model::builtin;
 use crate::model::file::Model;
 use crate::model::spec::{Architecture, Family, ModelSpec, Stem};
+use crate::model::{builtin, init};
 
 /// Measures speed on this machine.
 #[derive(Debug, ClapArgs)]
@@ -431,9 +431,10 @@ fn initialised(depth: u32, shortcut: ShortcutArg) -> anyhow::Result<Model> {
         Architecture { family: Family::ResNet3d, depth, shortcut, widen_factor: 1.0, stem: Stem::AUTHORS };
     let spec = ModelSpec {
         name: format!("resnet-{depth}-initialised"),
+        trained: false,
         architecture,
         labels: (0..400).map(|class| format!("class {class}")).collect(),
         ..builtin::spec()
     };
-    Ok(builtin::initialise(spec, 0)?)
+    Ok(init::initialise(spec, 0)?)
 }

@@ -139,6 +139,6 @@ impl BackendArgs {
 pub(super) fn load(path: Option<&Path>) -> anyhow::Result<Model> {
     match path {
         Some(path) => Model::read(path).with_context(|| format!("can't load the model {}", path.display())),
-        None => builtin::model().context("can't build the built-in model"),
+        None => builtin::model().context("can't load the built-in model"),
     }
 }

@@ -8,9 +8,9 @@ use std::str::FromStr;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::VarBuilder;
 
-use crate::model::builtin;
 use crate::model::counter::CounterStream;
 use crate::model::file::{Model, ModelFileError};
+use crate::model::init;
 use crate::model::resnet::{NormMode, ResNet3d};
 use crate::model::spec::ModelSpec;
 
@@ -177,7 +177,7 @@ fn is_statistic(name: &str) -> bool {
 
 /// A model to train from scratch: He-initialised convolutions, neutral batch norms, the last layer as [`with_head`] makes it.
 pub fn from_scratch(spec: ModelSpec, seed: u64) -> std::result::Result<Model, ModelFileError> {
-    let model = builtin::initialise(spec.clone(), seed)?;
+    let model = init::initialise(spec.clone(), seed)?;
     with_head(model, spec, seed)
 }
 
@@ -198,6 +198,7 @@ pub fn with_head(mut model: Model, spec: ModelSpec, seed: u64) -> std::result::R
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::builtin;
 
     #[test]
     fn layers_are_told_by_the_names_of_parameters() {

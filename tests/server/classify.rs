@@ -37,7 +37,7 @@ async fn answer_describes_the_video_and_the_model() {
     assert_eq!(info.duration.unwrap(), prost_types::Duration { seconds: 2, nanos: 200_000_000 });
     assert_eq!(answer.labels.len(), 5, "five labels unless asked otherwise");
     assert!(answer.segments.is_empty() && !answer.partial);
-    assert!(answer.warnings[0].contains("untrained"), "{:?}", answer.warnings);
+    assert!(answer.warnings.is_empty(), "{:?}", answer.warnings);
 }
 
 #[tokio::test]

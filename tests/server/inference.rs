@@ -19,7 +19,7 @@ use crate::support::{Server, engine_config, limits, reason, request};
 
 pub(crate) type Client = GrpcInferenceServiceClient<Channel>;
 
-const MODEL: &str = "camera-motion-untrained";
+const MODEL: &str = "camera-motion";
 
 pub(crate) async fn client(server: &Server) -> Client {
     Client::new(server.channel().await).max_encoding_message_size(usize::MAX)

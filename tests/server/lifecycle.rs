@@ -102,6 +102,6 @@ async fn http_pages_tell_metrics_and_health() {
     assert_eq!(server.page("/readyz").await, (200, "ready\n".to_owned()));
     let (status, text) = server.page("/metrics").await;
     assert!(status == 200 && text.ends_with("# EOF\n"), "{text}");
-    assert!(text.contains("kinetoscope_workers{model=\"camera-motion-untrained\",state=\"idle\"} 1"), "{text}");
+    assert!(text.contains("kinetoscope_workers{model=\"camera-motion\",state=\"idle\"} 1"), "{text}");
     assert_eq!(server.page("/elsewhere").await.0, 404);
 }

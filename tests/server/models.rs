@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 
 use kinetoscope::engine::Engine;
 use kinetoscope::metrics::Metrics;
-use kinetoscope::model::builtin;
+use kinetoscope::model::{builtin, init};
 use kinetoscope::rpc::{ServeOptions, proto};
 use prost::Message;
 use prost_types::{DescriptorProto, EnumDescriptorProto, FileDescriptorSet};
 use tonic::Code;
 
+use crate::media::Media;
 use crate::support::{Server, engine_config, limits, reason, request};
 
 fn selector(name: &str, version: &str) -> proto::ModelSelector {
@@ -19,8 +20,13 @@ fn selector(name: &str, version: &str) -> proto::ModelSelector {
 async fn two_models() -> Server {
     let models = [("first", "1"), ("second", "7")].map(|(name, version)| {
         let spec = builtin::spec();
-        let spec = kinetoscope::model::spec::ModelSpec { name: name.to_owned(), version: version.to_owned(), ..spec };
-        Engine::start(builtin::initialise(spec, 3).unwrap(), engine_config(), &Metrics::default()).unwrap()
+        let spec = kinetoscope::model::spec::ModelSpec {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            trained: false,
+            ..spec
+        };
+        Engine::start(init::initialise(spec, 3).unwrap(), engine_config(), &Metrics::default()).unwrap()
     });
     Server::with_models(models.into(), limits(), ServeOptions::default()).await
 }
@@ -38,6 +44,16 @@ async fn models_are_listed_default_first_and_described_by_name() {
     let model = client.get_model(request).await.unwrap().into_inner().model.unwrap();
     assert_eq!((model.version.as_str(), model.labels.len(), model.trained), ("7", 10, false));
     assert_eq!(model.clip.unwrap(), proto::ClipGeometry { frames: 16, size: 112, temporal_stride: 1 });
+}
+
+#[tokio::test]
+async fn an_untrained_model_says_so_in_its_answers() {
+    let media = Media::new();
+    let args = "-f lavfi -i testsrc2=size=160x120:rate=25 -t 0.5 -pix_fmt yuv420p";
+    let video = std::fs::read(media.make("video.mp4", args)).unwrap();
+    let response = two_models().await.client().await.classify_video(request(video)).await.unwrap();
+    let warnings = response.into_inner().classification.unwrap().warnings;
+    assert!(warnings[0].contains("untrained"), "{warnings:?}");
 }
 
 #[tokio::test]

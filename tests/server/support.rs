@@ -90,7 +90,7 @@ impl Server {
             "kinetoscope_requests_in_flight{method=\"ModelInfer\"}",
             "kinetoscope_requests_in_flight{method=\"ModelStreamInfer\"}",
             "kinetoscope_decodes{state=\"open\"}",
-            "kinetoscope_queue_clips{model=\"camera-motion-untrained\"}",
+            "kinetoscope_queue_clips{model=\"camera-motion\"}",
             "kinetoscope_buffered_bytes",
         ];
         let mut left = Vec::new();
