@@ -3,7 +3,7 @@
 //!
 //!     cargo run --release --example training_step -- [BATCH] [STEPS]
 //!
-//! `crates/candle-conv3d/examples/training_step.py` is the same for PyTorch.
+//! `training_step.py` is the same for PyTorch.
 
 use std::time::Instant;
 
