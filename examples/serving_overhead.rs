@@ -12,6 +12,7 @@ use kinetoscope::engine::batcher::Priority;
 use kinetoscope::engine::{ClipInput, Engine, EngineConfig, Executor, ExecutorError, Outputs};
 use kinetoscope::metrics::Metrics;
 use kinetoscope::model::builtin;
+use kinetoscope::repository::Repository;
 use kinetoscope::rpc::client::{Client, Connection};
 use kinetoscope::rpc::{Listeners, ServeOptions, Services, serve};
 use kinetoscope::video::{Isolation, Limits, PoolOptions};
@@ -67,7 +68,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let connection = Connection { server: listener.local_addr()?.to_string(), ..Connection::default() };
     let pool = PoolOptions { threads: 1, open_videos: 4 };
     let classifier = Classifier::new(Limits::default(), Isolation::None, pool, Arc::clone(&metrics));
-    let services = Services { classifier, models: vec![engine(&metrics)?], metrics };
+    let services = Services { classifier, models: Arc::new(Repository::of(vec![engine(&metrics)?])), metrics };
     let listeners = Listeners { grpc: listener, http: None };
     tokio::spawn(serve(listeners, services, ServeOptions::default(), std::future::pending()));
     let mut client = Client::connect(&connection, Duration::from_secs(5)).await?;

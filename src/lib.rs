@@ -33,6 +33,8 @@ pub mod metrics;
 pub mod model;
 mod replacement;
 #[cfg(feature = "video")]
+pub mod repository;
+#[cfg(feature = "video")]
 pub mod rpc;
 pub mod telemetry;
 #[cfg(feature = "video")]

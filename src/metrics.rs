@@ -4,7 +4,9 @@
 //! that a client sends becomes a label.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use prometheus_client::encoding::text::encode;
@@ -73,6 +75,7 @@ pub struct Metrics {
     compute_seconds: Family<Labels<1>, Counter<f64, AtomicU64>>,
     queue_clips: Family<Labels<1>, Gauge>,
     workers: Family<Labels<2>, Gauge>,
+    model_memory: Family<Labels<1>, Gauge>,
     frames: Counter,
     video_bytes: Counter,
     corrupt_packets: Counter,
@@ -80,6 +83,7 @@ pub struct Metrics {
     decoder_restarts: Gauge,
     buffered_bytes: Gauge,
     cpu_seconds: Family<Labels<1>, Counter<f64, AtomicU64>>,
+    encoding: Mutex<()>,
 }
 
 impl Default for Metrics {
@@ -99,6 +103,7 @@ impl Default for Metrics {
             compute_seconds: Family::default(),
             queue_clips: Family::default(),
             workers: Family::default(),
+            model_memory: Family::default(),
             frames: Counter::default(),
             video_bytes: Counter::default(),
             corrupt_packets: Counter::default(),
@@ -106,6 +111,7 @@ impl Default for Metrics {
             decoder_restarts: Gauge::default(),
             buffered_bytes: Gauge::default(),
             cpu_seconds: Family::default(),
+            encoding: Mutex::default(),
             registry: Registry::default(),
         };
         let build = prometheus_client::metrics::info::Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
@@ -130,6 +136,12 @@ impl Default for Metrics {
         );
         registry.register("queue_clips", "Clips that wait for a batch, by model", metrics.queue_clips.clone());
         registry.register("workers", "Workers, by model and state", metrics.workers.clone());
+        registry.register_with_unit(
+            "model_memory",
+            "Bytes that workers hold, by model",
+            Unit::Bytes,
+            metrics.model_memory.clone(),
+        );
         registry.register("frames", "Frames decoded", metrics.frames.clone());
         registry.register_with_unit(
             "video",
@@ -161,8 +173,21 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Everything, as OpenMetrics text.
-    pub fn encode(&self) -> String {
+    /// Everything, as OpenMetrics text, with how the engines of each model are right now.
+    pub fn encode(&self, engines: &BTreeMap<String, EngineGauges>) -> String {
+        // Of two scrapes at a time, none sees the other's gap.
+        let _encoding = self.encoding.lock().unwrap_or_else(PoisonError::into_inner);
+        self.queue_clips.clear();
+        self.workers.clear();
+        self.model_memory.clear();
+        for (model, gauges) in engines {
+            let name = || Cow::Owned(model.clone());
+            self.queue_clips.get_or_create(&[("model", name())]).set(gauges.queued_clips as i64);
+            self.model_memory.get_or_create(&[("model", name())]).set(gauges.memory_bytes as i64);
+            for (state, count) in [("starting", gauges.starting), ("idle", gauges.idle), ("busy", gauges.busy)] {
+                self.workers.get_or_create(&[("model", name()), ("state", state.into())]).set(count as i64);
+            }
+        }
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("a string takes all text");
         text
@@ -215,15 +240,6 @@ impl Metrics {
         self.video_bytes.inc_by(bytes);
     }
 
-    /// How a model's queue and workers are right now.
-    pub fn set_engine(&self, model: &str, queued: usize, workers: &[(&'static str, usize)]) {
-        let name = || Cow::Owned(model.to_owned());
-        self.queue_clips.get_or_create(&[("model", name())]).set(queued as i64);
-        for &(state, count) in workers {
-            self.workers.get_or_create(&[("model", name()), ("state", state.into())]).set(count as i64);
-        }
-    }
-
     /// How the decode pool is right now.
     pub fn set_decodes(&self, states: &[(&'static str, usize)], restarts: u64) {
         for &(state, count) in states {
@@ -245,6 +261,21 @@ impl Metrics {
     pub fn set_buffered_bytes(&self, bytes: usize) {
         self.buffered_bytes.set(bytes as i64);
     }
+}
+
+/// How the engines of a model are right now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EngineGauges {
+    /// Bytes that workers hold.
+    pub memory_bytes: u64,
+    /// Clips that wait for a batch.
+    pub queued_clips: usize,
+    /// Workers that are being built.
+    pub starting: usize,
+    /// Workers that wait for clips.
+    pub idle: usize,
+    /// Workers that run a batch.
+    pub busy: usize,
 }
 
 /// What an engine counts.
@@ -279,8 +310,9 @@ mod tests {
         let in_flight = metrics.request_started("ClassifyVideo");
         metrics.request_ended("ClassifyVideo", "OK");
         metrics.stage(Stage::Decode, Duration::from_millis(3));
-        metrics.set_engine("m", 4, &[("idle", 1)]);
-        let text = metrics.encode();
+        let engines =
+            BTreeMap::from([("m".to_owned(), EngineGauges { queued_clips: 4, idle: 1, ..Default::default() })]);
+        let text = metrics.encode(&engines);
         for line in [
             "kinetoscope_requests_total{method=\"ClassifyVideo\",code=\"OK\"} 1",
             "kinetoscope_requests_in_flight{method=\"ClassifyVideo\"} 1",
@@ -291,6 +323,8 @@ mod tests {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
         drop(in_flight);
-        assert!(metrics.encode().contains("kinetoscope_requests_in_flight{method=\"ClassifyVideo\"} 0"));
+        let text = metrics.encode(&BTreeMap::new());
+        assert!(text.contains("kinetoscope_requests_in_flight{method=\"ClassifyVideo\"} 0"), "{text}");
+        assert!(!text.contains("model=\"m\""), "a model that has gone is no longer told of\n{text}");
     }
 }

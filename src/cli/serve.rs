@@ -1,13 +1,11 @@
 //! `kinetoscope serve`.
 
-use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use bytesize::ByteSize;
 use clap::Args as ClapArgs;
 use humantime::Duration;
@@ -15,12 +13,12 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
-use super::model::{self, DecodeIsolation, EngineArgs};
+use super::model::{DecodeIsolation, EngineArgs};
 use crate::classify::Classifier;
 use crate::config;
-use crate::engine::{self, CpuExecutor, Engine, EngineConfig, ExecutorError};
+use crate::engine::EngineConfig;
 use crate::metrics::Metrics;
-use crate::model::file::Model;
+use crate::repository::{self, Repository, RepositoryOptions};
 use crate::rpc::{self, Listeners, ServeOptions, Services, Tls, Tokens};
 use crate::uri::{Prefix, UriOptions, Uris};
 use crate::video::{Limits, PoolOptions};
@@ -58,10 +56,20 @@ pub(super) struct Args {
     #[arg(long, env = "KINETOSCOPE_TOKENS", value_name = "FILE")]
     tokens: Option<PathBuf>,
 
-    /// Model file; may be given several times, the first one answers requests that name none. The built-in model
-    /// if absent
-    #[arg(long, env = "KINETOSCOPE_MODEL", value_name = "FILE", value_delimiter = ',')]
+    /// Model file, or a directory of model files and of NAME/VERSION/FILE; may be given several times, the first model
+    /// answers requests that name none. The built-in model if absent. SIGHUP reads them again
+    #[arg(long, env = "KINETOSCOPE_MODEL", value_name = "PATH", value_delimiter = ',')]
     model: Vec<PathBuf>,
+
+    /// Memory that all models may take. One that is replaced counts until the new one has its place, so leave room for
+    /// two. No limit if absent
+    #[arg(long, env = "KINETOSCOPE_MODEL_MEMORY", value_name = "SIZE")]
+    model_memory: Option<ByteSize>,
+
+    /// Let whoever may call load and unload models (RepositoryModelLoad and RepositoryModelUnload of the Open Inference
+    /// Protocol)
+    #[arg(long, env = "KINETOSCOPE_MODEL_CONTROL")]
+    model_control: bool,
 
     #[command(flatten)]
     engine: EngineArgs,
@@ -165,9 +173,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         spool: args.spool.clone(),
     })?;
     if args.check {
-        for path in &args.model {
-            model::load(Some(path))?;
-        }
+        repository::check(&args.model)?;
         println!("the configuration is valid");
         return Ok(ExitCode::SUCCESS);
     }
@@ -175,7 +181,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let engine_config =
         EngineConfig { max_delay: args.max_delay.into(), ..EngineConfig::new(threads, args.max_batch.into()) };
     let metrics = Arc::new(Metrics::default());
-    let models = start_models(&args.model, engine_config, &metrics)?;
+    let max_bytes = args.model_memory.map_or(u64::MAX, |size| size.as_u64());
+    let options = RepositoryOptions { paths: args.model, engine: engine_config, max_bytes };
+    let models = Arc::new(Repository::open(options, Arc::clone(&metrics))?);
     let limits = Limits {
         max_bytes: args.max_video_bytes.as_u64(),
         max_duration: args.max_duration.into(),
@@ -184,13 +192,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let decoders = args.decoders.map_or((threads / 2).max(1), usize::from);
     let pool = PoolOptions { threads: decoders, open_videos: args.open_videos.map_or(4 * decoders, usize::from) };
     let classifier = Classifier::new(limits, args.decode_isolation.into(), pool, Arc::clone(&metrics));
-    let services = Services { classifier, models, metrics };
+    let services = Services { classifier, models: Arc::clone(&models), metrics };
     let options = ServeOptions {
         max_requests: args.max_requests as usize,
         videos_per_stream: args.videos_per_stream as usize,
         max_streams: args.max_streams as usize,
         message_memory: usize::try_from(args.message_memory.as_u64())?,
         spool: args.spool,
+        model_control: args.model_control,
         uris,
         tokens,
         tls,
@@ -209,6 +218,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         };
         let http_address = http.as_ref().map(TcpListener::local_addr).transpose()?.map(tracing::field::display);
         let shutdown = shutdown_signal()?;
+        refresh_on_hangup(models)?;
         if !address.ip().is_loopback() && (options.tls.is_none() || options.tokens.is_none()) {
             let (tls, tokens) = (options.tls.is_some(), options.tokens.is_some());
             warn!(%address, tls, tokens, "others can reach this address: see --tls-certificate and --tokens");
@@ -233,47 +243,21 @@ fn tls(args: &Args) -> anyhow::Result<Option<Tls>> {
     Ok(Some(tls))
 }
 
-fn start_models(paths: &[PathBuf], config: EngineConfig, metrics: &Metrics) -> anyhow::Result<Vec<Engine>> {
-    let paths: Vec<Option<&PathBuf>> = if paths.is_empty() { vec![None] } else { paths.iter().map(Some).collect() };
-    let mut names = HashSet::new();
-    let mut engines = Vec::with_capacity(paths.len());
-    for path in paths {
-        let started = Instant::now();
-        let model = model::load(path.map(PathBuf::as_path))?;
-        let spec = model.spec.clone();
-        if !names.insert((spec.name.clone(), spec.version.clone())) {
-            bail!("two model files hold {} version {}; their names or versions must differ", spec.name, spec.version);
+/// Reads models anew at each SIGHUP.
+fn refresh_on_hangup(models: Arc<Repository>) -> std::io::Result<()> {
+    let mut hangup = signal(SignalKind::hangup())?;
+    tokio::spawn(async move {
+        while hangup.recv().await.is_some() {
+            info!("SIGHUP: reading the models again");
+            let models = Arc::clone(&models);
+            match tokio::task::spawn_blocking(move || models.refresh()).await {
+                Ok(Ok(())) => info!("the models are served as their files have them"),
+                Ok(Err(error)) => warn!(%error, "not all models are served as their files have them"),
+                Err(error) => warn!(%error, "reading the models again failed"),
+            }
         }
-        let build = executors(model, path.cloned(), config);
-        let engine = Engine::with_workers(spec.clone(), config, 1, build, metrics)
-            .with_context(|| format!("can't build the model {}", spec.name))?;
-        info!(
-            model = %spec.name,
-            version = %spec.version,
-            architecture = %spec.architecture,
-            classes = spec.labels.len(),
-            elapsed = ?started.elapsed(),
-            "model ready"
-        );
-        if !spec.trained {
-            warn!(model = %spec.name, "this model is untrained: its labels mean nothing; choose one with --model");
-        }
-        engines.push(engine);
-    }
-    Ok(engines)
-}
-
-/// Makes executors of a model. The first takes the tensors that were read; one that replaces a failed worker's reads the
-/// file again, so that they are not held for it.
-fn executors(model: Model, path: Option<PathBuf>, config: EngineConfig) -> Box<engine::Build> {
-    let first = Mutex::new(Some(model));
-    Box::new(move || {
-        let model = match first.lock().unwrap_or_else(PoisonError::into_inner).take() {
-            Some(model) => model,
-            None => model::load(path.as_deref()).map_err(|error| ExecutorError::Reload(format!("{error:#}")))?,
-        };
-        Ok(Box::new(CpuExecutor::new(&model, config.threads, config.max_batch)?))
-    })
+    });
+    Ok(())
 }
 
 /// Resolves at the first SIGTERM or SIGINT; the second one ends the process.

@@ -15,6 +15,11 @@ pub trait Executor: Send {
 
     /// Runs `n >= 1` clips that are normalised already, each `(3, t, h, w)`.
     fn run_normalised(&mut self, clips: &[&[f32]]) -> Result<Outputs, ExecutorError>;
+
+    /// Bytes that it holds, on its device or here; 0 if it can't tell.
+    fn memory_bytes(&self) -> u64 {
+        0
+    }
 }
 
 /// What a model says about `n` clips, row after row.
@@ -103,5 +108,9 @@ impl Executor for CpuExecutor {
         let input = Input::F32 { values: &clips.concat(), batch: clips.len() };
         self.plan.run(input, &mut [&mut outputs.logits, &mut outputs.embeddings])?;
         Ok(outputs)
+    }
+
+    fn memory_bytes(&self) -> u64 {
+        self.plan.memory_bytes() as u64
     }
 }

@@ -169,6 +169,7 @@ pub struct Engine {
     config: EngineConfig,
     shared: Arc<Shared>,
     next_video: AtomicU64,
+    memory_bytes: u64,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -270,12 +271,13 @@ impl Engine {
             metrics: metrics.model(&spec.name),
         });
         let spec = Arc::new(spec);
+        let memory_bytes = first.memory_bytes() * workers.max(1) as u64;
         let mut executors = VecDeque::from([first]);
         let mut threads: Vec<JoinHandle<()>> =
             (0..workers.max(1)).map(|index| worker::spawn(&shared, &spec, index, 0, executors.pop_front())).collect();
         threads.push(worker::spawn_watchdog(&shared, &spec));
         shared.lock().workers[0].state = WorkerState::Idle;
-        Ok(Self { spec, config, shared, next_video: AtomicU64::new(0), threads })
+        Ok(Self { spec, config, shared, next_video: AtomicU64::new(0), memory_bytes, threads })
     }
 
     /// What the model file says.
@@ -286,6 +288,11 @@ impl Engine {
     /// How it runs.
     pub fn config(&self) -> &EngineConfig {
         &self.config
+    }
+
+    /// Bytes that its workers hold: weights as they compute with them, and buffers.
+    pub fn memory_bytes(&self) -> u64 {
+        self.memory_bytes
     }
 
     /// What it does right now.

@@ -33,6 +33,13 @@ pub struct ModelSpec {
     pub labels: Vec<String>,
 }
 
+impl ModelSpec {
+    /// Name and version: what tells models of a server apart.
+    pub fn id(&self) -> (&str, &str) {
+        (&self.name, &self.version)
+    }
+}
+
 /// A 3D ResNet (arXiv 1708.07632, table 1) or torchvision's `r3d_18` variant of it.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,5 +1,6 @@
 //! Plain HTTP for those who watch: metrics for Prometheus, health for Kubernetes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::Router;
@@ -15,7 +16,7 @@ use super::Services;
 use super::admission::MessageMemory;
 use super::cpu_time::CpuMeter;
 use crate::engine::WorkerState;
-use crate::metrics;
+use crate::metrics::{self, EngineGauges};
 
 /// What the pages tell about.
 #[derive(Debug, Clone)]
@@ -47,15 +48,20 @@ async fn ready(Extract(state): Extract<State>) -> impl IntoResponse {
 
 async fn metrics(Extract(state): Extract<State>) -> impl IntoResponse {
     let metrics = &state.services.metrics;
-    for engine in &state.services.models {
+    let mut engines: BTreeMap<String, EngineGauges> = BTreeMap::new();
+    // Versions of a model are added up.
+    for engine in state.services.models.served().engines() {
         let now = engine.state();
-        let count = |wanted: WorkerState| now.workers.iter().filter(|worker| **worker == wanted).count();
-        let workers = [
-            ("starting", count(WorkerState::Starting)),
-            ("idle", count(WorkerState::Idle)),
-            ("busy", count(WorkerState::Busy)),
-        ];
-        metrics.set_engine(&engine.spec().name, now.queued_clips, &workers);
+        let gauges = engines.entry(engine.spec().name.clone()).or_default();
+        gauges.memory_bytes += engine.memory_bytes();
+        gauges.queued_clips += now.queued_clips;
+        for worker in now.workers {
+            match worker {
+                WorkerState::Starting => gauges.starting += 1,
+                WorkerState::Idle => gauges.idle += 1,
+                WorkerState::Busy => gauges.busy += 1,
+            }
+        }
     }
     let pool = state.services.classifier.pool_state();
     let decodes = [("waiting", pool.waiting), ("open", pool.open), ("running", pool.running)];
@@ -64,5 +70,5 @@ async fn metrics(Extract(state): Extract<State>) -> impl IntoResponse {
     if let Ok(spent) = state.cpu.read(state.services.classifier.decode_cpu_time()) {
         metrics.set_cpu(&[("decode", spent.decode), ("model", spent.model), ("rest", spent.rest)]);
     }
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.encode())
+    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.encode(&engines))
 }

@@ -28,8 +28,8 @@ use tonic_health::server::HealthReporter;
 use tracing::{info, warn};
 
 use crate::classify::Classifier;
-use crate::engine::Engine;
 use crate::metrics::Metrics;
+use crate::repository::Repository;
 use crate::uri::Uris;
 use admission::MessageMemory;
 pub use auth::{Tokens, TokensError};
@@ -82,6 +82,8 @@ pub struct ServeOptions {
     pub message_memory: usize,
     /// Where long uploads are kept while they are decoded; the system's temporary directory if `None`.
     pub spool: Option<PathBuf>,
+    /// Whether callers may load and unload models.
+    pub model_control: bool,
     /// Opens videos that come as URIs; by default there are none to be opened.
     pub uris: Uris,
     /// Who may call; everybody if `None`.
@@ -135,6 +137,7 @@ impl Default for ServeOptions {
             max_streams: 128,
             message_memory: 512 << 20,
             spool: None,
+            model_control: false,
             uris: Uris::default(),
             tokens: None,
             tls: None,
@@ -149,8 +152,8 @@ impl Default for ServeOptions {
 pub struct Services {
     /// Decodes and classifies.
     pub classifier: Classifier,
-    /// Running models, the default one first; at least one.
-    pub models: Vec<Engine>,
+    /// Running models.
+    pub models: Arc<Repository>,
     /// What all of them count.
     pub metrics: Arc<Metrics>,
 }
@@ -172,7 +175,6 @@ pub async fn serve(
     options: ServeOptions,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    assert!(!services.models.is_empty(), "a server has a model");
     let (grace, tokens, tls) = (options.grace, options.tokens.clone(), options.tls.clone());
     let max_message = usize::try_from(services.classifier.limits().max_bytes)
         .unwrap_or(usize::MAX)
@@ -249,7 +251,7 @@ async fn watch_health(
     ];
     loop {
         let stops = *drained.borrow();
-        let serves = !stops && services.models.iter().all(|engine| engine.state().is_serving());
+        let serves = !stops && services.models.served().engines().all(|engine| engine.state().is_serving());
         let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
         if ready.send_if_modified(|ready| std::mem::replace(ready, serves) != serves) && !stops {
             warn!(serves, "health changed");

@@ -166,7 +166,7 @@ struct Method {
 
 impl Method {
     fn of(path: &str) -> Self {
-        const METHODS: [(&str, Sending); 18] = [
+        const METHODS: [(&str, Sending); 20] = [
             ("ClassifyVideo", Sending::One),
             ("ClassifyVideoStream", Sending::Parts),
             ("ClassifyVideos", Sending::Many),
@@ -186,6 +186,8 @@ impl Method {
             ("ModelConfig", Sending::One),
             ("ModelStatistics", Sending::One),
             ("RepositoryIndex", Sending::One),
+            ("RepositoryModelLoad", Sending::One),
+            ("RepositoryModelUnload", Sending::One),
         ];
         let name = path.rsplit('/').next().unwrap_or_default();
         let known = METHODS.into_iter().find(|(known, _)| *known == name);
@@ -330,6 +332,7 @@ fn parse_timeout(value: &HeaderValue) -> Option<Duration> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use tower::service_fn;
 
     use super::*;
@@ -372,7 +375,7 @@ mod tests {
         let trailers = frame.await.unwrap().unwrap().into_trailers().unwrap();
         assert_eq!(Status::from_header_map(&trailers).unwrap().code(), Code::DeadlineExceeded);
         let counted = "kinetoscope_requests_total{method=\"ClassifyVideos\",code=\"DEADLINE_EXCEEDED\"} 1";
-        assert!(metrics.encode().contains(counted));
+        assert!(metrics.encode(&BTreeMap::new()).contains(counted));
     }
 
     #[test]

@@ -49,14 +49,11 @@ impl Service {
     }
 
     /// The model that a request chose, or the default one.
-    pub(super) fn engine(&self, selector: Option<&proto::ModelSelector>) -> Result<&Engine, Status> {
+    pub(super) fn engine(&self, selector: Option<&proto::ModelSelector>) -> Result<Arc<Engine>, Status> {
         let (name, version) = selector.map_or(("", ""), |selector| (&selector.name, &selector.version));
-        let fits = |engine: &&Engine| {
-            let spec = engine.spec();
-            (name.is_empty() || spec.name == name) && (version.is_empty() || spec.version == version)
-        };
-        self.services.models.iter().find(fits).ok_or_else(|| {
-            let known: Vec<String> = self.services.models.iter().map(|engine| engine.spec().name.clone()).collect();
+        let served = self.services.models.served();
+        served.find(name, version).cloned().ok_or_else(|| {
+            let known: Vec<&str> = served.engines().map(|engine| engine.spec().id().0).collect();
             status::model_not_found(name, version, &known)
         })
     }
@@ -131,8 +128,8 @@ impl Service {
         let engine = self.engine(options.model.as_ref())?;
         let options = self.options(options, deadline)?;
         let classification = match source {
-            video::Source::Content(content) => self.classify(engine, Source::Bytes(content), &options, None).await?,
-            video::Source::Uri(uri) => self.classify_uri(engine, &uri, &options).await?,
+            video::Source::Content(content) => self.classify(&engine, Source::Bytes(content), &options, None).await?,
+            video::Source::Uri(uri) => self.classify_uri(&engine, &uri, &options).await?,
         };
         Ok(classification.into())
     }
@@ -199,14 +196,14 @@ impl VideoClassificationService for Service {
         &self,
         _request: Request<proto::ListModelsRequest>,
     ) -> Result<Response<proto::ListModelsResponse>, Status> {
-        let models = self
-            .services
-            .models
-            .iter()
-            .enumerate()
-            .map(|(index, engine)| proto::Model { labels: Vec::new(), ..wire::model(engine.spec(), index == 0) });
+        let served = self.services.models.served();
+        let describe = |(index, engine): (usize, &Arc<Engine>)| proto::Model {
+            labels: Vec::new(),
+            ..wire::model(engine.spec(), index == 0)
+        };
+        let models = served.engines().enumerate().map(describe).collect();
         let limits = wire::limits(self.services.classifier.limits());
-        Ok(Response::new(proto::ListModelsResponse { models: models.collect(), limits: Some(limits) }))
+        Ok(Response::new(proto::ListModelsResponse { models, limits: Some(limits) }))
     }
 
     async fn get_model(
@@ -214,7 +211,7 @@ impl VideoClassificationService for Service {
         request: Request<proto::GetModelRequest>,
     ) -> Result<Response<proto::GetModelResponse>, Status> {
         let engine = self.engine(request.into_inner().model.as_ref())?;
-        let default = std::ptr::eq(engine, &self.services.models[0]);
+        let default = self.engine(None)?.spec().id() == engine.spec().id();
         Ok(Response::new(proto::GetModelResponse { model: Some(wire::model(engine.spec(), default)) }))
     }
 }

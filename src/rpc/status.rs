@@ -10,6 +10,7 @@ use tracing::{error, warn};
 use super::{ERROR_DOMAIN, proto};
 use crate::classify::ClassifyError;
 use crate::engine::EngineError;
+use crate::repository::RepositoryError;
 use crate::uri::UriError;
 use crate::video::{SpoolError, VideoError};
 
@@ -26,9 +27,26 @@ pub(super) fn invalid(reason: &str, message: impl Into<String>) -> Status {
     status(Code::InvalidArgument, reason, message)
 }
 
-pub(super) fn model_not_found(name: &str, version: &str, known: &[String]) -> Status {
+pub(super) fn model_not_found(name: &str, version: &str, known: &[&str]) -> Status {
     let wanted = if version.is_empty() { name.to_owned() } else { format!("{name} version {version}") };
     status(Code::NotFound, "MODEL_NOT_FOUND", format!("no model {wanted:?}; there are {}", known.join(", ")))
+}
+
+pub(super) fn no_model_control() -> Status {
+    let message = "callers of this server may not load or unload models; `serve --model-control` lets them";
+    status(Code::PermissionDenied, "MODEL_CONTROL_OFF", message)
+}
+
+pub(super) fn from_repository_error(error: &RepositoryError) -> Status {
+    match error {
+        RepositoryError::NotFound { .. } => status(Code::NotFound, "MODEL_NOT_FOUND", error.to_string()),
+        RepositoryError::Last => status(Code::FailedPrecondition, "MODEL_IS_LAST", error.to_string()),
+        RepositoryError::Memory { .. } => status(Code::ResourceExhausted, "NO_MODEL_MEMORY", error.to_string()),
+        _ => {
+            error!(%error, "a model was not loaded");
+            status(Code::FailedPrecondition, "MODEL_REFUSED", error.public())
+        }
+    }
 }
 
 /// RESOURCE_EXHAUSTED with the time after which to try again.

@@ -117,7 +117,7 @@ async fn run(
     let classify = async {
         // The sender ends with this block, and with it the stream of clips.
         let clip_sender = clip_sender;
-        service.classify(engine, Source::Spool(reader), &options, Some(&clip_sender)).await
+        service.classify(&engine, Source::Spool(reader), &options, Some(&clip_sender)).await
     };
     let tell = async {
         let mut progress = proto::Progress::default();

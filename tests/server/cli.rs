@@ -32,7 +32,7 @@ impl Serving {
         Self::with(&[])
     }
 
-    fn with(args: &[&str]) -> Self {
+    pub(crate) fn with(args: &[&str]) -> Self {
         Self::with_variables(args, &[])
     }
 
@@ -57,9 +57,13 @@ impl Serving {
         Self { child, address, http_address }
     }
 
-    fn terminate(mut self) -> std::process::ExitStatus {
+    pub(crate) fn signal(&self, name: &str) {
         let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        assert!(Command::new("kill").args([name, &pid]).status().unwrap().success());
+    }
+
+    fn terminate(mut self) -> std::process::ExitStatus {
+        self.signal("-TERM");
         self.child.wait().unwrap()
     }
 }

@@ -13,6 +13,7 @@ mod lifecycle;
 #[path = "../video/media.rs"]
 mod media;
 mod models;
+mod repository;
 mod security;
 mod streams;
 mod support;

@@ -9,6 +9,7 @@ use kinetoscope::classify::Classifier;
 use kinetoscope::engine::{Engine, EngineConfig, Executor, ExecutorError, Outputs};
 use kinetoscope::metrics::Metrics;
 use kinetoscope::model::builtin;
+use kinetoscope::repository::Repository;
 use kinetoscope::rpc::proto::video_classification_service_client::VideoClassificationServiceClient;
 use kinetoscope::rpc::proto::{self, video};
 use kinetoscope::rpc::{Listeners, ServeOptions, Services, serve};
@@ -39,6 +40,10 @@ impl Server {
     }
 
     pub(crate) async fn with_models(models: Vec<Engine>, limits: Limits, options: ServeOptions) -> Self {
+        Self::with_repository(Arc::new(Repository::of(models)), limits, options).await
+    }
+
+    pub(crate) async fn with_repository(models: Arc<Repository>, limits: Limits, options: ServeOptions) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();

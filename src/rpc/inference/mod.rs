@@ -6,6 +6,7 @@
 
 mod tensors;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use tokio::sync::mpsc;
@@ -26,6 +27,7 @@ use crate::classify::{ClassifyError, ClassifyOptions};
 use crate::engine::batcher::Priority;
 use crate::engine::{ClipInput, Engine};
 use crate::model::spec::ModelSpec;
+use crate::repository::{Repository, RepositoryError};
 use crate::video::Source;
 use tensors::{CLIPS, EMBEDDING, Input, Output, PROBABILITIES, TensorError, VIDEO};
 
@@ -42,7 +44,7 @@ struct Row {
 }
 
 impl Service {
-    fn model(&self, name: &str, version: &str) -> Result<&Engine, Status> {
+    fn model(&self, name: &str, version: &str) -> Result<Arc<Engine>, Status> {
         self.engine(Some(&ModelSelector { name: name.to_owned(), version: version.to_owned() }))
     }
 
@@ -63,8 +65,8 @@ impl Service {
         let input = tensors::input(&mut request, &spec.clip)?;
         let run = async {
             match input {
-                Input::Videos(videos) => self.infer_videos(engine, videos, priority).await,
-                Input::Clips(clips) => infer_clips(engine, clips, priority).await,
+                Input::Videos(videos) => self.infer_videos(&engine, videos, priority).await,
+                Input::Clips(clips) => infer_clips(&engine, clips, priority).await,
             }
         };
         let own = (parameters.timeout > 0).then(|| Duration::from_micros(parameters.timeout));
@@ -300,8 +302,8 @@ impl GrpcInferenceService for Service {
         request: Request<oip::ModelStatisticsRequest>,
     ) -> Result<Response<oip::ModelStatisticsResponse>, Status> {
         let oip::ModelStatisticsRequest { name, version } = request.into_inner();
-        let engines: Vec<&Engine> = match name.is_empty() {
-            true => self.services.models.iter().collect(),
+        let engines: Vec<Arc<Engine>> = match name.is_empty() {
+            true => self.services.models.served().engines().cloned().collect(),
             false => vec![self.model(&name, &version)?],
         };
         let model_stats = engines.into_iter().map(|engine| {
@@ -333,16 +335,47 @@ impl GrpcInferenceService for Service {
         request: Request<oip::RepositoryIndexRequest>,
     ) -> Result<Response<oip::RepositoryIndexResponse>, Status> {
         let only_ready = request.into_inner().ready;
-        let models = self.services.models.iter().filter_map(|engine| {
+        let served = self.services.models.served();
+        let running = served.engines().map(|engine| {
             let (spec, ready) = (engine.spec(), engine.state().is_serving());
-            (ready || !only_ready).then(|| oip::repository_index_response::ModelIndex {
-                name: spec.name.clone(),
-                version: spec.version.clone(),
-                state: if ready { "READY" } else { "UNAVAILABLE" }.to_owned(),
-                reason: if ready { "" } else { "its worker is starting" }.to_owned(),
-            })
+            let reason = if ready { "" } else { "its worker is starting" };
+            (ready, spec.name.clone(), spec.version.clone(), reason.to_owned())
         });
+        let refused = served.refused.iter().cloned().map(|file| (false, file.name, file.version, file.reason));
+        let models =
+            running.chain(refused).filter(|(ready, ..)| *ready || !only_ready).map(|(ready, name, version, reason)| {
+                oip::repository_index_response::ModelIndex {
+                    name,
+                    version,
+                    state: if ready { "READY" } else { "UNAVAILABLE" }.to_owned(),
+                    reason,
+                }
+            });
         Ok(Response::new(oip::RepositoryIndexResponse { models: models.collect() }))
+    }
+
+    async fn repository_model_load(
+        &self,
+        request: Request<oip::RepositoryModelLoadRequest>,
+    ) -> Result<Response<oip::RepositoryModelLoadResponse>, Status> {
+        let oip::RepositoryModelLoadRequest { model_name, parameters, .. } = request.into_inner();
+        if let Some(parameter) = parameters.keys().next() {
+            let message =
+                format!("parameter {parameter:?} is not supported: models are loaded as their files have them");
+            return Err(status::invalid("PARAMETER_UNSUPPORTED", message));
+        }
+        self.change_models(move |models| models.load(&model_name)).await?;
+        Ok(Response::new(oip::RepositoryModelLoadResponse {}))
+    }
+
+    async fn repository_model_unload(
+        &self,
+        request: Request<oip::RepositoryModelUnloadRequest>,
+    ) -> Result<Response<oip::RepositoryModelUnloadResponse>, Status> {
+        // The one parameter that Triton knows, `unload_dependents`, is about ensembles.
+        let name = request.into_inner().model_name;
+        self.change_models(move |models| models.unload(&name)).await?;
+        Ok(Response::new(oip::RepositoryModelUnloadResponse {}))
     }
 }
 
@@ -355,7 +388,22 @@ fn clip_dims(spec: &ModelSpec) -> [i64; 4] {
 
 impl Service {
     fn versions(&self, name: &str) -> Vec<String> {
-        let specs = self.services.models.iter().map(Engine::spec);
+        let served = self.services.models.served();
+        let specs = served.engines().map(|engine| engine.spec());
         specs.filter(|spec| spec.name == name).map(|spec| spec.version.clone()).collect()
+    }
+
+    /// Loads or unloads models, if callers may.
+    async fn change_models(
+        &self,
+        change: impl FnOnce(&Repository) -> Result<(), RepositoryError> + Send + 'static,
+    ) -> Result<(), Status> {
+        if !self.options.model_control {
+            return Err(status::no_model_control());
+        }
+        let models = Arc::clone(&self.services.models);
+        // Goes on if the caller leaves: a change that was begun is not taken back.
+        let changed = tokio::task::spawn_blocking(move || change(&models)).await;
+        changed.map_err(|error| status::internal(&error))?.map_err(|error| status::from_repository_error(&error))
     }
 }
