@@ -183,7 +183,7 @@ class Program:
             "/etc/kinetoscope-tls": work / "tls",
             "/etc/kinetoscope-tokens": work / "tokens",
             "/etc/kinetoscope": work / "config",
-            "/models/model.safetensors": pathlib.Path("weights/camera-motion/model.safetensors"),
+            "/models": pathlib.Path("weights/camera-motion"),
         }
         (work / "config").mkdir()
 

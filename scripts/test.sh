@@ -23,6 +23,9 @@ fi
 step "clients in Python"
 ./scripts/check-clients.sh
 
+step deployment
+./scripts/check-deploy.sh
+
 step "documentation and its examples"
 cargo test --workspace --doc --quiet
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet

@@ -27,28 +27,28 @@ const RETIREMENT_PERIOD: Duration = Duration::from_millis(50);
 #[derive(Debug, thiserror::Error)]
 pub enum RepositoryError {
     /// A file or directory can't be read.
-    #[error("can't read {}: {source}", path.display())]
+    #[error("can't read {}: {error}", path.display())]
     Io {
         /// What was read.
         path: PathBuf,
         /// What the system said.
-        source: io::Error,
+        error: io::Error,
     },
     /// Not a model file, or a broken one.
-    #[error("can't load the model {}: {source}", path.display())]
+    #[error("can't load the model {}: {error}", path.display())]
     File {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: ModelFileError,
+        error: ModelFileError,
     },
     /// The network can't be built.
-    #[error("can't build the model {name}: {source}")]
+    #[error("can't build the model {name}: {error}")]
     Build {
         /// Of the model.
         name: String,
         /// What is wrong.
-        source: ExecutorError,
+        error: ExecutorError,
     },
     /// Two files of one name and version.
     #[error("{} holds {name} version {version}, as another model does; their names or versions must differ", path.display())]
@@ -98,8 +98,8 @@ impl RepositoryError {
     /// What callers may know: all but the paths.
     pub fn public(&self) -> String {
         match self {
-            Self::File { source: ModelFileError::Io { .. }, .. } | Self::Io { .. } => "it can't be read".to_owned(),
-            Self::File { source, .. } => source.to_string(),
+            Self::File { error: ModelFileError::Io { .. }, .. } | Self::Io { .. } => "it can't be read".to_owned(),
+            Self::File { error, .. } => error.to_string(),
             Self::Duplicate { .. } => "another model has its name and version".to_owned(),
             Self::Version { actual, .. } => format!("its version has {actual} model files instead of one"),
             _ => self.to_string(),
@@ -202,7 +202,7 @@ impl ModelFile {
     fn find(path: PathBuf, source: usize, called: Option<(String, String)>) -> Result<Self, RepositoryError> {
         match std::fs::metadata(&path) {
             Ok(file) => Ok(Self { path, source, called, stamp: Stamp::of(&file) }),
-            Err(source) => Err(RepositoryError::Io { path, source }),
+            Err(error) => Err(RepositoryError::Io { path, error }),
         }
     }
 
@@ -214,11 +214,11 @@ impl ModelFile {
 
     /// If it is changed after it was found, the next look finds that.
     fn open(&self) -> Result<(Weights, Model), RepositoryError> {
-        let file = File::open(&self.path).map_err(|source| RepositoryError::Io { path: self.path.clone(), source })?;
+        let file = File::open(&self.path).map_err(|error| RepositoryError::Io { path: self.path.clone(), error })?;
         let weights = Weights::File { path: self.path.clone(), file, called: self.called.clone() };
         match weights.read() {
             Ok(model) => Ok((weights, model)),
-            Err(source) => Err(RepositoryError::File { path: self.path.clone(), source }),
+            Err(error) => Err(RepositoryError::File { path: self.path.clone(), error }),
         }
     }
 }
@@ -251,7 +251,7 @@ impl Repository {
     pub fn open(options: RepositoryOptions, metrics: Arc<Metrics>) -> Result<Self, RepositoryError> {
         let repository = Self { options, metrics, changing: Mutex::default(), served: RwLock::default() };
         if repository.options.paths.is_empty() {
-            let broken = |source| RepositoryError::File { path: "that is built in".into(), source };
+            let broken = |error| RepositoryError::File { path: "that is built in".into(), error };
             let engine = repository.start(Weights::BuiltIn.read().map_err(broken)?, Weights::BuiltIn, 0)?;
             repository.replace(Served { models: vec![Entry { file: None, engine }], refused: Vec::new() });
             return Ok(repository);
@@ -351,8 +351,7 @@ impl Repository {
             let old = before.models.iter().find(|entry| entry.path() == Some(&path));
             let its_name = file.name(old);
             let version = file.called.as_ref().map(|(_, version)| version.clone());
-            let fail =
-                |error| failures.push(Failure { path: path.clone(), name: its_name.clone(), version, error });
+            let fail = |error| failures.push(Failure { path: path.clone(), name: its_name.clone(), version, error });
             let is_other = its_name.as_ref().zip(name).is_some_and(|(its_name, name)| its_name != name);
             let is_same = old.and_then(|old| old.file.as_ref()).is_some_and(|old| old.stamp == file.stamp);
             let entry = if is_other || is_same {
@@ -404,7 +403,7 @@ impl Repository {
         let spec = model.spec.clone();
         let config = self.options.engine;
         let engine = Engine::with_workers(spec.clone(), config, 1, executors(model, weights, config), &self.metrics)
-            .map_err(|source| RepositoryError::Build { name: spec.name.clone(), source })?;
+            .map_err(|error| RepositoryError::Build { name: spec.name.clone(), error })?;
         let (bytes, limit) = (engine.memory_bytes(), self.options.max_bytes);
         if taken.saturating_add(bytes) > limit {
             return Err(RepositoryError::Memory { name: spec.name, bytes, taken, limit });
@@ -483,7 +482,7 @@ enum Weights {
 impl Weights {
     fn read(&self) -> Result<Model, ModelFileError> {
         let Self::File { path, file, called } = self else { return builtin::model() };
-        let io = |source| ModelFileError::Io { path: path.clone(), source };
+        let io = |error| ModelFileError::Io { path: path.clone(), error };
         let len = file.metadata().map_err(io)?.len();
         if len > MAX_FILE_BYTES {
             return Err(ModelFileError::TooLarge { actual: len, limit: MAX_FILE_BYTES });
@@ -552,7 +551,7 @@ fn scan(paths: &[PathBuf]) -> Result<(Vec<ModelFile>, Vec<Failure>), RepositoryE
 
 /// What a directory holds, by name. Hidden files are none of ours: links of Kubernetes' volumes, files being written.
 fn children(directory: &Path) -> Result<Vec<PathBuf>, RepositoryError> {
-    let io = |source| RepositoryError::Io { path: directory.to_owned(), source };
+    let io = |error| RepositoryError::Io { path: directory.to_owned(), error };
     let entries = std::fs::read_dir(directory).map_err(io)?.collect::<io::Result<Vec<_>>>().map_err(io)?;
     let mut paths: Vec<PathBuf> = entries.into_iter().map(|entry| entry.path()).collect();
     paths.retain(|path| !file_name(path).starts_with('.'));

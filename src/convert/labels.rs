@@ -11,12 +11,12 @@ const MAX_BYTES: u64 = 128 << 20;
 #[derive(Debug, thiserror::Error)]
 pub enum LabelsError {
     /// The file could not be read.
-    #[error("{path}: {source}")]
+    #[error("{path}: {error}")]
     Io {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// Bigger than any class list.
     #[error("{path}: class list has {actual} bytes; the limit is {limit}")]
@@ -69,7 +69,7 @@ pub enum LabelsError {
 /// * JSON: an array of names, an object of names to indices from 0 or of indices to names, or the authors'
 ///   annotation file, which has an array under `labels`.
 pub fn read_labels(path: &Path) -> Result<Vec<String>, LabelsError> {
-    let io = |source| LabelsError::Io { path: path.to_owned(), source };
+    let io = |error| LabelsError::Io { path: path.to_owned(), error };
     let actual = std::fs::metadata(path).map_err(io)?.len();
     if actual > MAX_BYTES {
         return Err(LabelsError::TooLarge { path: path.to_owned(), actual, limit: MAX_BYTES });

@@ -32,12 +32,12 @@ pub struct Model {
 #[derive(Debug, thiserror::Error)]
 pub enum ModelFileError {
     /// The file could not be read or written.
-    #[error("{path}: {source}")]
+    #[error("{path}: {error}")]
     Io {
         /// The file.
         path: PathBuf,
         /// What the system said.
-        source: std::io::Error,
+        error: std::io::Error,
     },
     /// Bigger than anything this program serves.
     #[error("model file is {actual} bytes; the limit is {limit}")]
@@ -199,7 +199,7 @@ impl ModelSpec {
 impl Model {
     /// Reads and checks a model file. Nothing in it is executed.
     pub fn read(path: &Path) -> Result<Self, ModelFileError> {
-        let io = |source| ModelFileError::Io { path: path.to_owned(), source };
+        let io = |error| ModelFileError::Io { path: path.to_owned(), error };
         let bytes = std::fs::metadata(path).map_err(io)?.len();
         if bytes > MAX_FILE_BYTES {
             return Err(ModelFileError::TooLarge { actual: bytes, limit: MAX_FILE_BYTES });
@@ -293,7 +293,7 @@ pub(crate) fn write_whole(
     tensors: &HashMap<String, Tensor>,
     metadata: HashMap<String, String>,
 ) -> Result<(), ModelFileError> {
-    let io = |source| ModelFileError::Io { path: path.to_owned(), source };
+    let io = |error| ModelFileError::Io { path: path.to_owned(), error };
     replacement::write_whole(path, &safetensors::serialize(tensors, Some(metadata))?).map_err(io)
 }
 

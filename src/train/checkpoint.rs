@@ -166,7 +166,7 @@ impl Checkpoint {
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(source) => return Err(ModelFileError::Io { path: path.to_owned(), source }.into()),
+            Err(error) => return Err(ModelFileError::Io { path: path.to_owned(), error }.into()),
         };
         let (_, metadata) = SafeTensors::read_metadata(&bytes)?;
         let progress = metadata.metadata().as_ref().and_then(|entries| entries.get(PROGRESS_KEY));
