@@ -157,6 +157,11 @@ pub(super) struct Args {
     #[arg(long, env = "KINETOSCOPE_IDLE_TIMEOUT", value_name = "TIME", default_value = "30s")]
     idle_timeout: Duration,
 
+    /// How long a connection takes new calls, running ones finish: clients that keep theirs then find servers that have
+    /// been started since. For ever if absent
+    #[arg(long, env = "KINETOSCOPE_MAX_CONNECTION_AGE", value_name = "TIME")]
+    max_connection_age: Option<Duration>,
+
     /// How long running requests may take to finish after SIGTERM
     #[arg(long, env = "KINETOSCOPE_GRACE", value_name = "TIME", default_value = "30s")]
     grace: Duration,
@@ -204,6 +209,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         tokens,
         tls,
         idle_timeout: args.idle_timeout.into(),
+        max_connection_age: args.max_connection_age.map(Into::into),
         grace: args.grace.into(),
     };
 

@@ -15,6 +15,7 @@ use tokio_util::sync::PollSemaphore;
 use tonic::Status;
 
 use super::status;
+use crate::metrics::Metrics;
 
 /// Length of what gRPC puts before each message: a flag for compression and the length.
 const PREFIX_LEN: usize = 5;
@@ -40,16 +41,17 @@ pub(super) struct MessageMemory {
     max_message: usize,
     /// How long a client may take for the next bytes of a message.
     idle_timeout: Duration,
+    metrics: Arc<Metrics>,
 }
 
 impl MessageMemory {
     /// Holds messages of up to `max_message` bytes, and `capacity` bytes of them, or one if that is less.
-    pub(super) fn new(capacity: usize, max_message: usize, idle_timeout: Duration) -> Self {
+    pub(super) fn new(capacity: usize, max_message: usize, idle_timeout: Duration, metrics: Arc<Metrics>) -> Self {
         let max_message = max_message.min(u32::MAX as usize);
         let capacity = capacity.clamp(max_message, Semaphore::MAX_PERMITS);
         let streams = (capacity - capacity / 4).max(max_message);
         let [bytes, streams] = [capacity, streams].map(|bytes| Arc::new(Semaphore::new(bytes)));
-        Self { bytes, streams, capacity, max_message, idle_timeout }
+        Self { bytes, streams, capacity, max_message, idle_timeout, metrics }
     }
 
     /// Bytes of messages that are held.
@@ -208,7 +210,10 @@ impl MeteredBody {
                 self.reservations.lock().push_back(room);
                 Ok(())
             }
-            None => Err(status::no_memory(self.memory.capacity)),
+            None => {
+                self.memory.metrics.rejected("message_memory");
+                Err(status::no_memory(self.memory.capacity))
+            }
         })
     }
 }

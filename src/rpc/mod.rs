@@ -93,6 +93,9 @@ pub struct ServeOptions {
     /// A call whose client sends nothing, or takes no answers, for so long while it is waited for ends with
     /// DEADLINE_EXCEEDED. Clients that hang can't hold places and memory for ever.
     pub idle_timeout: Duration,
+    /// A connection takes no new calls after this time, so that clients connect anew and find servers that have been started
+    /// since; for ever if `None`.
+    pub max_connection_age: Option<Duration>,
     /// How long running requests may take to finish after the shutdown signal.
     pub grace: Duration,
 }
@@ -142,6 +145,7 @@ impl Default for ServeOptions {
             tokens: None,
             tls: None,
             idle_timeout: Duration::from_secs(30),
+            max_connection_age: None,
             grace: Duration::from_secs(30),
         }
     }
@@ -175,11 +179,13 @@ pub async fn serve(
     options: ServeOptions,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
-    let (grace, tokens, tls) = (options.grace, options.tokens.clone(), options.tls.clone());
+    let (grace, max_age) = (options.grace, options.max_connection_age);
+    let (tokens, tls) = (options.tokens.clone(), options.tls.clone());
     let max_message = usize::try_from(services.classifier.limits().max_bytes)
         .unwrap_or(usize::MAX)
         .saturating_add(MESSAGE_OVERHEAD_BYTES);
-    let memory = MessageMemory::new(options.message_memory, max_message, options.idle_timeout);
+    let metrics = Arc::clone(&services.metrics);
+    let memory = MessageMemory::new(options.message_memory, max_message, options.idle_timeout, metrics);
     let services = Arc::new(services);
     let (ready, is_ready) = watch::channel(true);
     let service = service::Service::new(Arc::clone(&services), options, is_ready.clone());
@@ -208,6 +214,9 @@ pub async fn serve(
     let mut builder = Server::builder();
     if let Some(tls) = tls {
         builder = builder.tls_config(tls.config())?;
+    }
+    if let Some(max_age) = max_age {
+        builder = builder.max_connection_age(max_age);
     }
     let server = builder
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))

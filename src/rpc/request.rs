@@ -17,7 +17,7 @@ use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Response};
 use tonic::{Code, Status};
 use tower::{Layer, Service};
-use tracing::{Instrument, Span, info, info_span};
+use tracing::{Instrument, Span, debug, info, info_span};
 
 use super::admission::{MessageMemory, Sending};
 use super::auth::Tokens;
@@ -109,6 +109,9 @@ where
                 place
             }
             Some(Err(status)) => {
+                if status.code() == Code::ResourceExhausted {
+                    call.metrics.rejected("token");
+                }
                 call.end(status.code());
                 let mut response = status.into_http::<Body>();
                 response.headers_mut().insert(REQUEST_ID, id);
@@ -218,7 +221,12 @@ impl Call {
             self.metrics.request_ended(self.method, status::code_name(code));
             #[cfg(feature = "otlp")]
             crate::telemetry::otlp::set_status(&self.span, code);
-            self.span.in_scope(|| info!(?code, elapsed = ?self.started.elapsed(), "answered"));
+            let elapsed = self.started.elapsed();
+            self.span.in_scope(|| match self.method {
+                // Load balancers ask all the time.
+                "Check" => debug!(?code, ?elapsed, "answered"),
+                _ => info!(?code, ?elapsed, "answered"),
+            });
         }
     }
 }
@@ -339,7 +347,7 @@ mod tests {
 
     fn layer() -> RequestLayer {
         RequestLayer {
-            memory: MessageMemory::new(1 << 20, 1 << 10, Duration::from_secs(60)),
+            memory: MessageMemory::new(1 << 20, 1 << 10, Duration::from_secs(60), Arc::default()),
             metrics: Arc::new(Metrics::default()),
             tokens: None,
         }

@@ -1,8 +1,13 @@
 //! Health, reflection, request ids, and stopping.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use hyper_util::rt::TokioIo;
 use kinetoscope::rpc::ServeOptions;
+use tokio::net::TcpStream;
+use tonic::transport::Channel;
 use tonic::{Code, Request};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -76,6 +81,27 @@ async fn running_requests_finish_when_the_server_stops() {
     let stopped = server.stop();
     assert!(running.await.unwrap().is_ok(), "accepted before the signal, answered after it");
     stopped.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_old_connection_gives_way_to_a_new_one_and_loses_no_call() {
+    let options = ServeOptions { max_connection_age: Some(Duration::from_millis(200)), ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await;
+    let connections = Arc::new(AtomicUsize::new(0));
+    let (address, counter) = (server.address, Arc::clone(&connections));
+    let connector = tower::service_fn(move |_| {
+        counter.fetch_add(1, Ordering::Relaxed);
+        async move { TcpStream::connect(address).await.map(TokioIo::new) }
+    });
+    let endpoint = Channel::from_shared(format!("http://{address}")).unwrap();
+    let mut health = HealthClient::new(endpoint.connect_with_connector(connector).await.unwrap());
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_secs(1) {
+        health.check(HealthCheckRequest::default()).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let connections = connections.load(Ordering::Relaxed);
+    assert!((3..=6).contains(&connections), "{connections} connections in a second of which each may last a fifth");
 }
 
 #[tokio::test]

@@ -199,6 +199,7 @@ async fn messages_beyond_the_memory_for_them_are_refused_or_wait() {
     tokio::time::sleep(Duration::from_millis(150)).await;
     let refused = server.client().await.classify_video(request(padded.clone())).await.unwrap_err();
     assert_eq!(reason(&refused), (Code::ResourceExhausted, "TOO_MANY_BYTES".to_owned()));
+    assert_eq!(server.metric("kinetoscope_rejected_total{reason=\"message_memory\"}").await, 1.0);
     let messages = tokio_stream::iter(vec![keyed(1, padded.clone()), keyed(2, padded)]);
     let mut answers = server.client().await.classify_videos(messages).await.unwrap().into_inner();
     for _ in 0..2 {
