@@ -17,7 +17,8 @@ use super::service::{self, Service};
 use super::status;
 use super::stream::{Answers, send};
 
-/// Answers each message of a call with what `answer` makes of it, in the order in which that ends.
+/// Answers each message of a call with what `answer` makes of it, in the order in which that ends. When the server stops,
+/// it reads no more of them, answers those that it has, and ends with UNAVAILABLE.
 pub(super) fn answer_each<M, A, F>(
     service: Service,
     request: Request<Streaming<M>>,
@@ -47,6 +48,8 @@ where
     let deadline = service::deadline(request.extensions());
     let reservations = request.extensions().get::<Reservations>().cloned().unwrap_or_default();
     let mut messages = request.into_inner();
+    let mut drained = service.drained.clone();
+    let mut stops = false;
     // A message keeps its share until its answer is on its way, so a client that takes no answers is read no further.
     let shares = Arc::new(Semaphore::new(service.options.videos_per_stream.max(1)));
     // Ends the work when the call ends.
@@ -61,6 +64,10 @@ where
             Some(ended) = work.join_next() => {
                 ended.map_err(|error| status::internal(&error))??;
                 continue;
+            }
+            _ = drained.wait_for(|drained| *drained) => {
+                stops = true;
+                break;
             }
         };
         let Some(message) = message else { break };
@@ -84,7 +91,7 @@ where
     while let Some(ended) = work.join_next().await {
         ended.map_err(|error| status::internal(&error))??;
     }
-    Ok(())
+    if stops { Err(status::stopping("the server is stopping: send what has no answer to another one")) } else { Ok(()) }
 }
 
 pub(super) fn classify(

@@ -95,7 +95,7 @@ impl Client {
         let model = proto::ModelSelector { name: name.to_owned(), version: String::new() };
         let request = self.request(proto::GetModelRequest { model: Some(model) }, &Deadline::new(None));
         let response = self.inner.get_model(request).await?.into_inner();
-        response.model.ok_or_else(|| Status::internal("the server's response holds no model"))
+        response.model.ok_or_else(|| Status::data_loss("the server's response holds no model"))
     }
 
     /// Scores of clips of 8-bit RGB in the shape `(n, t, h, w, 3)`, as little-endian f32 `(n, classes)`.
@@ -122,7 +122,7 @@ impl Client {
         let request = self.request(request, &deadline);
         let response = self.inference.model_infer(request).await;
         let mut raw = response.map_err(|status| deadline.explain(status))?.into_inner().raw_output_contents;
-        raw.pop().ok_or_else(|| Status::internal("the server's response holds no output"))
+        raw.pop().ok_or_else(|| Status::data_loss("the server's response holds no output"))
     }
 
     /// A call with its time limit and the token.
@@ -169,7 +169,7 @@ impl Client {
         let request = self.request(request, &deadline);
         let response = self.inner.classify_video(request).await;
         let response = response.map_err(|status| deadline.explain(status))?.into_inner();
-        response.classification.ok_or_else(|| Status::internal("the server's response holds no classification"))
+        response.classification.ok_or_else(|| Status::data_loss("the server's response holds no classification"))
     }
 
     /// Classifies one encoded video while `chunks` of it are sent, within `timeout` if there is one. `on_event` gets
@@ -195,7 +195,7 @@ impl Client {
                     None => {}
                 }
             }
-            Err(Status::internal("the server's stream holds no classification"))
+            Err(Status::data_loss("the server's stream holds no classification"))
         };
         outcome.await.map_err(|status| deadline.explain(status))
     }
@@ -249,7 +249,9 @@ where
 /// How long to wait before the next try; `None` if that would not help.
 fn retry_pause(status: &Status, tries: u32) -> Option<Duration> {
     let asked = status.get_details_retry_info().and_then(|info| info.retry_delay);
-    if asked.is_none() && status.code() != Code::Unavailable {
+    // The server's own errors say more than a code; those without are of a connection that broke in the midst of a call.
+    let broke = matches!(status.code(), Code::Unknown | Code::Internal) && status.details().is_empty();
+    if asked.is_none() && status.code() != Code::Unavailable && !broke {
         return None;
     }
     let doubled = FIRST_PAUSE * 2u32.saturating_pow((tries - 1).min(16));
@@ -274,6 +276,9 @@ mod tests {
         assert!(retry_pause(&full, 1).unwrap() >= Duration::from_secs(3));
         assert!(retry_pause(&Status::unavailable("stopping"), 4).unwrap() >= FIRST_PAUSE * 8);
         assert!(retry_pause(&Status::unavailable("stopping"), 1000).unwrap() <= LONGEST_PAUSE * 2);
+        assert!(retry_pause(&Status::unknown("h2 protocol error"), 1).is_some());
+        let bug = Status::with_error_details(Code::Internal, "bug", ErrorDetails::with_error_info("BUG", "x", []));
+        assert_eq!(retry_pause(&bug, 1), None);
         assert_eq!(retry_pause(&Status::invalid_argument("no video"), 1), None);
         assert_eq!(retry_pause(&Status::resource_exhausted("the message is too large for the client"), 1), None);
     }

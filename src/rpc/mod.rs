@@ -188,7 +188,8 @@ pub async fn serve(
     let memory = MessageMemory::new(options.message_memory, max_message, options.idle_timeout, metrics);
     let services = Arc::new(services);
     let (ready, is_ready) = watch::channel(true);
-    let service = service::Service::new(Arc::clone(&services), options, is_ready.clone());
+    let (drain, drained) = watch::channel(false);
+    let service = service::Service::new(Arc::clone(&services), options, is_ready.clone(), drained.clone());
     // Longer messages than it takes were refused before they were read.
     let classification = VideoClassificationServiceServer::new(service.clone())
         .max_decoding_message_size(usize::MAX)
@@ -197,7 +198,6 @@ pub async fn serve(
         .max_decoding_message_size(usize::MAX)
         .max_encoding_message_size(usize::MAX);
 
-    let (drain, drained) = watch::channel(false);
     let (health, health_service) = tonic_health::server::health_reporter();
     let watching = watch_health(Arc::clone(&services), health, ready, drained.clone());
     let watching = AbortOnDropHandle::new(tokio::spawn(watching));

@@ -31,10 +31,17 @@ pub(super) struct Service {
     /// One for each call of [`batch`].
     streams: Arc<Semaphore>,
     pub(super) is_ready: watch::Receiver<bool>,
+    /// Whether the server stops.
+    pub(super) drained: watch::Receiver<bool>,
 }
 
 impl Service {
-    pub(super) fn new(services: Arc<Services>, options: ServeOptions, is_ready: watch::Receiver<bool>) -> Self {
+    pub(super) fn new(
+        services: Arc<Services>,
+        options: ServeOptions,
+        is_ready: watch::Receiver<bool>,
+        drained: watch::Receiver<bool>,
+    ) -> Self {
         let max_requests = options.max_requests.clamp(1, Semaphore::MAX_PERMITS);
         let max_streams = options.max_streams.clamp(1, Semaphore::MAX_PERMITS);
         let options = ServeOptions { max_requests, max_streams, ..options };
@@ -45,6 +52,7 @@ impl Service {
             batch_places: Arc::new(Semaphore::new((max_requests - max_requests / 4).max(1))),
             streams: Arc::new(Semaphore::new(max_streams)),
             is_ready,
+            drained,
         }
     }
 

@@ -71,6 +71,10 @@ pub(super) fn no_memory(capacity: usize) -> Status {
     exhausted("TOO_MANY_BYTES", message)
 }
 
+pub(super) fn stopping(message: &str) -> Status {
+    status(Code::Unavailable, "STOPPING", message)
+}
+
 pub(super) fn no_token() -> Status {
     status(Code::Unauthenticated, "TOKEN_MISSING", "this server wants a token: send `authorization: Bearer TOKEN`")
 }
@@ -151,7 +155,7 @@ pub(super) fn message_too_large(actual: usize, limit: usize) -> Status {
 pub(super) fn from_classify_error(error: &ClassifyError) -> Status {
     match error {
         ClassifyError::Video(video) => from_video_error(video),
-        ClassifyError::Engine(EngineError::Stopped) => status(Code::Unavailable, "STOPPING", "the server is stopping"),
+        ClassifyError::Engine(EngineError::Stopped) => stopping("the server is stopping"),
         ClassifyError::ScoreThreshold { .. } => invalid("INVALID_SCORE_THRESHOLD", error.to_string()),
         ClassifyError::TimeRange { .. } => invalid("INVALID_TIME_RANGE", error.to_string()),
         ClassifyError::Deadline => status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", error.to_string()),

@@ -64,8 +64,11 @@ pub struct PoolState {
 pub struct DecodePool {
     decoder: Arc<Decoder>,
     options: PoolOptions,
-    /// One permit an open video. Both semaphores are first come, first served.
+    /// One permit an open video. All semaphores are first come, first served.
     places: Arc<Semaphore>,
+    /// Of these, those that videos may have whose bytes are still arriving: however slowly they come, some are left to
+    /// videos that are here.
+    arrivals: Arc<Semaphore>,
     /// One permit a video that decodes.
     turns: Arc<Semaphore>,
     waiting: AtomicUsize,
@@ -82,6 +85,7 @@ impl DecodePool {
             decoder: Arc::new(Decoder::new(isolation)),
             options,
             places: Arc::new(Semaphore::new(options.open_videos)),
+            arrivals: Arc::new(Semaphore::new((options.open_videos - threads).max(1))),
             turns: Arc::new(Semaphore::new(options.threads)),
             waiting: AtomicUsize::new(0),
             cpu_time: Arc::default(),
@@ -104,7 +108,8 @@ impl DecodePool {
         }
     }
 
-    /// Waits for a place among the open videos (first come, first served), then begins to decode. Dropping the future
+    /// Waits for a place among the open videos (first come, first served, but of videos that are still arriving only so
+    /// many that as many places as there are threads are left), then begins to decode. Dropping the future
     /// gives up the wait. Has to be called within a tokio runtime.
     pub async fn decode(
         &self,
@@ -114,7 +119,8 @@ impl DecodePool {
         options: DecodeOptions,
     ) -> Decoding {
         let decoder = Arc::clone(&self.decoder);
-        self.begin(options.cancel.child_token(), move |turn| {
+        let arriving = matches!(source, Source::Spool(_) | Source::Ranged(_));
+        self.begin(options.cancel.child_token(), arriving, move |turn| {
             let source = source.with(Arc::clone(turn) as Arc<dyn WhileWaiting>);
             let options = DecodeOptions { cancel: turn.cancel.clone(), ..options };
             decoder.decode(&source, &clip, &preprocessing, &options, |passed| match passed {
@@ -129,12 +135,13 @@ impl DecodePool {
     async fn begin(
         &self,
         cancel: CancellationToken,
+        arriving: bool,
         work: impl FnOnce(&Arc<Turn>) -> Result<VideoSummary, VideoError> + Send + 'static,
     ) -> Decoding {
         let (sender, clips) = mpsc::channel(CLIPS_AHEAD);
         let (send_result, result) = oneshot::channel();
         let decoding = Decoding { clips, result, cancel: cancel.clone().drop_guard() };
-        let Some(place) = self.place(&cancel).instrument(info_span!("decode_wait")).await else {
+        let Some(place) = self.place(&cancel, arriving).instrument(info_span!("decode_wait")).await else {
             let _ = send_result.send(Err(VideoError::Cancelled));
             return decoding;
         };
@@ -181,7 +188,7 @@ impl DecodePool {
     }
 
     /// A place among the open videos, or none if that is no longer wanted.
-    async fn place(&self, cancel: &CancellationToken) -> Option<OwnedSemaphorePermit> {
+    async fn place(&self, cancel: &CancellationToken, arriving: bool) -> Option<Place> {
         struct Waiting<'a>(&'a AtomicUsize);
         impl Drop for Waiting<'_> {
             fn drop(&mut self) {
@@ -190,12 +197,26 @@ impl DecodePool {
         }
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting(&self.waiting);
+        let acquire = async |semaphore: &Arc<Semaphore>| {
+            Arc::clone(semaphore).acquire_owned().await.expect("the semaphore is never closed")
+        };
+        let place = async {
+            // In this order, so that none waits for an arrival's place with a place in its hands.
+            let arrival = if arriving { Some(acquire(&self.arrivals).await) } else { None };
+            Place { _arrival: arrival, _place: acquire(&self.places).await }
+        };
         tokio::select! {
             biased;
             () = cancel.cancelled() => None,
-            place = Arc::clone(&self.places).acquire_owned() => Some(place.expect("the semaphore is never closed")),
+            place = place => Some(place),
         }
     }
+}
+
+/// Of an open video.
+struct Place {
+    _arrival: Option<OwnedSemaphorePermit>,
+    _place: OwnedSemaphorePermit,
 }
 
 fn words_of(panic: &(dyn Any + Send)) -> String {
@@ -332,7 +353,7 @@ mod tests {
     /// A decode of `clips` clips that notes its `name` for each of them in `log`.
     async fn begin(pool: &DecodePool, name: char, clips: usize, log: &Arc<Mutex<String>>) -> Decoding {
         let log = Arc::clone(log);
-        pool.begin(CancellationToken::new(), move |turn| {
+        pool.begin(CancellationToken::new(), false, move |turn| {
             for index in 0..clips {
                 log.lock().unwrap().push(name);
                 // Work enough for readers to keep up.
@@ -382,12 +403,37 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn videos_that_arrive_slowly_leave_places_to_those_that_are_here() {
+        let pool = Arc::new(pool(1, 3));
+        let cancel = CancellationToken::new();
+        // They wait for their bytes, without a turn.
+        let slow = |turn: &Arc<Turn>| {
+            turn.give_up();
+            turn.runtime.block_on(turn.cancel.cancelled());
+            Ok(summary())
+        };
+        let first =
+            [pool.begin(cancel.child_token(), true, slow).await, pool.begin(cancel.child_token(), true, slow).await];
+        let (of_third, third) = (cancel.child_token(), Arc::clone(&pool));
+        let third = tokio::spawn(async move { third.begin(of_third, true, slow).await.finish().await });
+        tokio::task::yield_now().await;
+        let here = pool.begin(CancellationToken::new(), false, |_| Ok(summary())).await;
+        assert!(here.finish().await.is_ok());
+        assert_eq!((pool.state().waiting, pool.state().open), (1, 2));
+        cancel.cancel();
+        for decoding in first {
+            assert!(matches!(decoding.finish().await, Err(VideoError::Cancelled)));
+        }
+        assert!(matches!(third.await.unwrap(), Err(VideoError::Cancelled)));
+    }
+
+    #[tokio::test]
     async fn open_videos_take_turns_clip_by_clip() {
         let pool = pool(1, 3);
         let log = Arc::default();
         // Holds the only turn until the others stand in line.
         let (go, held) = std::sync::mpsc::channel::<()>();
-        let first = pool.begin(CancellationToken::new(), move |_| {
+        let first = pool.begin(CancellationToken::new(), false, move |_| {
             held.recv().expect("told to go on");
             Ok(summary())
         });
@@ -426,10 +472,10 @@ mod tests {
         let pool = Arc::new(pool(2, 2));
         for round in 0..20 {
             let cancel = CancellationToken::new();
-            let failing = pool.begin(CancellationToken::new(), |_| Err(VideoError::Empty)).await;
-            let panicking = pool.begin(CancellationToken::new(), |_| panic!("clip {} is odd", 7)).await;
+            let failing = pool.begin(CancellationToken::new(), false, |_| Err(VideoError::Empty)).await;
+            let panicking = pool.begin(CancellationToken::new(), false, |_| panic!("clip {} is odd", 7)).await;
             let log = Arc::default();
-            let cancelled = pool.begin(cancel.clone(), |turn| {
+            let cancelled = pool.begin(cancel.clone(), false, |turn| {
                 while turn.hand_over(clip(0)).is_continue() {}
                 Ok(summary())
             });
@@ -478,7 +524,7 @@ mod tests {
         let _first = begin(&pool, 'f', 100, &Arc::default()).await;
         let cancel = CancellationToken::new();
         cancel.cancel();
-        let second = pool.begin(cancel, |_| Ok(summary())).await;
+        let second = pool.begin(cancel, false, |_| Ok(summary())).await;
         assert_eq!(second.finish().await, Err(VideoError::Cancelled));
     }
 

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
-use kinetoscope::rpc::ServeOptions;
+use kinetoscope::rpc::{ServeOptions, proto};
 use tokio::net::TcpStream;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
@@ -18,7 +18,7 @@ use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
 use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 
 use crate::media::Media;
-use crate::support::{Server, limits, request, slow_engine};
+use crate::support::{Server, limits, reason, request, slow_engine};
 
 const SERVICE: &str = "kinetoscope.v1.VideoClassificationService";
 
@@ -81,6 +81,27 @@ async fn running_requests_finish_when_the_server_stops() {
     let stopped = server.stop();
     assert!(running.await.unwrap().is_ok(), "accepted before the signal, answered after it");
     stopped.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_stream_of_videos_ends_with_the_videos_it_has_when_the_server_stops() {
+    let media = Media::new();
+    let server =
+        Server::with_models(vec![slow_engine(Duration::from_millis(300))], limits(), ServeOptions::default()).await;
+    let video = media.make("video.mp4", "-f lavfi -i testsrc2=size=64x64 -frames:v 3 -pix_fmt yuv420p");
+    let video = request(std::fs::read(video).unwrap()).video;
+    let (messages, stream) = tokio::sync::mpsc::channel(1);
+    messages.send(proto::ClassifyVideosRequest { key: "a".to_owned(), video, options: None }).await.unwrap();
+    let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+    let mut answers = server.client().await.classify_videos(stream).await.unwrap().into_inner();
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let begun = Instant::now();
+    let stopped = server.stop();
+    assert_eq!(answers.message().await.unwrap().unwrap().key, "a");
+    let end = answers.message().await.unwrap_err();
+    assert_eq!(reason(&end), (Code::Unavailable, "STOPPING".to_owned()));
+    stopped.await.unwrap().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(5), "stopped after {:?}", begun.elapsed());
 }
 
 #[tokio::test]
