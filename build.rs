@@ -1,11 +1,13 @@
-//! Compiles the protocol definitions without protoc.
+//! Compiles the protocol definitions without protoc, and notes what is built.
 
+use std::process::Command;
 use std::{env, fs, path::PathBuf};
 
 use prost::Message;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
+    describe_build();
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let compile = |file: &str, set: &str| -> Result<_, Box<dyn std::error::Error>> {
         let descriptors = protox::compile([file], ["proto"])?;
@@ -21,4 +23,28 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = compile("inference/grpc_service.proto", "inference.bin")?;
     tonic_prost_build::configure().bytes(".inference").compile_fds(descriptors)?;
     Ok(())
+}
+
+/// Sets `KINETOSCOPE_COMMIT` and `KINETOSCOPE_FEATURES` for `--version`.
+fn describe_build() {
+    println!("cargo:rerun-if-env-changed=KINETOSCOPE_COMMIT");
+    let given = env::var("KINETOSCOPE_COMMIT").ok();
+    // Only a release is worth a build after each commit.
+    let is_release = env::var("PROFILE").is_ok_and(|profile| profile == "release");
+    let commit = given.or_else(|| if is_release { head() } else { None });
+    let prefix = "CARGO_FEATURE_";
+    let features = env::vars().filter_map(|(name, _)| name.strip_prefix(prefix).map(str::to_owned));
+    let mut features: Vec<String> = features.map(|name| name.to_lowercase().replace('_', "-")).collect();
+    features.retain(|name| name != "default");
+    features.sort();
+    println!("cargo:rustc-env=KINETOSCOPE_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
+    println!("cargo:rustc-env=KINETOSCOPE_FEATURES={}", features.join(", "));
+}
+
+/// The commit that is checked out, if this is a checkout.
+fn head() -> Option<String> {
+    println!("cargo:rerun-if-changed=.git/logs/HEAD");
+    let output = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok()?;
+    let commit = String::from_utf8(output.stdout).ok()?;
+    Some(commit.trim().to_owned()).filter(|commit| output.status.success() && !commit.is_empty())
 }

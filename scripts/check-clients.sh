@@ -80,6 +80,9 @@ import base64, json, struct, sys
 video = open(sys.argv[1], "rb").read()
 print(json.dumps({"data": [{"VIDEO": {"b64": base64.b64encode(struct.pack("<I", len(video)) + video).decode()}}]}))
 PYTHON
+    "$python" -c 'import base64, json, os
+clip = os.urandom(16 * 112 * 112 * 3)
+print(json.dumps({"data": [{"CLIPS": {"b64": base64.b64encode(clip).decode(), "shape": [16, 112, 112, 3]}}]}))' >"$work/clips.json"
     model=$("$kinetoscope" inspect --json 2>/dev/null | "$python" -c 'import json, sys; print(json.load(sys.stdin)["name"])')
     analyze() {
         echo "== perf_analyzer $*"
@@ -91,6 +94,7 @@ PYTHON
     }
     analyze --input-data "$work/video.json" --concurrency-range 2
     analyze --input-data "$work/video.json" --concurrency-range 2 --streaming
+    analyze --input-data "$work/clips.json" --concurrency-range 2 -b 4
 else
     echo "SKIPPED: perf_analyzer can't be installed here"
 fi

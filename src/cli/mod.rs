@@ -22,16 +22,27 @@ mod serve;
 mod train;
 
 use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 
 use crate::config;
 use crate::telemetry::{self, LogFormat};
 
+const LONG_VERSION: &str = concat!(
+    env!("CARGO_PKG_VERSION"),
+    "\ncommit: ",
+    env!("KINETOSCOPE_COMMIT"),
+    "\nfeatures: ",
+    env!("KINETOSCOPE_FEATURES")
+);
+
 /// Tells what happens in videos: a gRPC server for 3D ResNets, and the tools around it.
 #[derive(Debug, Parser)]
-#[command(name = "kinetoscope", version, arg_required_else_help = true, max_term_width = 100)]
+#[command(name = "kinetoscope", version, long_version = LONG_VERSION, arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -70,6 +81,16 @@ enum Command {
     Inspect(inspect::Args),
     /// Measure speed
     Bench(bench::Args),
+    /// Print what a shell needs to complete commands and flags
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Write manual pages, one for each command
+    Man {
+        /// Where to
+        directory: PathBuf,
+    },
     /// Decode for the process that started this one
     #[cfg(feature = "video")]
     #[command(hide = true)]
@@ -129,6 +150,11 @@ impl Cli {
             Command::Convert(args) => convert::run(args),
             Command::Inspect(args) => inspect::run(args),
             Command::Bench(args) => bench::run(args),
+            Command::Completions { shell } => {
+                clap_complete::generate(shell, &mut Self::command(), "kinetoscope", &mut std::io::stdout());
+                Ok(ExitCode::SUCCESS)
+            }
+            Command::Man { directory } => man(&directory),
             #[cfg(feature = "video")]
             Command::DecodeWorker => unreachable!("it ran before"),
         };
@@ -137,6 +163,13 @@ impl Cli {
             ExitCode::FAILURE
         })
     }
+}
+
+fn man(directory: &Path) -> anyhow::Result<ExitCode> {
+    std::fs::create_dir_all(directory)
+        .and_then(|()| clap_mangen::generate_to(Cli::command(), directory))
+        .with_context(|| format!("can't write manual pages to {}", directory.display()))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 #[cfg(test)]

@@ -145,6 +145,25 @@ fn no_server_and_no_model_are_clear_errors() {
 }
 
 #[test]
+fn the_program_describes_itself() {
+    let version = run(&["--version"]);
+    let version = text(&version.stdout);
+    assert!(
+        version.starts_with("kinetoscope ") && version.contains("commit: ") && version.contains("video"),
+        "{version}"
+    );
+    for shell in ["bash", "fish", "zsh"] {
+        let completions = run(&["completions", shell]);
+        assert!(completions.status.success() && text(&completions.stdout).contains("max-connection-age"), "{shell}");
+    }
+    let media = Media::new();
+    assert!(run(&["man", media.path("man").to_str().unwrap()]).status.success());
+    let page = std::fs::read_to_string(media.path("man/kinetoscope-serve.1")).unwrap();
+    assert!(page.contains("max\\-connection\\-age"), "{page}");
+    assert!(!media.path("man/kinetoscope-decode-worker.1").exists(), "what is hidden has none");
+}
+
+#[test]
 fn inspect_tells_model_files_and_checkpoints_apart() {
     let builtin: Value = serde_json::from_slice(&run(&["inspect", "--json"]).stdout).unwrap();
     assert_eq!((&builtin["kind"], &builtin["trained"]), (&"model".into(), &true.into()));
