@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 pub struct ModelSpec {
     /// Name by which requests choose the model, such as `resnet-34-kinetics`.
     pub name: String,
-    /// Version of the weights; free text, compared for equality only.
+    /// Version of the weights; free text. Of several, a server takes the newest: 1.10 comes after 1.9.
     pub version: String,
     /// False for a network whose weights were only initialised: its scores mean nothing.
     pub trained: bool,
