@@ -26,14 +26,8 @@ for i in 1 2 3; do
 done
 videos=("$work"/[123].mp4)
 
-"$kinetoscope" serve --listen 127.0.0.1:0 --log-format json 2>"$work/log" &
-server=$!
-for _ in $(seq 100); do
-    address=$(sed -n 's/.*"listening".*"address":"\([^"]*\)".*/\1/p' "$work/log")
-    [ -n "$address" ] && break
-    sleep 0.1
-done
-[ -n "$address" ] || { cat "$work/log"; echo "the server does not listen"; exit 1; }
+. scripts/server.sh
+start_server "$kinetoscope" "$work/log"
 
 "$kinetoscope" classify "${videos[@]}" --json 2>/dev/null >"$work/expected"
 check() {

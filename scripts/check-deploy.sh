@@ -30,20 +30,9 @@ for i in 1 2 3 4 5; do
     ffmpeg -loglevel error -f lavfi -i testsrc2=size=160x120:rate=25 -t 1 -pix_fmt yuv420p "$work/$i.mp4"
 done
 ffmpeg -loglevel error -f lavfi -i "testsrc2=size=320x240:rate=25,noise=alls=100" -t 1 -c:v mpeg4 -q:v 1 "$work/long.mp4"
-start_server() {
-    "$kinetoscope" serve --listen 127.0.0.1:0 --http 127.0.0.1:0 --log-format json "$@" 2>"$work/log" &
-    server=$!
-    for _ in $(seq 100); do
-        address=$(sed -n 's/.*"listening".*"address":"\([^"]*\)".*/\1/p' "$work/log")
-        http=$(sed -n 's/.*"http_address":"\([^"]*\)".*/\1/p' "$work/log")
-        [ -n "$address" ] && return
-        sleep 0.1
-    done
-    cat "$work/log"
-    echo "the server does not listen"
-    exit 1
-}
-start_server --max-requests 1
+. scripts/server.sh
+start_server "$kinetoscope" "$work/log" --http 127.0.0.1:0 --max-requests 1
+http=$(sed -n 's/.*"http_address":"\([^"]*\)".*/\1/p' "$work/log")
 "$kinetoscope" classify --server "$address" "$work/long.mp4" >/dev/null
 "$kinetoscope" classify --server "$address" "$work"/[1-5].mp4 --concurrency 5 --retries 0 >/dev/null 2>&1 || true
 curl --silent --fail "http://$http/metrics" >"$work/metrics"
@@ -76,7 +65,7 @@ else
 fi
 
 # The job's parts.
-start_server
+start_server "$kinetoscope" "$work/log"
 mkdir "$work/bin" "$work/batch"
 ln -s "$kinetoscope" "$work/bin/kinetoscope"
 printf '%s\n' "$work"/[1-5].mp4 "$work/long.mp4" >"$work/batch/videos.txt"

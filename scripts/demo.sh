@@ -22,16 +22,8 @@ ffmpeg -loglevel error -f lavfi -i mandelbrot=size=640x480:rate=25:end_scale=0.0
     -pix_fmt yuv420p "$work/zoom.mp4"
 
 kinetoscope="${CARGO_TARGET_DIR:-target}/release/kinetoscope"
-"$kinetoscope" serve --listen 127.0.0.1:0 --log-format json 2>"$work/server.log" &
-server=$!
-address=
-for _ in $(seq 100); do
-    address=$(sed -n 's/.*"address":"\([^"]*\)".*/\1/p' "$work/server.log" | head -n 1)
-    [ -z "$address" ] || break
-    kill -0 "$server" 2>/dev/null || { cat "$work/server.log" >&2; exit 1; }
-    sleep 0.1
-done
-[ -n "$address" ] || { echo "the server did not start:" >&2; cat "$work/server.log" >&2; exit 1; }
+. scripts/server.sh
+start_server "$kinetoscope" "$work/server.log"
 
 echo "server on $address; classifying a zoom into the Mandelbrot set:"
 "$kinetoscope" classify "$work/zoom.mp4" --server "$address" --segments
