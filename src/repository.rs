@@ -8,7 +8,7 @@ use std::cmp::{Ordering, Reverse};
 use std::collections::HashSet;
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use tracing::{error, info, warn};
 use crate::engine::{self, CpuExecutor, Engine, EngineConfig, ExecutorError};
 use crate::metrics::Metrics;
 use crate::model::builtin;
-use crate::model::file::{MAX_FILE_BYTES, Model, ModelFileError};
+use crate::model::file::{Model, ModelFileError};
 
 /// How often a model that was taken out is asked whether its last request has ended.
 const RETIREMENT_PERIOD: Duration = Duration::from_millis(50);
@@ -312,14 +312,6 @@ impl Repository {
 
     fn change(&self, name: Option<&str>) -> Result<(), RepositoryError> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.options.paths.is_empty() {
-            return match name {
-                Some(name) if self.served().find(name, "").is_none() => {
-                    Err(RepositoryError::NotFound { name: name.to_owned() })
-                }
-                _ => Ok(()),
-            };
-        }
         let (served, failures) = self.read(name)?;
         if served.models.is_empty() {
             return Err(RepositoryError::Empty);
@@ -344,7 +336,7 @@ impl Repository {
     fn read(&self, name: Option<&str>) -> Result<(Served, Vec<Failure>), RepositoryError> {
         let before = self.served();
         let (files, mut failures) = scan(&self.options.paths)?;
-        let mut models: Vec<Entry> = Vec::new();
+        let mut models: Vec<Entry> = before.models.iter().filter(|entry| entry.file.is_none()).cloned().collect();
         let mut taken: u64 = before.engines().map(|engine| engine.memory_bytes()).sum();
         for file in files {
             let path = file.path.clone();
@@ -354,19 +346,19 @@ impl Repository {
             let fail = |error| failures.push(Failure { path: path.clone(), name: its_name.clone(), version, error });
             let is_other = its_name.as_ref().zip(name).is_some_and(|(its_name, name)| its_name != name);
             let is_same = old.and_then(|old| old.file.as_ref()).is_some_and(|old| old.stamp == file.stamp);
-            let entry = if is_other || is_same {
-                old.cloned()
-            } else {
-                match self.start_file(file, name, taken) {
-                    Ok(started) => started.inspect(|entry| taken += entry.engine.memory_bytes()),
-                    Err(error) => {
-                        fail(error);
-                        models.extend(old.cloned());
-                        continue;
-                    }
+            let looked = if is_other || is_same { Ok(old.cloned()) } else { self.start_file(file, name, taken) };
+            let entry = match looked {
+                Ok(Some(entry)) => entry,
+                Ok(None) => continue,
+                Err(error) => {
+                    fail(error);
+                    models.extend(old.cloned());
+                    continue;
                 }
             };
-            let Some(entry) = entry else { continue };
+            if old.is_none_or(|old| !Arc::ptr_eq(&old.engine, &entry.engine)) {
+                taken += entry.engine.memory_bytes();
+            }
             let spec = entry.engine.spec();
             if models.iter().any(|other| other.engine.spec().id() == spec.id()) {
                 let (name, version) = (spec.name.clone(), spec.version.clone());
@@ -376,8 +368,8 @@ impl Repository {
             }
         }
         models.sort_by_cached_key(|Entry { file, engine }| {
-            let source = file.as_ref().map_or(0, |file| file.source);
-            (source, engine.spec().name.clone(), Reverse(Version(engine.spec().version.clone())))
+            let spec = engine.spec();
+            file.as_ref().map(|file| (file.source, spec.name.clone(), Reverse(Version(spec.version.clone()))))
         });
         let mut refused: Vec<Refused> = failures.iter().map(Failure::refused).collect();
         // Of those that were not looked at, what was known holds.
@@ -482,14 +474,7 @@ enum Weights {
 impl Weights {
     fn read(&self) -> Result<Model, ModelFileError> {
         let Self::File { path, file, called } = self else { return builtin::model() };
-        let io = |error| ModelFileError::Io { path: path.clone(), error };
-        let len = file.metadata().map_err(io)?.len();
-        if len > MAX_FILE_BYTES {
-            return Err(ModelFileError::TooLarge { actual: len, limit: MAX_FILE_BYTES });
-        }
-        let mut bytes = vec![0; len as usize];
-        file.read_exact_at(&mut bytes, 0).map_err(io)?;
-        let mut model = Model::from_bytes(&bytes)?;
+        let mut model = Model::read_open(file, path)?;
         if let Some((name, version)) = called {
             (model.spec.name, model.spec.version) = (name.clone(), version.clone());
             model.spec.validate()?;
@@ -504,7 +489,10 @@ fn executors(model: Model, weights: Weights, config: EngineConfig) -> Box<engine
     let first = Mutex::new(Some(model));
     Box::new(move || {
         let read = || weights.read().map_err(|error| ExecutorError::Reload(error.to_string()));
-        let model = first.lock().unwrap_or_else(PoisonError::into_inner).take().map_or_else(read, Ok)?;
+        // Held meanwhile: workers share the file's position.
+        let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
+        let model = first.take().map_or_else(read, Ok)?;
+        drop(first);
         if model.spec != spec {
             return Err(ExecutorError::Reload("its file was overwritten by another model".to_owned()));
         }

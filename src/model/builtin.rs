@@ -2,7 +2,7 @@
 //!
 //! `scripts/train-default-model.sh` trains it; `weights/README.md` says on what, and how good it is.
 
-use super::file::{Model, ModelFileError};
+use super::file::{self, Model, ModelFileError};
 use super::spec::ModelSpec;
 
 const FILE: &[u8] = include_bytes!("../../weights/camera-motion/model.safetensors");
@@ -18,7 +18,7 @@ pub fn model() -> Result<Model, ModelFileError> {
 ///
 /// Never: the file is part of the program, and a test reads it.
 pub fn spec() -> ModelSpec {
-    model().expect("the built-in model is a model file").spec
+    file::read_spec(FILE).expect("the built-in model is a model file")
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 //! The model file: one `.safetensors` file whose `__metadata__` holds a [`ModelSpec`].
 
 use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -200,18 +202,25 @@ impl Model {
     /// Reads and checks a model file. Nothing in it is executed.
     pub fn read(path: &Path) -> Result<Self, ModelFileError> {
         let io = |error| ModelFileError::Io { path: path.to_owned(), error };
-        let bytes = std::fs::metadata(path).map_err(io)?.len();
-        if bytes > MAX_FILE_BYTES {
-            return Err(ModelFileError::TooLarge { actual: bytes, limit: MAX_FILE_BYTES });
+        Self::read_open(&File::open(path).map_err(io)?, path)
+    }
+
+    /// [`read`](Self::read) from a file that is open, whatever has its path by now. Moves the file's position.
+    pub(crate) fn read_open(mut file: &File, path: &Path) -> Result<Self, ModelFileError> {
+        let io = |error| ModelFileError::Io { path: path.to_owned(), error };
+        let actual = file.metadata().map_err(io)?.len();
+        if actual > MAX_FILE_BYTES {
+            return Err(ModelFileError::TooLarge { actual, limit: MAX_FILE_BYTES });
         }
-        Self::from_bytes(&std::fs::read(path).map_err(io)?)
+        let mut bytes = Vec::with_capacity(actual as usize);
+        file.rewind().map_err(io)?;
+        file.read_to_end(&mut bytes).map_err(io)?;
+        Self::from_bytes(&bytes)
     }
 
     /// [`read`](Self::read) from memory.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ModelFileError> {
-        let (_, metadata) = SafeTensors::read_metadata(bytes)?;
-        let spec = metadata.metadata().as_ref().and_then(|entries| entries.get(SPEC_KEY));
-        let spec: ModelSpec = serde_json::from_str(spec.ok_or(ModelFileError::NoSpec)?)?;
+        let spec = read_spec(bytes)?;
         let layout = spec.validate()?;
 
         let file = SafeTensors::deserialize(bytes)?;
@@ -285,6 +294,13 @@ impl Model {
     pub fn dtype(&self) -> DType {
         self.tensors.get("fc.weight").map_or(DType::F32, Tensor::dtype)
     }
+}
+
+/// What a model file says about itself, unchecked; its tensors are not looked at.
+pub(super) fn read_spec(bytes: &[u8]) -> Result<ModelSpec, ModelFileError> {
+    let (_, metadata) = SafeTensors::read_metadata(bytes)?;
+    let spec = metadata.metadata().as_ref().and_then(|entries| entries.get(SPEC_KEY));
+    Ok(serde_json::from_str(spec.ok_or(ModelFileError::NoSpec)?)?)
 }
 
 /// Writes a safetensors file. Whatever ends this process or fills the disk, `path` is the old file or the whole new one.
