@@ -43,8 +43,16 @@ fn describe_build() {
 
 /// The commit that is checked out, if this is a checkout.
 fn head() -> Option<String> {
-    println!("cargo:rerun-if-changed=.git/logs/HEAD");
-    let output = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok()?;
-    let commit = String::from_utf8(output.stdout).ok()?;
-    Some(commit.trim().to_owned()).filter(|commit| output.status.success() && !commit.is_empty())
+    // Of a path that is not there, cargo takes each build for the first.
+    let log = git(&["rev-parse", "--git-path", "logs/HEAD"]).filter(|log| fs::exists(log).is_ok_and(|exists| exists));
+    if let Some(log) = log {
+        println!("cargo:rerun-if-changed={log}");
+    }
+    git(&["rev-parse", "--short=12", "HEAD"])
+}
+
+fn git(arguments: &[&str]) -> Option<String> {
+    let output = Command::new("git").args(arguments).output().ok()?;
+    let line = String::from_utf8(output.stdout).ok()?.trim().to_owned();
+    (output.status.success() && !line.is_empty()).then_some(line)
 }
