@@ -49,12 +49,11 @@ where
     let reservations = request.extensions().get::<Reservations>().cloned().unwrap_or_default();
     let mut messages = request.into_inner();
     let mut drained = service.drained.clone();
-    let mut stops = false;
     // A message keeps its share until its answer is on its way, so a client that takes no answers is read no further.
     let shares = Arc::new(Semaphore::new(service.options.videos_per_stream.max(1)));
     // Ends the work when the call ends.
     let mut work = JoinSet::new();
-    loop {
+    let stops = loop {
         let next = async {
             let share = Arc::clone(&shares).acquire_owned().await.expect("never closed");
             Ok::<_, Status>((share, messages.message().await?))
@@ -65,12 +64,9 @@ where
                 ended.map_err(|error| status::internal(&error))??;
                 continue;
             }
-            _ = drained.wait_for(|drained| *drained) => {
-                stops = true;
-                break;
-            }
+            _ = drained.wait_for(|drained| *drained) => break true,
         };
-        let Some(message) = message else { break };
+        let Some(message) = message else { break false };
         let room = reservations.take();
         let answer = answer(service.clone(), message, deadline);
         let (service, answers) = (service.clone(), answers.clone());
@@ -87,7 +83,7 @@ where
             sent.map(drop)
         };
         work.spawn(one.in_current_span());
-    }
+    };
     while let Some(ended) = work.join_next().await {
         ended.map_err(|error| status::internal(&error))??;
     }

@@ -22,6 +22,11 @@ use crate::support::{Server, limits, reason, request, slow_engine};
 
 const SERVICE: &str = "kinetoscope.v1.VideoClassificationService";
 
+/// Three frames.
+fn video(media: &Media) -> Vec<u8> {
+    std::fs::read(media.make("video.mp4", "-f lavfi -i testsrc2=size=64x64 -frames:v 3 -pix_fmt yuv420p")).unwrap()
+}
+
 #[tokio::test]
 async fn health_is_serving_for_the_server_and_its_service_only() {
     let server = Server::start().await;
@@ -73,8 +78,7 @@ async fn running_requests_finish_when_the_server_stops() {
     let media = Media::new();
     let engine = slow_engine(Duration::from_millis(400));
     let server = Server::with_models(vec![engine], limits(), ServeOptions::default()).await;
-    let video = media.make("video.mp4", "-f lavfi -i testsrc2=size=64x64 -frames:v 3 -pix_fmt yuv420p");
-    let video = std::fs::read(video).unwrap();
+    let video = video(&media);
     let mut client = server.client().await;
     let running = tokio::spawn(async move { client.classify_video(request(video)).await });
     tokio::time::sleep(Duration::from_millis(150)).await;
@@ -88,8 +92,7 @@ async fn a_stream_of_videos_ends_with_the_videos_it_has_when_the_server_stops() 
     let media = Media::new();
     let server =
         Server::with_models(vec![slow_engine(Duration::from_millis(300))], limits(), ServeOptions::default()).await;
-    let video = media.make("video.mp4", "-f lavfi -i testsrc2=size=64x64 -frames:v 3 -pix_fmt yuv420p");
-    let video = request(std::fs::read(video).unwrap()).video;
+    let video = request(video(&media)).video;
     let (messages, stream) = tokio::sync::mpsc::channel(1);
     messages.send(proto::ClassifyVideosRequest { key: "a".to_owned(), video, options: None }).await.unwrap();
     let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
@@ -131,8 +134,7 @@ async fn the_grace_period_bounds_the_stop() {
     let engine = slow_engine(Duration::from_secs(3));
     let options = ServeOptions { grace: Duration::from_millis(100), ..ServeOptions::default() };
     let server = Server::with_models(vec![engine], limits(), options).await;
-    let video = media.make("video.mp4", "-f lavfi -i testsrc2=size=64x64 -frames:v 3 -pix_fmt yuv420p");
-    let video = std::fs::read(video).unwrap();
+    let video = video(&media);
     let mut client = server.client().await;
     let running = tokio::spawn(async move { client.classify_video(request(video)).await });
     tokio::time::sleep(Duration::from_millis(150)).await;
