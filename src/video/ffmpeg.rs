@@ -175,6 +175,8 @@ fn find_stream_info(input: &mut Input, limits: &Limits) -> Result<(), ffmpeg::Er
     let result = unsafe {
         for dictionary in &mut options {
             ffi::av_dict_set(dictionary, c"max_pixels".as_ptr(), pixels.as_ptr(), 0);
+            // Frames that are decoded only to learn about the stream are seen by nobody.
+            ffi::av_dict_set(dictionary, c"skip_loop_filter".as_ptr(), c"all".as_ptr(), 0);
         }
         let result = ffi::avformat_find_stream_info(input.as_mut_ptr(), options.as_mut_ptr());
         for dictionary in &mut options {

@@ -44,12 +44,11 @@ pub(super) fn resize_plane<T: Sample>(
     out: &mut [i16],
 ) {
     let (first, end) = (columns.first, columns.end);
-    // The padding lets the padded taps of the last columns read beyond the end, where their weights are zero.
     scratch.clear();
-    scratch.resize(end - first + columns.width(), 0);
+    scratch.resize(end - first, 0);
     for (y, out_row) in out.chunks_exact_mut(columns.len()).enumerate() {
         let (start, weights) = rows.band(y);
-        blend_rows(plane, start, weights, first, depth, &mut scratch[..end - first]);
+        blend_rows(plane, start, weights, first, depth, scratch);
         shrink_row(scratch, first, columns, out_row);
     }
 }

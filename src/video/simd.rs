@@ -94,7 +94,7 @@ mod avx2 {
 
     use super::kernel::{COLOR_SHIFT, ColorCoefficients, MAX_WORD, NEUTRAL, SAMPLE_BITS};
     use super::{Plane, Taps, kernel};
-    use crate::video::weights::{TAP_GROUP, WEIGHT_BITS};
+    use crate::video::weights::WEIGHT_BITS;
 
     /// 32 bytes of `slice` from element `at` on.
     #[inline]
@@ -178,24 +178,77 @@ mod avx2 {
         });
     }
 
-    /// Makes the rows of `out`, two at a time: `blend` gives a row of the source's columns, which is then shrunk.
+    /// Rows that are shrunk at once: the 32-bit lanes of a register.
+    const LANES: usize = 8;
+
+    /// Makes the rows of `out`: `blend` gives a row of the source's columns, which is then shrunk.
     #[inline]
     #[target_feature(enable = "avx2")]
     fn resize_rows(columns: &Taps, scratch: &mut Vec<i16>, out: &mut [i16], mut blend: impl FnMut(usize, &mut [i16])) {
         let width = columns.end - columns.first;
-        // The padding lets the padded taps of the last columns read beyond the end, where their weights are zero.
-        let padded = width + columns.width();
+        // Behind the last column are zeros up to whole registers, and as many as the padded weights may meet.
+        let stride = (width + 2 * columns.pairs().count).next_multiple_of(2 * LANES);
         scratch.clear();
-        scratch.resize(2 * padded, 0);
-        let (upper, lower) = scratch.split_at_mut(padded);
-        for (pair, out) in out.chunks_mut(2 * columns.len()).enumerate() {
-            let (upper_out, lower_out) = out.split_at_mut(columns.len());
-            blend(2 * pair, &mut upper[..width]);
-            if lower_out.is_empty() {
-                kernel::shrink_row(upper, columns.first, columns, upper_out);
-            } else {
-                blend(2 * pair + 1, &mut lower[..width]);
-                shrink_rows([upper, lower], columns, [upper_out, lower_out]);
+        scratch.resize(2 * LANES * stride, 0);
+        let (blended, turned) = scratch.split_at_mut(LANES * stride);
+        let rows = out.len() / columns.len();
+        if rows < LANES || columns.len() < LANES {
+            for (y, out) in out.chunks_exact_mut(columns.len()).enumerate() {
+                blend(y, &mut blended[..width]);
+                kernel::shrink_row(blended, columns.first, columns, out);
+            }
+            return;
+        }
+        for y in blocks(rows, LANES) {
+            for (i, row) in blended.chunks_exact_mut(stride).enumerate() {
+                blend(y + i, &mut row[..width]);
+            }
+            turn_pairs(blended, turned, stride);
+            let out = &mut out[y * columns.len()..][..LANES * columns.len()];
+            // Videos of up to about four times the clip's size need few pairs.
+            match columns.pairs().count {
+                2 => shrink_rows::<2>(turned, columns, out),
+                3 => shrink_rows::<3>(turned, columns, out),
+                4 => shrink_rows::<4>(turned, columns, out),
+                5 => shrink_rows::<5>(turned, columns, out),
+                _ => shrink_rows::<0>(turned, columns, out),
+            }
+        }
+    }
+
+    /// From eight rows of `stride` samples to the pairs of neighbours, eight rows of a pair side by side. `stride` is a
+    /// multiple of 16.
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn turn_pairs(rows: &[i16], turned: &mut [i16], stride: usize) {
+        assert!(stride.is_multiple_of(2 * LANES) && rows.len() == LANES * stride && turned.len() == rows.len());
+        for x in (0..stride).step_by(2 * LANES) {
+            let row = |i: usize| {
+                // SAFETY: `x + 16 <= stride`, and there are eight rows of `stride`; the load needs no alignment.
+                unsafe { _mm256_loadu_si256(rows.as_ptr().add(i * stride + x).cast()) }
+            };
+            let neighbours = [0, 2, 4, 6].map(|i| {
+                let (upper, lower) = (row(i), row(i + 1));
+                [_mm256_unpacklo_epi32(upper, lower), _mm256_unpackhi_epi32(upper, lower)]
+            });
+            // Of rows 0 to 3 and 4 to 7: pairs 0 and 4, 1 and 5, 2 and 6, 3 and 7.
+            let fours = [0, 2].map(|i| {
+                let ([low, high], [below_low, below_high]) = (neighbours[i], neighbours[i + 1]);
+                [
+                    _mm256_unpacklo_epi64(low, below_low),
+                    _mm256_unpackhi_epi64(low, below_low),
+                    _mm256_unpacklo_epi64(high, below_high),
+                    _mm256_unpackhi_epi64(high, below_high),
+                ]
+            });
+            for pair in 0..4 {
+                let (upper, lower) = (fours[0][pair], fours[1][pair]);
+                let pairs =
+                    [_mm256_permute2x128_si256::<0x20>(upper, lower), _mm256_permute2x128_si256::<0x31>(upper, lower)];
+                for (pairs, pair) in pairs.into_iter().zip([pair, pair + 4]) {
+                    // SAFETY: pair `x / 2 + pair` is less than `stride / 2`, and each has 16 samples; as above.
+                    unsafe { _mm256_storeu_si256(turned.as_mut_ptr().add((x / 2 + pair) * 2 * LANES).cast(), pairs) };
+                }
             }
         }
     }
@@ -285,67 +338,54 @@ mod avx2 {
         }
     }
 
-    /// See [`kernel::shrink_row`], for two rows at a time; they have room for the padding of the last taps.
+    /// See [`kernel::shrink_row`], for the eight rows of `turned` at a time. `COUNT` is the number of pairs for each output,
+    /// 0 for any.
     #[inline]
     #[target_feature(enable = "avx2")]
-    fn shrink_rows(rows: [&[i16]; 2], columns: &Taps, out: [&mut [i16]; 2]) {
-        if columns.len() < 8 {
-            for (row, out) in rows.into_iter().zip(out) {
-                kernel::shrink_row(row, columns.first, columns, out);
-            }
-            return;
-        }
-        // Most videos are at most four times the clip's size, where one or two groups of taps are all.
-        match columns.width() / TAP_GROUP {
-            1 => shrink_rows_by::<1>(rows, columns, out),
-            2 => shrink_rows_by::<2>(rows, columns, out),
-            3 => shrink_rows_by::<3>(rows, columns, out),
-            _ => shrink_rows_by::<0>(rows, columns, out),
-        }
-    }
-
-    /// `GROUPS` is the number of groups of taps, 0 for any. The first row is in the lower half of each register, the
-    /// second in the upper: both take the same weights from the same places.
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn shrink_rows_by<const GROUPS: usize>(rows: [&[i16]; 2], columns: &Taps, out: [&mut [i16]; 2]) {
-        let width = if GROUPS == 0 { columns.width() } else { GROUPS * TAP_GROUP };
-        let (offsets, weights) = (columns.offsets(), columns.padded_weights());
-        assert!(width == columns.width() && weights.len() == offsets.len() * width);
-        let last = columns.end - columns.first - 1;
-        assert!(rows.iter().all(|row| row.len() > last + width));
-        let [upper_out, lower_out] = out;
-        assert!(upper_out.len() == offsets.len() && lower_out.len() == offsets.len());
-        // The bounds are checked above, once a row: checks at each load double the time.
-        let [upper, lower] = rows.map(<[i16]>::as_ptr);
-        let round = _mm256_set1_epi32(1 << (WEIGHT_BITS - 1));
-        for o in blocks(upper_out.len(), 8) {
-            let mut sums = [_mm256_setzero_si256(); 8];
+    fn shrink_rows<const COUNT: usize>(turned: &[i16], columns: &Taps, out: &mut [i16]) {
+        let pairs = columns.pairs();
+        let count = if COUNT == 0 { pairs.count } else { COUNT };
+        assert!(count == pairs.count && pairs.weights.len() == pairs.starts.len() * count);
+        let last = (columns.end - columns.first - 1) / 2;
+        assert!(turned.len() >= (last + count) * 2 * LANES);
+        let width = pairs.starts.len();
+        for o in blocks(width, LANES) {
+            let mut sums = [_mm256_set1_epi32(1 << (WEIGHT_BITS - 1)); LANES];
             for (k, sum) in sums.iter_mut().enumerate() {
-                let offset = offsets[o + k] as usize;
-                debug_assert!(offset <= last);
-                let mut tap = 0;
-                while tap < width {
-                    // SAFETY: `Taps` guarantees offsets of at most `last`, and the rows are longer than `last + width`; output
-                    // `o + k` has `width` weights, as asserted; and `tap + 8 <= width`, which is a multiple of 8. The loads
-                    // read 8 words each and need no alignment.
+                let start = pairs.starts[o + k];
+                debug_assert!(start <= last);
+                for p in 0..count {
+                    // SAFETY: an output's first sample is one of the source's, so `start <= last`, and `turned` holds 16 samples
+                    // for each pair before `last + count`; output `o + k` has `count` weights, as asserted. The loads need no
+                    // alignment.
                     let (samples, weights) = unsafe {
-                        let (upper, lower) = (upper.add(offset + tap), lower.add(offset + tap));
-                        let weights = _mm_loadu_si128(weights.as_ptr().add((o + k) * width + tap).cast());
-                        (_mm256_loadu2_m128i(lower.cast(), upper.cast()), _mm256_broadcastsi128_si256(weights))
+                        let weights = pairs.weights.as_ptr().add((o + k) * count + p);
+                        (
+                            _mm256_loadu_si256(turned.as_ptr().add((start + p) * 2 * LANES).cast()),
+                            _mm256_set1_epi32(weights.cast::<i32>().read_unaligned()),
+                        )
                     };
                     *sum = _mm256_add_epi32(*sum, _mm256_madd_epi16(samples, weights));
-                    tap += TAP_GROUP;
                 }
             }
-            let [a, b, c, d, e, f, g, h] = sums;
-            let left = _mm256_hadd_epi32(_mm256_hadd_epi32(a, b), _mm256_hadd_epi32(c, d));
-            let right = _mm256_hadd_epi32(_mm256_hadd_epi32(e, f), _mm256_hadd_epi32(g, h));
-            let left = _mm256_srai_epi32::<{ WEIGHT_BITS as i32 }>(_mm256_add_epi32(left, round));
-            let right = _mm256_srai_epi32::<{ WEIGHT_BITS as i32 }>(_mm256_add_epi32(right, round));
-            let both = _mm256_packs_epi32(left, right);
-            store_half(upper_out, o, _mm256_castsi256_si128(both));
-            store_half(lower_out, o, _mm256_extracti128_si256::<1>(both));
+            let [a, b, c, d, e, f, g, h] = sums.map(|sum| _mm256_srai_epi32::<{ WEIGHT_BITS as i32 }>(sum));
+            // In each half, two outputs of four rows; then two outputs of each row side by side; then eight outputs of a row.
+            let twos = [(a, b), (c, d), (e, f), (g, h)].map(|(first, second)| {
+                let mixed = _mm256_setr_epi8(
+                    0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7, 14, 15, 0, 1, 8, 9, 2, 3, 10, 11, 4, 5, 12, 13, 6, 7,
+                    14, 15,
+                );
+                _mm256_shuffle_epi8(_mm256_packs_epi32(first, second), mixed)
+            });
+            let (left, right) = ([twos[0], twos[1]], [twos[2], twos[3]]);
+            let [left, right] = [left, right].map(|[a, b]| [_mm256_unpacklo_epi32(a, b), _mm256_unpackhi_epi32(a, b)]);
+            for (i, (left, right)) in left.into_iter().zip(right).enumerate() {
+                let rows = [_mm256_unpacklo_epi64(left, right), _mm256_unpackhi_epi64(left, right)];
+                for (row, y) in rows.into_iter().zip(2 * i..) {
+                    store_half(out, y * width + o, _mm256_castsi256_si128(row));
+                    store_half(out, (y + 4) * width + o, _mm256_extracti128_si256::<1>(row));
+                }
+            }
         }
     }
 

@@ -117,14 +117,23 @@ impl Weights {
         let first = bands.iter().map(|(start, _)| *start).min().unwrap_or(0);
         let end = bands.iter().map(|(start, weights)| start + weights.len()).max().unwrap_or(0);
         let longest = bands.iter().map(|(_, weights)| weights.len()).max().unwrap_or(0);
-        let width = longest.next_multiple_of(TAP_GROUP);
-        let mut taps = Taps { first, end, offsets: Vec::new(), lens: Vec::new(), width, weights: Vec::new() };
+        let width = longest.next_multiple_of(2);
+        let mut taps = Taps {
+            first,
+            end,
+            offsets: Vec::new(),
+            lens: Vec::new(),
+            width,
+            weights: Vec::new(),
+            pairs: Pairs::default(),
+        };
         for (start, weights) in &mut bands {
-            taps.offsets.push((*start - first) as u32);
+            taps.offsets.push(*start - first);
             taps.lens.push(weights.len());
             weights.resize(width, 0);
             taps.weights.append(weights);
         }
+        taps.pairs = Pairs::of(&taps);
         taps
     }
 }
@@ -162,9 +171,6 @@ fn cubic(x: f64) -> f64 {
     }
 }
 
-/// Taps are padded with zeros to a multiple of this, the 16-bit lanes of one SIMD register.
-pub(super) const TAP_GROUP: usize = 8;
-
 /// Quantised weights of one axis.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Taps {
@@ -173,10 +179,36 @@ pub(super) struct Taps {
     /// One past the last source sample with any weight.
     pub(super) end: usize,
     /// First source sample of each output, from `first` on; less than `end - first`.
-    offsets: Vec<u32>,
+    offsets: Vec<usize>,
     lens: Vec<usize>,
+    /// Weights stored for each output, an even number: the rest are zeros.
     width: usize,
     weights: Vec<i16>,
+    pairs: Pairs,
+}
+
+/// The weights of [`Taps`] for pairs of neighbouring samples: 0 and 1, 2 and 3, ... from [`Taps::first`] on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Pairs {
+    /// Pairs that count for each output, padded with zeros.
+    pub(super) count: usize,
+    /// First pair of each output; its first sample is one of the source's.
+    pub(super) starts: Vec<usize>,
+    /// Weights of all outputs, `count` pairs for each.
+    pub(super) weights: Vec<[i16; 2]>,
+}
+
+impl Pairs {
+    fn of(taps: &Taps) -> Self {
+        let odd = |o: usize| taps.offsets[o] % 2;
+        let count = (0..taps.len()).map(|o| (odd(o) + taps.lens[o]).div_ceil(2)).max().unwrap_or(0);
+        let mut pairs = Self { count, starts: Vec::new(), weights: vec![[0; 2]; taps.len() * count] };
+        for (o, weights) in pairs.weights.chunks_exact_mut(count.max(1)).enumerate() {
+            pairs.starts.push(taps.offsets[o] / 2);
+            weights.as_flattened_mut()[odd(o)..][..taps.lens[o]].copy_from_slice(taps.band(o).1);
+        }
+        pairs
+    }
 }
 
 impl Taps {
@@ -185,32 +217,22 @@ impl Taps {
         self.offsets.len()
     }
 
-    /// Weights stored for each output, a multiple of [`TAP_GROUP`].
-    pub(super) fn width(&self) -> usize {
-        self.width
-    }
-
     /// First source sample of output `o`, and its weights without padding.
     #[inline]
     pub(super) fn band(&self, o: usize) -> (usize, &[i16]) {
-        (self.first + self.offsets[o] as usize, &self.weights[o * self.width..][..self.lens[o]])
+        (self.first + self.offsets[o], &self.weights[o * self.width..][..self.lens[o]])
     }
 
     /// As [`Taps::band`], with a zero after an odd number of weights.
     #[inline]
     pub(super) fn band_of_pairs(&self, o: usize) -> (usize, &[[i16; 2]]) {
         let weights = &self.weights[o * self.width..][..self.lens[o].next_multiple_of(2)];
-        (self.first + self.offsets[o] as usize, weights.as_chunks().0)
+        (self.first + self.offsets[o], weights.as_chunks().0)
     }
 
-    /// First source sample of each output, from [`Taps::first`] on.
-    pub(super) fn offsets(&self) -> &[u32] {
-        &self.offsets
-    }
-
-    /// Weights of all outputs, [`Taps::width`] for each.
-    pub(super) fn padded_weights(&self) -> &[i16] {
-        &self.weights
+    /// The weights for pairs of samples.
+    pub(super) fn pairs(&self) -> &Pairs {
+        &self.pairs
     }
 }
 
@@ -264,6 +286,11 @@ mod tests {
                 let (start, weights) = taps.band(o);
                 prop_assert!(start >= taps.first && start + weights.len() <= taps.end);
                 prop_assert_eq!(weights.iter().map(|&w| i32::from(w)).sum::<i32>(), 1 << WEIGHT_BITS);
+                let pairs = taps.pairs();
+                let before = start - taps.first - 2 * pairs.starts[o];
+                let mut paired = pairs.weights[o * pairs.count..][..pairs.count].as_flattened().to_vec();
+                prop_assert_eq!(paired.drain(before..before + weights.len()).collect::<Vec<_>>(), weights);
+                prop_assert!(paired.iter().all(|&w| w == 0));
             }
         }
 
