@@ -7,6 +7,7 @@
 
 use std::time::Instant;
 
+use candle_conv3d::{TrainingAllocator, keep_freed_memory};
 use candle_core::{Device, Tensor};
 use candle_nn::loss::cross_entropy;
 use kinetoscope::model::spec::{Architecture, ClipSpec, Family, ModelSpec, Preprocessing, Shortcut, Stem};
@@ -14,9 +15,13 @@ use kinetoscope::train::network::{self, Layer, Network};
 use kinetoscope::train::optimizer::{Optimizer, OptimizerConfig};
 use kinetoscope::train::sgd::SgdConfig;
 
+#[global_allocator]
+static ALLOCATOR: TrainingAllocator = TrainingAllocator;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut numbers = std::env::args().skip(1).map(|arg| arg.parse::<usize>());
     let (batch, steps) = (numbers.next().transpose()?.unwrap_or(8), numbers.next().transpose()?.unwrap_or(5));
+    keep_freed_memory();
     let spec = ModelSpec {
         name: "resnet-34".to_owned(),
         version: "1".to_owned(),

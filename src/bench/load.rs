@@ -65,6 +65,7 @@ pub fn time_loading(loader: &Loader, time: Duration) -> Result<LoadTiming, LoadB
 /// Trains a network of the layout for at least `time` on the CPU: forward in training mode, loss and gradients. Only the
 /// optimiser's step is left out, which would make waiting a smaller part.
 pub fn time_feeding(loader: &Loader, layout: &Layout, time: Duration) -> Result<FeedTiming, LoadBenchError> {
+    candle_conv3d::keep_freed_memory();
     let variables = VarMap::new();
     let network = ResNet3d::new(layout, VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu))?;
     let mut batches = Batches::new(loader)?;

@@ -107,6 +107,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let out = args.out.as_deref().context("--out is missing")?;
     let model = starting_model(&args, &dataset, out)?;
     let device = parse_device(&args.device)?;
+    if device.is_cpu() {
+        candle_conv3d::keep_freed_memory();
+    }
     rayon::ThreadPoolBuilder::new().num_threads(args.engine.threads()).build_global().context("can't start threads")?;
 
     let WorldArgs { rank, world_size, .. } = args.world;

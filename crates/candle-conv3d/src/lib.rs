@@ -30,6 +30,7 @@
 //!
 //! A global average pool needs no layer: `x.flatten_from(2)?.mean(2)?` is (n, c).
 
+mod allocator;
 mod batch_norm;
 mod conv3d;
 mod cpu;
@@ -39,6 +40,7 @@ pub mod plan;
 pub mod reference;
 mod train;
 
+pub use allocator::{TrainingAllocator, keep_freed_memory};
 pub use batch_norm::{Activation, BatchNormOutput, add_relu, batch_norm, fixed_norm};
 pub use conv3d::{Conv3d, Conv3dConfig, conv3d, conv3d_no_bias};
 pub use geometry::GeometryError;

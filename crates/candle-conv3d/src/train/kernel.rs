@@ -1,44 +1,75 @@
 //! The inner loops: two register-blocked matrix products and a transposition.
 //!
-//! All three have an AVX2+FMA version and a portable one, chosen once at run time. A panel is [`PANEL`]
-//! neighbouring output channels, contiguous for each row of a matrix.
+//! All three have a version for AVX2+FMA and a portable one, the products one for AVX-512 too, chosen once at run time. A
+//! panel is [`PANEL`] neighbouring output channels, contiguous for each row of a matrix.
 
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
+use std::ops::Range;
 use std::sync::LazyLock;
 
-/// Channels a panel holds: two AVX vectors.
+use crate::cpu::InstructionSet;
+
+/// Channels a panel holds: two AVX2 vectors, one of AVX-512.
 pub(crate) const PANEL: usize = 16;
 
-/// Rows of a register block. 6 x 16 takes 12 of the 16 vector registers and leaves room for the operands.
-pub(crate) const BLOCK: usize = 6;
+static INSTRUCTIONS: LazyLock<InstructionSet> = LazyLock::new(InstructionSet::detect);
 
-static HAS_AVX2: LazyLock<bool> = LazyLock::new(|| {
-    #[cfg(target_arch = "x86_64")]
-    {
-        is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")
+/// Rows of a register block. On AVX2, 6 x 16 takes 12 of the 16 vector registers and leaves room for the operands; on
+/// AVX-512 16 x 16 takes half of 32.
+fn block_rows() -> usize {
+    match *INSTRUCTIONS {
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx512 => 16,
+        _ => 6,
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    {
-        false
-    }
-});
-
-/// Whether the vector kernels run here.
-pub(crate) fn has_avx2() -> bool {
-    *HAS_AVX2
 }
 
 /// Runs `f` compiled for the best vectors this machine has, as far as it is inlined.
 #[inline(always)]
 pub(crate) fn vectorized<T>(f: impl FnOnce() -> T) -> T {
-    #[cfg(target_arch = "x86_64")]
-    if has_avx2() {
-        // SAFETY: AVX2 and FMA were detected.
-        return unsafe { avx2::run(f) };
+    match *INSTRUCTIONS {
+        // SAFETY: the instructions were detected.
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx512 => unsafe { avx512::run(f) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx2 => unsafe { avx2::run(f) },
+        InstructionSet::Portable => f(),
     }
-    f()
+}
+
+/// Splits `0..len` into the fewest parts of at most `max`, as equal as can be: 7 rows as 4 + 3 keep the pipeline fuller
+/// than 6 + 1.
+fn parts(len: usize, max: usize) -> impl Iterator<Item = Range<usize>> {
+    let count = len.div_ceil(max);
+    (0..count).map(move |i| i * len / count..(i + 1) * len / count)
+}
+
+/// Calls a function generic over the rows of a block, of which there are 1 to 16.
+macro_rules! for_rows {
+    ($rows:expr, $function:ident($($argument:expr),*)) => {
+        match $rows {
+            1 => $function::<1>($($argument),*),
+            2 => $function::<2>($($argument),*),
+            3 => $function::<3>($($argument),*),
+            4 => $function::<4>($($argument),*),
+            5 => $function::<5>($($argument),*),
+            6 => $function::<6>($($argument),*),
+            7 => $function::<7>($($argument),*),
+            8 => $function::<8>($($argument),*),
+            9 => $function::<9>($($argument),*),
+            10 => $function::<10>($($argument),*),
+            11 => $function::<11>($($argument),*),
+            12 => $function::<12>($($argument),*),
+            13 => $function::<13>($($argument),*),
+            14 => $function::<14>($($argument),*),
+            15 => $function::<15>($($argument),*),
+            16 => $function::<16>($($argument),*),
+            rows => unreachable!("a block of {rows} rows"),
+        }
+    };
 }
 
 /// The left matrix of a product, read in place: row `r` is the concatenation, over `runs`, of the `run_len` floats
@@ -65,33 +96,23 @@ pub(crate) fn product(left: Gathered, panel: &[f32], out: &mut [f32]) {
     left.check();
     assert!(panel.len() >= left.runs.len() * left.run_len * PANEL, "the panel is shorter than the rows");
     assert!(out.len() >= left.rows.len() * PANEL, "the output holds fewer rows than the left matrix");
-    let mut start = 0;
-    while start < left.rows.len() {
-        let remaining = left.rows.len() - start;
-        // 7 rows as 4 + 3 keep the pipeline fuller than 6 + 1.
-        let count =
-            if remaining > BLOCK && remaining < 2 * BLOCK { remaining.div_ceil(2) } else { remaining.min(BLOCK) };
-        let block = Gathered { rows: &left.rows[start..start + count], ..left };
-        let out = &mut out[start * PANEL..(start + count) * PANEL];
-        match count {
-            1 => product_block::<1>(block, panel, out),
-            2 => product_block::<2>(block, panel, out),
-            3 => product_block::<3>(block, panel, out),
-            4 => product_block::<4>(block, panel, out),
-            5 => product_block::<5>(block, panel, out),
-            _ => product_block::<BLOCK>(block, panel, out),
-        }
-        start += count;
+    for rows in parts(left.rows.len(), block_rows()) {
+        let block = Gathered { rows: &left.rows[rows.clone()], ..left };
+        let out = &mut out[rows.start * PANEL..rows.end * PANEL];
+        for_rows!(rows.len(), product_block(block, panel, out));
     }
 }
 
 fn product_block<const R: usize>(left: Gathered, panel: &[f32], out: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    if has_avx2() {
-        // SAFETY: AVX2 and FMA were detected; `product` has checked that rows, panel and output lie in their slices,
-        // and a block has R rows.
-        unsafe { avx2::product_block::<R>(left, panel.as_ptr(), out.as_mut_ptr()) };
-        return;
+    match *INSTRUCTIONS {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instructions were detected; `product` has checked that rows, panel and output lie in their
+        // slices, and a block has R rows.
+        InstructionSet::Avx512 => return unsafe { avx512::product_block::<R>(left, panel.as_ptr(), out.as_mut_ptr()) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        InstructionSet::Avx2 => return unsafe { avx2::product_block::<R>(left, panel.as_ptr(), out.as_mut_ptr()) },
+        InstructionSet::Portable => {}
     }
     let mut sums = [[0f32; PANEL]; R];
     for (&run, panel) in left.runs.iter().zip(panel.chunks_exact(left.run_len * PANEL)) {
@@ -114,31 +135,26 @@ pub(crate) fn accumulate_transposed(left: Gathered, panel: &[f32], out: &mut [f3
     let &[offset] = left.runs else { panic!("the transposed product takes one run") };
     assert!(panel.len() >= left.rows.len() * PANEL, "the panel is shorter than the rows");
     assert!(out.len() >= left.run_len * PANEL, "the output holds fewer rows than the left matrix has columns");
-    let mut start = 0;
-    while start < left.run_len {
-        let count = (left.run_len - start).min(BLOCK);
-        let runs = &[offset + start];
-        let block = Gathered { runs, run_len: count, ..left };
-        let out = &mut out[start * PANEL..(start + count) * PANEL];
-        match count {
-            1 => transposed_block::<1>(block, panel, out),
-            2 => transposed_block::<2>(block, panel, out),
-            3 => transposed_block::<3>(block, panel, out),
-            4 => transposed_block::<4>(block, panel, out),
-            5 => transposed_block::<5>(block, panel, out),
-            _ => transposed_block::<BLOCK>(block, panel, out),
-        }
-        start += count;
+    for columns in parts(left.run_len, block_rows()) {
+        let runs = &[offset + columns.start];
+        let block = Gathered { runs, run_len: columns.len(), ..left };
+        let out = &mut out[columns.start * PANEL..columns.end * PANEL];
+        for_rows!(columns.len(), transposed_block(block, panel, out));
     }
 }
 
 fn transposed_block<const R: usize>(left: Gathered, panel: &[f32], out: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    if has_avx2() {
-        // SAFETY: AVX2 and FMA were detected; `accumulate_transposed` has checked that rows, panel and output lie in
-        // their slices, and a block has R columns.
-        unsafe { avx2::transposed_block::<R>(left, panel.as_ptr(), out.as_mut_ptr()) };
-        return;
+    match *INSTRUCTIONS {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: the instructions were detected; `accumulate_transposed` has checked that rows, panel and output lie
+        // in their slices, and a block has R columns.
+        InstructionSet::Avx512 => {
+            return unsafe { avx512::transposed_block::<R>(left, panel.as_ptr(), out.as_mut_ptr()) };
+        }
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: as above.
+        InstructionSet::Avx2 => return unsafe { avx2::transposed_block::<R>(left, panel.as_ptr(), out.as_mut_ptr()) },
+        InstructionSet::Portable => {}
     }
     let mut sums = [[0f32; PANEL]; R];
     for (&row, weights) in left.rows.iter().zip(panel.chunks_exact(PANEL)) {
@@ -180,7 +196,8 @@ pub(crate) unsafe fn transpose_shared(
     dst_column: impl Fn(usize) -> usize,
 ) {
     #[cfg(target_arch = "x86_64")]
-    let (whole_rows, whole_columns) = if has_avx2() { (rows / 8 * 8, columns / 8 * 8) } else { (0, 0) };
+    let (whole_rows, whole_columns) =
+        if *INSTRUCTIONS == InstructionSet::Portable { (0, 0) } else { (rows / 8 * 8, columns / 8 * 8) };
     #[cfg(not(target_arch = "x86_64"))]
     let (whole_rows, whole_columns) = (0, 0);
     #[cfg(target_arch = "x86_64")]
@@ -233,6 +250,71 @@ impl<'a> Shared<'a> {
     pub(crate) unsafe fn slice(&self, index: usize, count: usize) -> &mut [f32] {
         // SAFETY: `at` has checked the place; the caller vouches that it is this thread's own.
         unsafe { std::slice::from_raw_parts_mut(self.at(index, count), count) }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::{Gathered, PANEL};
+
+    /// # Safety
+    /// Needs AVX-512F, AVX2 and FMA.
+    #[target_feature(enable = "avx512f,avx2,fma")]
+    pub(super) unsafe fn run<T>(f: impl FnOnce() -> T) -> T {
+        f()
+    }
+
+    /// # Safety
+    /// Needs AVX-512F; and R rows in `left`, all of whose runs lie in its data, `panel` of (k, 16) and `out` of (R, 16).
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn product_block<const R: usize>(left: Gathered, mut panel: *const f32, out: *mut f32) {
+        let mut sums = [_mm512_setzero_ps(); R];
+        for &run in left.runs {
+            // SAFETY: the caller vouches for rows, runs, panel and output; `panel` moves by one row each step and ends
+            // one past its last.
+            unsafe {
+                let mut rows = [std::ptr::null(); R];
+                for (r, row) in rows.iter_mut().enumerate() {
+                    *row = left.data.as_ptr().add(*left.rows.get_unchecked(r) + run);
+                }
+                for k in 0..left.run_len {
+                    let weights = _mm512_loadu_ps(panel);
+                    for (sum, row) in sums.iter_mut().zip(rows) {
+                        *sum = _mm512_fmadd_ps(_mm512_set1_ps(*row.add(k)), weights, *sum);
+                    }
+                    panel = panel.add(PANEL);
+                }
+            }
+        }
+        for (r, sum) in sums.into_iter().enumerate() {
+            // SAFETY: `out` holds R rows of 16.
+            unsafe { _mm512_storeu_ps(out.add(r * PANEL), sum) };
+        }
+    }
+
+    /// # Safety
+    /// Needs AVX-512F; and one run of R floats in `left`, `panel` of (positions, 16) and `out` of (R, 16).
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn transposed_block<const R: usize>(left: Gathered, mut panel: *const f32, out: *mut f32) {
+        let mut sums = [_mm512_setzero_ps(); R];
+        // SAFETY: the caller vouches for rows, run, panel and output.
+        unsafe {
+            let data = left.data.as_ptr().add(left.runs[0]);
+            for &row in left.rows {
+                let x = data.add(row);
+                let weights = _mm512_loadu_ps(panel);
+                for (r, sum) in sums.iter_mut().enumerate() {
+                    *sum = _mm512_fmadd_ps(_mm512_set1_ps(*x.add(r)), weights, *sum);
+                }
+                panel = panel.add(PANEL);
+            }
+            for (r, sum) in sums.into_iter().enumerate() {
+                let out = out.add(r * PANEL);
+                _mm512_storeu_ps(out, _mm512_add_ps(_mm512_loadu_ps(out), sum));
+            }
+        }
     }
 }
 
