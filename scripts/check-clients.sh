@@ -49,6 +49,11 @@ PYTHON
 }
 check "$python" examples/python/classify.py
 check "$python" examples/python/classify.py --stream
+if PYTHONPATH="$work" "$python" examples/python/classify.py --server "$address" "$0" 2>"$work/errors"; then
+    echo "a script is no video" >&2
+    exit 1
+fi
+grep -F 'INVALID_ARGUMENT (NOT_A_VIDEO)' "$work/errors"
 check "$python" examples/python/oip.py
 check "$python" examples/python/oip.py --stream
 check "$python" examples/python/reflect.py

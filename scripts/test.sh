@@ -23,6 +23,9 @@ fi
 step "clients in Python"
 ./scripts/check-clients.sh
 
+step guides
+./scripts/check-guides.sh
+
 step deployment
 ./scripts/check-deploy.sh
 

@@ -11,6 +11,8 @@ import json
 import sys
 
 import grpc
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
 from kinetoscope.v1 import kinetoscope_pb2 as api
 from kinetoscope.v1 import kinetoscope_pb2_grpc as services
 
@@ -42,6 +44,16 @@ def classify(client, path, options, timeout):
     return client.ClassifyVideo(request, timeout=timeout).classification
 
 
+def reason(error):
+    """The stable name of what went wrong, such as VIDEO_TOO_LARGE; none if it was not the server that said it."""
+    status = rpc_status.from_call(error)
+    info = error_details_pb2.ErrorInfo()
+    for detail in status.details if status else []:
+        if detail.Unpack(info):
+            return info.reason
+    return None
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("videos", nargs="+", metavar="VIDEO")
@@ -62,7 +74,7 @@ def main():
                 call = classify_stream if args.stream else classify
                 answer = call(client, path, options, args.timeout)
             except grpc.RpcError as error:
-                print(f"{path}: {error.code().name}: {error.details()}", file=sys.stderr)
+                print(f"{path}: {error.code().name} ({reason(error)}): {error.details()}", file=sys.stderr)
                 failed = True
                 continue
             labels = [{"label": label.label, "score": label.score} for label in answer.labels]

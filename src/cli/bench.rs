@@ -218,7 +218,7 @@ fn bench_serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
         let name = args.model_name.unwrap_or_default();
         let payload = match args.clips {
             Some(clips) => {
-                let model = clients[0].model(&name).await.map_err(|status| anyhow::anyhow!("{}", status.message()))?;
+                let model = clients[0].model(&name).await.map_err(|status| super::classify::describe(&status))?;
                 Payload::noise(&model, clips.into())
             }
             None => {

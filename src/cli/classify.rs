@@ -1,8 +1,10 @@
 //! `kinetoscope classify`.
 
 use std::collections::{BTreeMap, HashSet};
+use std::error::Error;
 use std::fs::File;
 use std::io::{Read, Write};
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -297,9 +299,12 @@ impl Refusal {
     }
 }
 
-fn describe(status: &Status) -> anyhow::Error {
+pub(super) fn describe(status: &Status) -> anyhow::Error {
     let reason = status.get_details_error_info().map_or_else(String::new, |info| format!(" ({})", info.reason));
-    Refusal { code: status.code(), reason, message: status.message().to_owned() }.into()
+    // An error of the connection tells what it is by its causes only.
+    let causes = iter::successors(status.source(), |&error| error.source()).map(ToString::to_string);
+    let message = super::words_of(iter::once(status.message().to_owned()).chain(causes));
+    Refusal { code: status.code(), reason, message }.into()
 }
 
 /// Where answers go.

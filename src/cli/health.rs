@@ -6,6 +6,7 @@ use anyhow::Context;
 use clap::Args as ClapArgs;
 use humantime::Duration;
 
+use super::classify::describe;
 use super::model::ServerArgs;
 
 /// Ask whether a server takes requests
@@ -29,7 +30,7 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let Args { server, timeout, access } = args;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let ask = async { anyhow::Ok(access.connect(&server).await?.is_serving().await?) };
+    let ask = async { access.connect(&server).await?.is_serving().await.map_err(|status| describe(&status)) };
     let asked = runtime.block_on(async { tokio::time::timeout(timeout.into(), ask).await });
     if asked.with_context(|| format!("the server {server} gave no answer within {timeout}"))?? {
         println!("serving");

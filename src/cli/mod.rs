@@ -159,10 +159,21 @@ impl Cli {
             Command::DecodeWorker => unreachable!("it ran before"),
         };
         result.unwrap_or_else(|error| {
-            eprintln!("kinetoscope: {error:#}");
+            eprintln!("kinetoscope: {}", with_causes(&error));
             ExitCode::FAILURE
         })
     }
+}
+
+/// An error and its causes, those once that say the same as what they caused.
+fn with_causes(error: &anyhow::Error) -> String {
+    words_of(error.chain().map(ToString::to_string))
+}
+
+fn words_of(causes: impl Iterator<Item = String>) -> String {
+    let mut causes: Vec<String> = causes.collect();
+    causes.dedup();
+    causes.join(": ")
 }
 
 fn man(directory: &Path) -> anyhow::Result<ExitCode> {

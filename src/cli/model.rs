@@ -71,6 +71,14 @@ pub(super) struct ServerArgs {
     /// Root of the server's certificate, a PEM file, for https; the system's roots if absent
     #[arg(long, env = "KINETOSCOPE_CA", value_name = "FILE")]
     ca: Option<std::path::PathBuf>,
+
+    /// Certificate to show to a server that wants one of its clients (its --tls-client-ca), a PEM file
+    #[arg(long, env = "KINETOSCOPE_CLIENT_CERTIFICATE", value_name = "FILE", requires = "client_key")]
+    client_certificate: Option<std::path::PathBuf>,
+
+    /// Private key of that certificate, a PEM file
+    #[arg(long, env = "KINETOSCOPE_CLIENT_KEY", value_name = "FILE", requires = "client_certificate")]
+    client_key: Option<std::path::PathBuf>,
 }
 
 #[cfg(feature = "video")]
@@ -80,7 +88,12 @@ impl ServerArgs {
         let read =
             |path: &std::path::PathBuf| std::fs::read(path).with_context(|| format!("can't read {}", path.display()));
         let ca = self.ca.as_ref().map(read).transpose()?;
-        let connection = crate::rpc::client::Connection { server: server.to_owned(), token: self.token.clone(), ca };
+        let identity = match (&self.client_certificate, &self.client_key) {
+            (Some(certificate), Some(key)) => Some((read(certificate)?, read(key)?)),
+            _ => None,
+        };
+        let token = self.token.clone();
+        let connection = crate::rpc::client::Connection { server: server.to_owned(), token, ca, identity };
         let connected = crate::rpc::client::Client::connect(&connection, TIMEOUT).await;
         connected.with_context(|| format!("can't connect to the server {server}"))
     }

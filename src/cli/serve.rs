@@ -182,6 +182,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         println!("the configuration is valid");
         return Ok(ExitCode::SUCCESS);
     }
+    // Not part of the check, which another user may run on another machine.
+    if let Some(spool) = &args.spool {
+        tempfile::tempfile_in(spool).with_context(|| format!("can't write to the spool {}", spool.display()))?;
+    }
     let threads = args.engine.threads();
     let engine_config =
         EngineConfig { max_delay: args.max_delay.into(), ..EngineConfig::new(threads, args.max_batch.into()) };

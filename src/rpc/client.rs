@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tokio_stream::{Stream, StreamExt};
 use tonic::metadata::AsciiMetadataValue;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint, Identity};
 use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
@@ -46,6 +46,8 @@ pub struct Connection {
     pub token: Option<String>,
     /// Roots of the server's certificate in PEM; the system's if `None`.
     pub ca: Option<Vec<u8>>,
+    /// Certificate and private key in PEM, for a server that wants clients to have them.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
 }
 
 /// Why there is no connection.
@@ -67,6 +69,9 @@ impl Client {
         let mut tls = ClientTlsConfig::new().with_native_roots();
         if let Some(ca) = &connection.ca {
             tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));
+        }
+        if let Some((certificate, key)) = &connection.identity {
+            tls = tls.identity(Identity::from_pem(certificate, key));
         }
         let token = |token: &String| format!("Bearer {token}").parse().map_err(|_| ConnectError::Token);
         let authorization = connection.token.as_ref().map(token).transpose()?;

@@ -7,6 +7,7 @@ pub mod client;
 mod cpu_time;
 mod http;
 mod inference;
+mod reason;
 mod request;
 mod service;
 mod status;
@@ -35,6 +36,7 @@ use admission::MessageMemory;
 pub use auth::{Tokens, TokensError};
 use oip::grpc_inference_service_server::GrpcInferenceServiceServer;
 use proto::video_classification_service_server::VideoClassificationServiceServer;
+pub use reason::Reason;
 pub use status::code_name;
 
 /// Generated from `proto/kinetoscope/v1/kinetoscope.proto`.

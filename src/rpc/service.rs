@@ -11,7 +11,7 @@ use super::proto::video_classification_service_server::VideoClassificationServic
 use super::proto::{self, video};
 use super::request::Deadline;
 use super::stream::Answers;
-use super::{ServeOptions, Services, batch, status, stream, wire};
+use super::{Reason, ServeOptions, Services, batch, status, stream, wire};
 use crate::classify::{Classification, ClassifyOptions, ClipScores};
 use crate::engine::Engine;
 use crate::video::Source;
@@ -128,7 +128,7 @@ impl Service {
         deadline: Option<Deadline>,
     ) -> Result<proto::VideoClassification, Status> {
         let source = video.and_then(|video| video.source).ok_or_else(|| {
-            status::invalid("VIDEO_MISSING", "the request has no video: set video.content or video.uri")
+            status::invalid(Reason::VideoMissing, "the request has no video: set video.content or video.uri")
         })?;
         if let video::Source::Content(content) = &source {
             self.services.metrics.received(content.len() as u64);

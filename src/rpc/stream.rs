@@ -19,7 +19,7 @@ use super::proto::classify_video_stream_request::Payload;
 use super::proto::classify_video_stream_response::Event;
 use super::proto::{self, ClassifyVideoStreamRequest, ClassifyVideoStreamResponse};
 use super::service::{self, Service};
-use super::{status, wire};
+use super::{Reason, status, wire};
 use crate::metrics::Stage;
 use crate::video::{Source, SpoolError, SpoolOptions, SpoolWriter, spool};
 
@@ -88,7 +88,7 @@ async fn run(
     let (options, first_chunk) = match first {
         Some(Payload::Options(options)) => (options, None),
         Some(Payload::Chunk(chunk)) => (proto::ClassificationOptions::default(), Some(chunk)),
-        None => return Err(status::invalid("VIDEO_MISSING", "the call has no video: send chunks")),
+        None => return Err(status::invalid(Reason::VideoMissing, "the call has no video: send chunks")),
     };
     let engine = service.engine(options.model.as_ref())?;
     let options = service.options(&options, deadline)?;
@@ -196,7 +196,7 @@ impl Upload<'_> {
             match self.messages.message().await? {
                 Some(ClassifyVideoStreamRequest { payload: Some(Payload::Chunk(chunk)) }) => next = Some(chunk),
                 Some(ClassifyVideoStreamRequest { payload: Some(Payload::Options(_)) }) => {
-                    return Err(status::invalid("OPTIONS_NOT_FIRST", "options may only be in the first message"));
+                    return Err(status::invalid(Reason::OptionsNotFirst, "options may only be in the first message"));
                 }
                 Some(ClassifyVideoStreamRequest { payload: None }) => {}
                 None => {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::proto;
+use super::{Reason, proto};
 use crate::classify::scores::{self, LabelScore, Segment, SegmentMode};
 use crate::classify::{Classification, ClassifyOptions, ClipScores, Partial};
 use crate::engine::batcher::Priority;
@@ -31,12 +31,11 @@ pub enum OptionsError {
 }
 
 impl OptionsError {
-    /// Stable reason for `google.rpc.ErrorInfo`.
-    pub(super) fn reason(&self) -> &'static str {
+    pub(super) fn reason(&self) -> Reason {
         match self {
-            Self::SegmentMode(_) => "UNKNOWN_SEGMENT_MODE",
-            Self::Priority(_) => "UNKNOWN_PRIORITY",
-            Self::Time { .. } => "INVALID_TIME_RANGE",
+            Self::SegmentMode(_) => Reason::UnknownSegmentMode,
+            Self::Priority(_) => Reason::UnknownPriority,
+            Self::Time { .. } => Reason::InvalidTimeRange,
         }
     }
 }

@@ -10,7 +10,7 @@ use kinetoscope::rpc::client::{Client, Connection};
 use kinetoscope::rpc::{ServeOptions, Tls, Tokens, proto};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tonic::Code;
-use tonic::transport::{Certificate, Channel, ClientTlsConfig, Identity};
+use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
@@ -100,16 +100,12 @@ async fn mtls_needs_a_certificate_of_the_client() {
     let tls = Tls { certificate, key, client_ca: Some(authority.pem()) };
     let server = server(ServeOptions { tls: Some(tls), ..ServeOptions::default() }).await;
     let connect = async |identity: Option<(Vec<u8>, Vec<u8>)>| {
-        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(authority.pem()));
-        if let Some((certificate, key)) = identity {
-            tls = tls.identity(Identity::from_pem(certificate, key));
-        }
-        let endpoint = Channel::from_shared(format!("https://localhost:{}", server.address.port())).unwrap();
-        let channel = endpoint.tls_config(tls).unwrap().connect().await?;
-        let health = HealthClient::new(channel).check(HealthCheckRequest::default()).await;
-        health.map_err(Box::<dyn std::error::Error>::from)
+        let server = format!("https://localhost:{}", server.address.port());
+        let connection = Connection { server, ca: Some(authority.pem()), identity, token: None };
+        let mut client = Client::connect(&connection, Duration::from_secs(5)).await?;
+        client.is_serving().await.map_err(Box::<dyn std::error::Error>::from)
     };
-    assert!(connect(Some(authority.issue("client"))).await.is_ok());
+    assert!(connect(Some(authority.issue("client"))).await.unwrap());
     assert!(connect(None).await.is_err());
     assert!(connect(Some(Authority::new().issue("client"))).await.is_err());
 }

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use tokio::sync::mpsc;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::batch;
 use super::oip::grpc_inference_service_server::GrpcInferenceService;
 use super::oip::model_infer_response::InferOutputTensor;
 use super::oip::model_metadata_response::TensorMetadata;
@@ -22,6 +21,7 @@ use super::request::Deadline;
 use super::service::{self, Service};
 use super::status;
 use super::stream::Answers;
+use super::{Reason, batch};
 use crate::classify::scores::{softmax, top_labels};
 use crate::classify::{ClassifyError, ClassifyOptions};
 use crate::engine::batcher::Priority;
@@ -33,7 +33,7 @@ use tensors::{CLIPS, EMBEDDING, Input, Output, PROBABILITIES, TensorError, VIDEO
 
 impl From<TensorError> for Status {
     fn from(error: TensorError) -> Self {
-        status::invalid("INVALID_TENSOR", error.to_string())
+        status::invalid(Reason::InvalidTensor, error.to_string())
     }
 }
 
@@ -362,7 +362,7 @@ impl GrpcInferenceService for Service {
         if let Some(parameter) = parameters.keys().next() {
             let message =
                 format!("parameter {parameter:?} is not supported: models are loaded as their files have them");
-            return Err(status::invalid("PARAMETER_UNSUPPORTED", message));
+            return Err(status::invalid(Reason::ParameterUnsupported, message));
         }
         self.change_models(move |models| models.load(&model_name)).await?;
         Ok(Response::new(oip::RepositoryModelLoadResponse {}))
