@@ -75,9 +75,7 @@ training() {
     local run=$out/$1
     shift
     [ ! -e "$run/done" ] || return 0
-    # With huge pages a step takes a tenth less (docs/training.md).
-    GLIBC_TUNABLES=glibc.malloc.hugetlb=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184 \
-        "$bin/kinetoscope" train --data "$out/videos" --out "$run" --resume \
+    "$bin/kinetoscope" train --data "$out/videos" --out "$run" --resume \
         --license 'MIT OR Apache-2.0' \
         --no-flip --crop center --color-jitter 0.3 --batch-size 16 --nesterov --weight-decay 0.0005 \
         --schedule multistep "$@"
