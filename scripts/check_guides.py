@@ -27,7 +27,8 @@ health | bench) export KINETOSCOPE_SERVER="${{KINETOSCOPE_SERVER:-{address}}}" ;
 esac
 exec "{kinetoscope}" "$@"
 """
-TIME_LIMIT = 120
+# Of which a package index takes most.
+TIME_LIMIT = 300
 
 
 def main():
