@@ -190,7 +190,7 @@ impl Backend {
         let threads = args.engine.threads();
         let metrics = Arc::new(Metrics::default());
         let config = EngineConfig::new(threads, EngineConfig::DEFAULT_MAX_BATCH);
-        let engine = Engine::start(model::load(args.model.as_deref())?, config, &metrics)?;
+        let engine = Engine::start(model::load(args.model.as_ref())?, config, &metrics)?;
         let pool = PoolOptions { threads, open_videos: args.concurrency.into() };
         let classifier = Classifier::new(Limits::default(), args.decode_isolation.into(), pool, metrics);
         Ok(Self::Local { engine: Box::new(engine), classifier: Box::new(classifier) })

@@ -1,11 +1,15 @@
 //! Arguments that choose a model and how it runs, shared by several subcommands.
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use clap::builder::{OsStringValueParser, TryMapValueParser, TypedValueParser, ValueParserFactory};
 use clap::{Args, ValueEnum};
 
+use crate::config;
 use crate::engine::EngineConfig;
+use crate::hub::{Hub, InvalidName, ModelSource};
 use crate::model::builtin;
 use crate::model::file::Model;
 use crate::model::spec::Shortcut;
@@ -90,9 +94,9 @@ impl ServerArgs {
 #[cfg(feature = "video")]
 #[derive(Debug, Args)]
 pub(super) struct BackendArgs {
-    /// Model file; the built-in model if absent
+    /// Model file, or one on the Hugging Face Hub as hf:ORG/REPO[/FILE][@REVISION]; the built-in model if absent
     #[arg(long, env = "KINETOSCOPE_MODEL", value_name = "FILE", conflicts_with = "server")]
-    pub(super) model: Option<std::path::PathBuf>,
+    pub(super) model: Option<ModelSource>,
 
     /// Ask this server, such as 127.0.0.1:50051, instead of running a model here
     #[arg(long, env = "KINETOSCOPE_SERVER", value_name = "URL")]
@@ -135,10 +139,33 @@ impl BackendArgs {
     }
 }
 
+impl ValueParserFactory for ModelSource {
+    type Parser = TryMapValueParser<OsStringValueParser, fn(OsString) -> Result<Self, InvalidName>>;
+
+    fn value_parser() -> Self::Parser {
+        OsStringValueParser::new().try_map(Self::parse)
+    }
+}
+
 /// Reads a model file; the built-in model without one.
-pub(super) fn load(path: Option<&Path>) -> anyhow::Result<Model> {
-    match path {
-        Some(path) => Model::read(path).with_context(|| format!("can't load the model {}", path.display())),
+pub(super) fn load(source: Option<&ModelSource>) -> anyhow::Result<Model> {
+    match source {
+        Some(source) => read(&locate(source)?),
         None => builtin::model().context("can't load the built-in model"),
+    }
+}
+
+pub(super) fn read(path: &Path) -> anyhow::Result<Model> {
+    Model::read(path).with_context(|| format!("can't load the model {}", path.display()))
+}
+
+/// A model file's path, where it is downloaded to if it is on the hub.
+pub(super) fn locate(source: &ModelSource) -> anyhow::Result<PathBuf> {
+    match source {
+        ModelSource::Path(path) => Ok(path.clone()),
+        ModelSource::Hub(model) => {
+            let file = Hub::new(config::hub_options()).file(model);
+            file.with_context(|| format!("can't get the model {model}"))
+        }
     }
 }

@@ -14,7 +14,7 @@ use clap::Args as ClapArgs;
 use sha2::{Digest, Sha256};
 
 use super::data::DataArgs;
-use super::model::EngineArgs;
+use super::model::{self, EngineArgs};
 use crate::model::file::Model;
 use crate::model::spec::ClipSpec;
 use crate::train::augment::Augment;
@@ -177,7 +177,7 @@ fn starting_model(args: &Args, dataset: &Dataset, out: &Path) -> anyhow::Result<
         let spec = args.network.spec(name, dataset.classes.clone(), clip, args.input.preprocessing()?);
         return network::from_scratch(spec, seed).context("no such network");
     };
-    let model = Model::read(init).with_context(|| format!("can't load {}", init.display()))?;
+    let model = model::load(Some(init))?;
     let same_classes = model.spec.labels == dataset.classes;
     let mut spec = model.spec.clone();
     args.network.describe(&mut spec, name, &format!("{} version {}", model.spec.name, model.spec.version));
