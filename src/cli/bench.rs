@@ -16,7 +16,7 @@ use crate::model::file::Model;
 use crate::model::spec::{Architecture, Family, ModelSpec, Stem};
 use crate::model::{builtin, init};
 
-/// Measures speed on this machine.
+/// Measure speed on this machine
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     #[command(subcommand)]

@@ -14,7 +14,9 @@ use crate::hub::ModelSource;
 use crate::model::file::Model;
 use crate::model::spec::{ColorMatrix, ModelSpec, Preprocessing, Resize};
 
-/// Says what a model file or a PyTorch checkpoint is. A model file is checked as `serve` checks it.
+/// Say what a model file or checkpoint is
+///
+/// A model file is checked as `serve` checks it.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     /// Model file (.safetensors) or checkpoint (.pth), or one on the Hugging Face Hub as hf:ORG/REPO[/FILE][@REVISION]; the

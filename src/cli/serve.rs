@@ -24,7 +24,9 @@ use crate::rpc::{self, Listeners, ServeOptions, Services, Tls, Tokens};
 use crate::uri::{Prefix, UriOptions, Uris};
 use crate::video::{Limits, PoolOptions};
 
-/// Serves models over gRPC until SIGTERM or SIGINT, then lets running requests finish; a second signal stops at once.
+/// Serve models over gRPC
+///
+/// Serves until SIGTERM or SIGINT, then lets running requests finish; a second signal stops at once.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     /// Settings from a TOML file: a key is a flag's name with `_` for `-`, as in `max_batch = 16`. A flag wins over its

@@ -26,9 +26,11 @@ use crate::train::trainer::{BEST_FILE, BatchSource, LAST_FILE, Outcome, Start, T
 use recipe::{InputArgs, NetworkArgs, RecipeArgs};
 use watch::{Signals, Terminal};
 
-/// Trains a model on labelled videos, from scratch or from a model file. `OUT/best.safetensors` and `OUT/last.safetensors`
-/// are model files that `serve` and `classify` take; `history.csv`, `curves.png` and `tensorboard/` tell how it went. An
-/// interrupt saves and stops with status 130 (a termination: 143); `--resume` goes on as if it had never stopped.
+/// Train a model on labelled videos
+///
+/// From scratch or from a model file. `OUT/best.safetensors` and `OUT/last.safetensors` are model files that `serve` and
+/// `classify` take; `history.csv`, `curves.png` and `tensorboard/` tell how it went. An interrupt saves and stops with status
+/// 130 (a termination: 143); `--resume` goes on as if it had never stopped.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     #[command(flatten)]
