@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what a Debian or Ubuntu machine lacks to build and test Kinetoscope: the FFmpeg development packages, the
 # `ffmpeg` command (tests and the demo make their own videos with it), libclang (for the FFmpeg bindings) and Python's venv
-# (for the example clients).
+# (for the example clients and the check of licences).
 # Does nothing where all is there.
 set -euo pipefail
 

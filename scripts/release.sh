@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Builds dist/kinetoscope-VERSION-TARGET.tar.gz: the program, completions, manual pages, licences, documents and deploy/, with a
-# checksum beside it. The program needs the FFmpeg libraries of the machine that it was built on, and nothing else but glibc.
+# Builds dist/kinetoscope-VERSION-TARGET.tar.gz: the program, completions, manual pages, its licences and those of the crates in
+# it, documents and deploy/, with a checksum beside it. The program needs the FFmpeg libraries of the machine that it was built
+# on, and nothing else but glibc.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 if [ -n "$(git status --porcelain)" ]; then
@@ -22,6 +23,7 @@ for shell in bash fish zsh; do
     "$kinetoscope" completions $shell >"$work/$name/completions/kinetoscope.$shell"
 done
 "$kinetoscope" man "$work/$name/man"
+python3 scripts/third_party_licences.py "$target" >"$work/$name/THIRD-PARTY-LICENCES.txt"
 cp -r README.md CHANGELOG.md LICENSE-* docs deploy "$work/$name/"
 # The same commit gives the same archive.
 time=$(git log -1 --format=%ct)

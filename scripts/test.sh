@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Installs what is missing and runs every check that a change must pass: format, lints, tests, documentation, and a
-# build without FFmpeg. Needs no GPU: tests that want one say so and pass.
+# Installs what is missing and runs every check that a change must pass: format, lints, tests, documentation, licences, and
+# a build without FFmpeg. Needs no GPU: tests that want one say so and pass.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ./scripts/install-deps.sh
@@ -32,6 +32,9 @@ step deployment
 step "documentation and its examples"
 cargo test --workspace --doc --quiet
 RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
+
+step licences
+./scripts/check-licences.sh
 
 step "without FFmpeg"
 cargo check --no-default-features --quiet

@@ -10,6 +10,8 @@ use std::path::{Path, PathBuf};
 use clap::{Arg, Command};
 use toml::{Table, Value};
 
+use crate::hub::HubOptions;
+
 /// Name of the flag that names the file.
 const FLAG: &str = "config";
 
@@ -114,6 +116,33 @@ pub fn cloud_settings() -> Vec<(String, String)> {
     settings.filter(|(name, _)| is_theirs(name)).collect()
 }
 
+/// The environment's settings for the Hugging Face Hub, as its own tools name them.
+pub fn hub_options() -> HubOptions {
+    hub_options_from(|name| std::env::var_os(name), std::env::home_dir())
+}
+
+fn hub_options_from(variable: impl Fn(&str) -> Option<OsString>, home: Option<PathBuf>) -> HubOptions {
+    let variable = |name| variable(name).filter(|value| !value.is_empty());
+    let path = |name| variable(name).map(PathBuf::from);
+    let text = |name| variable(name).and_then(|value| Some(value.into_string().ok()?.trim().to_owned()));
+    let caches = || path("XDG_CACHE_HOME").or_else(|| Some(home.filter(|home| home.is_absolute())?.join(".cache")));
+    let hf_home = path("HF_HOME").or_else(|| Some(caches()?.join("huggingface")));
+    let token_file = path("HF_TOKEN_PATH").or_else(|| Some(hf_home.as_ref()?.join("token")));
+    // What `hf auth login` leaves.
+    let saved = || Some(std::fs::read_to_string(token_file?).ok()?.trim().to_owned());
+    let mut options = HubOptions {
+        cache: path("HF_HUB_CACHE").or_else(|| Some(hf_home.as_ref()?.join("hub"))),
+        token: text("HF_TOKEN").or_else(saved).filter(|token| !token.is_empty()),
+        offline: text("HF_HUB_OFFLINE")
+            .is_some_and(|value| ["1", "on", "yes", "true"].contains(&value.to_lowercase().as_str())),
+        ..HubOptions::default()
+    };
+    if let Some(endpoint) = text("HF_ENDPOINT") {
+        options.endpoint = endpoint.trim_end_matches('/').to_owned();
+    }
+    options
+}
+
 fn is_flag(argument: &OsStr, flag: &str) -> bool {
     let argument = argument.to_string_lossy();
     argument
@@ -200,6 +229,34 @@ mod tests {
         assert!(!expanded("zzz = 1", &[], None).unwrap_err().to_string().contains("did you mean"));
         assert!(matches!(expanded("max_batch = {a = 1}", &[], None), Err(ConfigError::Kind { kind: "table", .. })));
         assert!(matches!(expanded("max_batch =", &[], None), Err(ConfigError::Toml { .. })));
+    }
+
+    #[test]
+    fn the_hub_is_set_up_by_the_variables_of_its_own_tools() {
+        let options = |variables: &[(&str, &str)]| {
+            let variable =
+                |asked: &str| variables.iter().find(|(name, _)| *name == asked).map(|(_, value)| OsString::from(value));
+            hub_options_from(variable, Some("/home/me".into()))
+        };
+        let cache = |variables: &[(&str, &str)]| options(variables).cache.unwrap();
+        assert_eq!(cache(&[]), Path::new("/home/me/.cache/huggingface/hub"));
+        assert_eq!(cache(&[("XDG_CACHE_HOME", "/c")]), Path::new("/c/huggingface/hub"));
+        assert_eq!(cache(&[("HF_HOME", "/h"), ("XDG_CACHE_HOME", "/c")]), Path::new("/h/hub"));
+        assert_eq!(cache(&[("HF_HUB_CACHE", "/d"), ("HF_HOME", "/h")]), Path::new("/d"));
+        assert_eq!(hub_options_from(|_| None, None).cache, None);
+
+        let default = options(&[("HF_TOKEN", ""), ("HF_HUB_OFFLINE", "0")]);
+        assert_eq!(
+            (default.endpoint.as_str(), default.token, default.offline),
+            ("https://huggingface.co", None, false)
+        );
+        let home = tempfile::tempdir().unwrap();
+        std::fs::write(home.path().join("token"), "hf_saved\n").unwrap();
+        let home = ("HF_HOME", home.path().to_str().unwrap());
+        assert_eq!(options(&[home]).token.as_deref(), Some("hf_saved"));
+        let all = options(&[home, ("HF_TOKEN", "hf_x"), ("HF_ENDPOINT", "http://hub/"), ("HF_HUB_OFFLINE", "True")]);
+        assert_eq!((all.endpoint.as_str(), all.token.as_deref(), all.offline), ("http://hub", Some("hf_x"), true));
+        assert!(!format!("{all:?}").contains("hf_x"));
     }
 
     #[test]

@@ -13,12 +13,13 @@
 //! ```
 //!
 //! Encoded bytes come from the client, or by [`uri`] from where it says that they are. A server's [`repository`] has an
-//! engine for each of its models.
+//! engine for each of its models, which may be on the Hugging Face [`hub`].
 //!
-//! Dependencies point one way: `rpc` to `classify` to `engine` to `model`, `rpc` to `repository` to `engine`, and `rpc` to
-//! `uri` to `video`. Only `rpc` knows tonic, only `uri` knows `object_store` and only `video` knows FFmpeg. Without the
-//! cargo feature `video` the stations that need a decoder (`video`, `uri`, `classify`, `rpc`) are left out, and the rest
-//! builds where there is no FFmpeg; without `object-store`, URIs of files are the only ones that are read.
+//! Dependencies point one way: `rpc` to `classify` to `engine` to `model`, `rpc` to `repository` to `engine` and `hub`, and
+//! `rpc` to `uri` to `video`. Only `rpc` knows tonic, only `uri` knows `object_store`, only `hub` knows `hf-hub`, and only
+//! `video` knows FFmpeg. Without the cargo feature `video` the stations that need a decoder (`video`, `uri`, `classify`,
+//! `rpc`) are left out, and the rest builds where there is no FFmpeg; without `object-store`, URIs of files are the only ones
+//! that are read; without `hub`, models are files of this machine.
 //!
 //! Whatever belongs to a model (geometry, normalisation, labels) stands in its file
 //! ([`model::spec::ModelSpec`]), never in code.
@@ -30,6 +31,7 @@ pub mod cli;
 pub mod config;
 pub mod convert;
 pub mod engine;
+pub mod hub;
 pub mod metrics;
 pub mod model;
 mod replacement;

@@ -1,8 +1,8 @@
 //! The models of a server: read from files and directories at the start, and again when asked, while it serves.
 //!
 //! A directory holds model files, and directories `NAME/VERSION/` with one model file each, which goes by that name and
-//! version whatever it calls itself. A model that is replaced or removed finishes the requests that it has. A file that
-//! can't be served changes nothing of what is served.
+//! version whatever it calls itself. Names on the hub are looked up again at each look. A model that is replaced or removed
+//! finishes the requests that it has. A file that can't be served changes nothing of what is served.
 
 use std::cmp::{Ordering, Reverse};
 use std::collections::HashSet;
@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use tracing::{error, info, warn};
 
 use crate::engine::{self, CpuExecutor, Engine, EngineConfig, ExecutorError};
+use crate::hub::{Hub, HubError, HubModel, HubOptions, ModelSource};
 use crate::metrics::Metrics;
 use crate::model::builtin;
 use crate::model::file::{Model, ModelFileError};
@@ -41,6 +42,14 @@ pub enum RepositoryError {
         path: PathBuf,
         /// What is wrong.
         error: ModelFileError,
+    },
+    /// The hub or its cache gives no file.
+    #[error("can't get the model {name}: {error}")]
+    Hub {
+        /// On the hub.
+        name: HubModel,
+        /// Why.
+        error: HubError,
     },
     /// The network can't be built.
     #[error("can't build the model {name}: {error}")]
@@ -100,6 +109,7 @@ impl RepositoryError {
         match self {
             Self::File { error: ModelFileError::Io { .. }, .. } | Self::Io { .. } => "it can't be read".to_owned(),
             Self::File { error, .. } => error.to_string(),
+            Self::Hub { error, .. } => error.public(),
             Self::Duplicate { .. } => "another model has its name and version".to_owned(),
             Self::Version { actual, .. } => format!("its version has {actual} model files instead of one"),
             _ => self.to_string(),
@@ -110,8 +120,10 @@ impl RepositoryError {
 /// What is read, and how it runs.
 #[derive(Debug, Clone)]
 pub struct RepositoryOptions {
-    /// Model files, and directories of them; the built-in model if there are none.
-    pub paths: Vec<PathBuf>,
+    /// Model files, directories of them, and names on the hub; the built-in model if there are none.
+    pub sources: Vec<ModelSource>,
+    /// How the hub is reached.
+    pub hub: HubOptions,
     /// Of each model.
     pub engine: EngineConfig,
     /// Memory that all models together may take, those included that are about to be replaced.
@@ -122,6 +134,7 @@ pub struct RepositoryOptions {
 #[derive(Debug)]
 pub struct Repository {
     options: RepositoryOptions,
+    hub: Hub,
     metrics: Arc<Metrics>,
     /// One change at a time.
     changing: Mutex<()>,
@@ -150,6 +163,7 @@ pub struct Refused {
 
 /// A file that can't be served.
 struct Failure {
+    /// Its origin, or the directory.
     path: PathBuf,
     /// Of the model, by its directories or as it was before.
     name: Option<String>,
@@ -173,16 +187,19 @@ struct Entry {
 }
 
 impl Entry {
-    fn path(&self) -> Option<&PathBuf> {
-        self.file.as_ref().map(|file| &file.path)
+    fn origin(&self) -> Option<&PathBuf> {
+        self.file.as_ref().map(|file| &file.origin)
     }
 }
 
 /// A model file that was found.
 #[derive(Debug, Clone)]
 struct ModelFile {
+    /// What tells it from other files, whatever it holds: its path, or its name on the hub.
+    origin: PathBuf,
+    /// Where it is read.
     path: PathBuf,
-    /// Which of the paths it was found in.
+    /// Which of the sources it was found in.
     source: usize,
     /// Name and version by its directories.
     called: Option<(String, String)>,
@@ -201,9 +218,14 @@ struct Stamp {
 impl ModelFile {
     fn find(path: PathBuf, source: usize, called: Option<(String, String)>) -> Result<Self, RepositoryError> {
         match std::fs::metadata(&path) {
-            Ok(file) => Ok(Self { path, source, called, stamp: Stamp::of(&file) }),
+            Ok(file) => Ok(Self { origin: path.clone(), path, source, called, stamp: Stamp::of(&file) }),
             Err(error) => Err(RepositoryError::Io { path, error }),
         }
+    }
+
+    fn find_on_hub(hub: &Hub, name: &HubModel, source: usize) -> Result<Self, RepositoryError> {
+        let path = hub.file(name).map_err(|error| RepositoryError::Hub { name: name.clone(), error })?;
+        Ok(Self { origin: name.to_string().into(), ..Self::find(path, source, None)? })
     }
 
     /// What its model is called, as far as that is known without reading it: `old` is what it held before.
@@ -218,7 +240,7 @@ impl ModelFile {
         let weights = Weights::File { path: self.path.clone(), file, called: self.called.clone() };
         match weights.read() {
             Ok(model) => Ok((weights, model)),
-            Err(error) => Err(RepositoryError::File { path: self.path.clone(), error }),
+            Err(error) => Err(RepositoryError::File { path: self.origin.clone(), error }),
         }
     }
 }
@@ -249,8 +271,9 @@ impl Repository {
     /// Reads and starts all models. Files that were given themselves have to be good; of those in directories it takes
     /// one.
     pub fn open(options: RepositoryOptions, metrics: Arc<Metrics>) -> Result<Self, RepositoryError> {
-        let repository = Self { options, metrics, changing: Mutex::default(), served: RwLock::default() };
-        if repository.options.paths.is_empty() {
+        let hub = Hub::new(options.hub.clone());
+        let repository = Self { options, hub, metrics, changing: Mutex::default(), served: RwLock::default() };
+        if repository.options.sources.is_empty() {
             let broken = |error| RepositoryError::File { path: "that is built in".into(), error };
             let engine = repository.start(Weights::BuiltIn.read().map_err(broken)?, Weights::BuiltIn, 0)?;
             repository.replace(Served { models: vec![Entry { file: None, engine }], refused: Vec::new() });
@@ -258,7 +281,7 @@ impl Repository {
         }
         let (served, failures) = repository.read(None)?;
         let none = served.models.is_empty();
-        let given = |path: &PathBuf| repository.options.paths.contains(path);
+        let given = |path: &PathBuf| repository.options.sources.iter().any(|source| origin(source) == *path);
         for Failure { path, error, .. } in failures {
             if none || given(&path) {
                 return Err(error);
@@ -275,9 +298,10 @@ impl Repository {
     /// A repository of running models that never change but for being removed.
     pub fn of(engines: Vec<Engine>) -> Self {
         let models = engines.into_iter().map(|engine| Entry { file: None, engine: Arc::new(engine) }).collect();
-        let options = RepositoryOptions { paths: Vec::new(), engine: EngineConfig::default(), max_bytes: u64::MAX };
+        let (hub, engine) = (HubOptions::default(), EngineConfig::default());
+        let options = RepositoryOptions { sources: Vec::new(), hub: hub.clone(), engine, max_bytes: u64::MAX };
         let served = RwLock::new(Arc::new(Served { models, refused: Vec::new() }));
-        Self { options, metrics: Arc::default(), changing: Mutex::default(), served }
+        Self { options, hub: Hub::new(hub), metrics: Arc::default(), changing: Mutex::default(), served }
     }
 
     /// What is served now.
@@ -335,12 +359,24 @@ impl Repository {
     /// files that can't be.
     fn read(&self, name: Option<&str>) -> Result<(Served, Vec<Failure>), RepositoryError> {
         let before = self.served();
-        let (files, mut failures) = scan(&self.options.paths)?;
+        let entry_of = |origin: &PathBuf| before.models.iter().find(|entry| entry.origin() == Some(origin));
+        // Of other models the hub is not asked.
+        let as_it_was = |origin: &PathBuf| {
+            let entry = entry_of(origin).filter(|entry| name.is_some_and(|name| entry.engine.spec().name != name));
+            entry.and_then(|entry| entry.file.clone())
+        };
+        let (files, mut failures) = scan(&self.options.sources, &self.hub, as_it_was)?;
         let mut models: Vec<Entry> = before.models.iter().filter(|entry| entry.file.is_none()).cloned().collect();
+        for failure in &mut failures {
+            if let Some(old) = entry_of(&failure.path) {
+                failure.name = Some(old.engine.spec().name.clone());
+                models.push(old.clone());
+            }
+        }
         let mut taken: u64 = before.engines().map(|engine| engine.memory_bytes()).sum();
         for file in files {
-            let path = file.path.clone();
-            let old = before.models.iter().find(|entry| entry.path() == Some(&path));
+            let path = file.origin.clone();
+            let old = entry_of(&path);
             let its_name = file.name(old);
             let version = file.called.as_ref().map(|(_, version)| version.clone());
             let fail = |error| failures.push(Failure { path: path.clone(), name: its_name.clone(), version, error });
@@ -429,12 +465,12 @@ impl Repository {
 }
 
 /// Reads all models and starts none; the first that can't be served is an error.
-pub fn check(paths: &[PathBuf]) -> Result<(), RepositoryError> {
-    let (files, failures) = scan(paths)?;
+pub fn check(sources: &[ModelSource], hub: HubOptions) -> Result<(), RepositoryError> {
+    let (files, failures) = scan(sources, &Hub::new(hub), |_| None)?;
     if let Some(failure) = failures.into_iter().next() {
         return Err(failure.error);
     }
-    if files.is_empty() && !paths.is_empty() {
+    if files.is_empty() && !sources.is_empty() {
         return Err(RepositoryError::Empty);
     }
     let mut ids = HashSet::new();
@@ -443,7 +479,7 @@ pub fn check(paths: &[PathBuf]) -> Result<(), RepositoryError> {
         let (name, version) = model.spec.id();
         if !ids.insert((name.to_owned(), version.to_owned())) {
             let (name, version) = (name.to_owned(), version.to_owned());
-            return Err(RepositoryError::Duplicate { path: file.path, name, version });
+            return Err(RepositoryError::Duplicate { path: file.origin, name, version });
         }
     }
     Ok(())
@@ -500,10 +536,35 @@ fn executors(model: Model, weights: Weights, config: EngineConfig) -> Box<engine
     })
 }
 
-/// The model files of some paths, in order, and those that are none.
-fn scan(paths: &[PathBuf]) -> Result<(Vec<ModelFile>, Vec<Failure>), RepositoryError> {
+/// What tells a source from others.
+fn origin(source: &ModelSource) -> PathBuf {
+    match source {
+        ModelSource::Path(path) => path.clone(),
+        ModelSource::Hub(name) => name.to_string().into(),
+    }
+}
+
+/// The model files of some sources, in order, and those that are none. The hub is asked for those that are not
+/// `as_it_was`.
+fn scan(
+    sources: &[ModelSource],
+    hub: &Hub,
+    as_it_was: impl Fn(&PathBuf) -> Option<ModelFile>,
+) -> Result<(Vec<ModelFile>, Vec<Failure>), RepositoryError> {
     let (mut files, mut failures) = (Vec::new(), Vec::new());
-    for (source, path) in paths.iter().enumerate() {
+    for (source, place) in sources.iter().enumerate() {
+        let path = match place {
+            ModelSource::Path(path) => path,
+            ModelSource::Hub(name) => {
+                let path = origin(place);
+                let found = as_it_was(&path).map_or_else(|| ModelFile::find_on_hub(hub, name, source), Ok);
+                match found {
+                    Ok(file) => files.push(file),
+                    Err(error) => failures.push(Failure { path, name: None, version: None, error }),
+                }
+                continue;
+            }
+        };
         if !path.is_dir() {
             files.push(ModelFile::find(path.clone(), source, None)?);
             continue;

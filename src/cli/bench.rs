@@ -11,11 +11,12 @@ use serde_json::json;
 use super::model::{self, EngineArgs, ShortcutArg};
 use crate::bench::model::{Effort, LayerTiming, peak_rss_bytes, profile, time_batch};
 use crate::engine::CpuExecutor;
+use crate::hub::ModelSource;
 use crate::model::file::Model;
 use crate::model::spec::{Architecture, Family, ModelSpec, Stem};
 use crate::model::{builtin, init};
 
-/// Measures speed on this machine.
+/// Measure speed on this machine
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     #[command(subcommand)]
@@ -147,9 +148,10 @@ struct LoadArgs {
 
 #[derive(Debug, ClapArgs)]
 struct ModelArgs {
-    /// Model file; a freshly initialised network (see --depth) if absent
+    /// Model file, or one on the Hugging Face Hub as hf:ORG/REPO[/FILE][@REVISION]; a freshly initialised network (see
+    /// --depth) if absent
     #[arg(long, env = "KINETOSCOPE_MODEL", value_name = "FILE")]
-    model: Option<PathBuf>,
+    model: Option<ModelSource>,
 
     /// Depth of the initialised network: 10, 18, 34, 50, 101, 152 or 200
     #[arg(long, value_name = "N", default_value_t = 34, conflicts_with = "model")]
@@ -218,7 +220,7 @@ fn bench_serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
         let name = args.model_name.unwrap_or_default();
         let payload = match args.clips {
             Some(clips) => {
-                let model = clients[0].model(&name).await.map_err(|status| super::classify::describe(&status))?;
+                let model = clients[0].model(&name).await.map_err(|status| super::backend::describe(&status))?;
                 Payload::noise(&model, clips.into())
             }
             None => {
@@ -347,7 +349,7 @@ fn bench_load(args: LoadArgs) -> anyhow::Result<ExitCode> {
 fn bench_model(args: ModelArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let model = match &args.model {
-        Some(path) => model::load(Some(path))?,
+        Some(source) => model::load(Some(source))?,
         None => initialised(args.depth, args.shortcut)?,
     };
     let threads = args.engine.threads();

@@ -1,40 +1,27 @@
 //! `kinetoscope classify`.
 
 use std::collections::{BTreeMap, HashSet};
-use std::error::Error;
 use std::fs::File;
 use std::io::{Read, Write};
-use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
-use bytes::Bytes;
+use anyhow::Context;
 use clap::{Args as ClapArgs, ValueEnum};
 use humantime::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
-use tokio::io::AsyncReadExt;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Code, Status};
-use tonic_types::StatusExt;
-use tracing::warn;
 
-use super::model::{self, BackendArgs};
+use super::backend::{Backend, BackendArgs};
 use super::report::Report;
-use crate::classify::{Classifier, ClassifyOptions};
-use crate::engine::{Engine, EngineConfig};
-use crate::metrics::Metrics;
-use crate::rpc::client::{Client, with_retries};
+use crate::classify::ClassifyOptions;
 use crate::rpc::proto;
-use crate::uri;
-use crate::video::{Limits, PoolOptions, Source};
 
-/// Classifies videos with a model on this machine, or on a server with --server. The exit status is 1 if any video
-/// failed; the others are still classified.
+/// Classify videos, here or on a server
+///
+/// With a model on this machine, or with that of a server (--server). The exit status is 1 if any video failed; the others are
+/// still classified.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     /// Video files; `-` reads one from standard input. With --server also URIs (file, http, https, s3, gs, az), which the
@@ -175,136 +162,6 @@ fn options(args: &Args) -> proto::ClassificationOptions {
         max_clips: args.max_clips.unwrap_or(0),
         ..Default::default()
     }
-}
-
-/// Where videos are classified.
-pub(super) enum Backend {
-    Local { engine: Box<Engine>, classifier: Box<Classifier> },
-    Server { client: Box<Client>, timeout: Option<std::time::Duration>, retries: u32 },
-}
-
-impl Backend {
-    pub(super) async fn start(args: &BackendArgs) -> anyhow::Result<Self> {
-        if let Some(server) = &args.server {
-            let client = Box::new(args.connection.connect(server).await?);
-            return Ok(Self::Server { client, timeout: args.timeout.map(Into::into), retries: args.retries });
-        }
-        let threads = args.engine.threads();
-        let metrics = Arc::new(Metrics::default());
-        let config = EngineConfig::new(threads, EngineConfig::DEFAULT_MAX_BATCH);
-        let engine = Engine::start(model::load(args.model.as_deref())?, config, &metrics)?;
-        let pool = PoolOptions { threads, open_videos: args.concurrency.into() };
-        let classifier = Classifier::new(Limits::default(), args.decode_isolation.into(), pool, metrics);
-        Ok(Self::Local { engine: Box::new(engine), classifier: Box::new(classifier) })
-    }
-
-    pub(super) async fn classify(
-        &self,
-        path: &Path,
-        options: &proto::ClassificationOptions,
-    ) -> anyhow::Result<proto::VideoClassification> {
-        match self {
-            Self::Local { .. } if names_uri(path) => bail!("a URI is for a server to read: name one with --server"),
-            Self::Local { engine, classifier } => {
-                let source = match read_stdin(path)? {
-                    Some(bytes) => Source::Bytes(bytes),
-                    None => Source::Path(path.to_owned()),
-                };
-                Ok(classifier.classify(engine, source, &options.try_into()?, None).await?.into())
-            }
-            Self::Server { client, timeout, retries } if names_uri(path) => {
-                let uri = path.to_str().context("the URI is not UTF-8")?;
-                let call = || async {
-                    let (mut client, options) = (Client::clone(client), options.clone());
-                    client.classify_uri(uri.to_owned(), options, *timeout).await
-                };
-                with_retries(*retries, call).await.map_err(|status| describe(&status))
-            }
-            Self::Server { client, timeout, retries } => {
-                let content = match read_stdin(path)? {
-                    Some(bytes) => Some(bytes),
-                    None if tokio::fs::metadata(path).await?.len() <= UPLOAD_FROM => {
-                        Some(tokio::fs::read(path).await?.into())
-                    }
-                    None => None,
-                };
-                let call = || async {
-                    let (mut client, options) = (Client::clone(client), options.clone());
-                    match &content {
-                        Some(content) => client.classify_video(content.clone(), options, *timeout).await,
-                        None => {
-                            let file = tokio::fs::File::open(path).await?;
-                            client.classify_upload(chunks(file), options, *timeout, |_| {}).await
-                        }
-                    }
-                };
-                with_retries(*retries, call).await.map_err(|status| describe(&status))
-            }
-        }
-    }
-}
-
-/// Whether an argument is a URI and no file of this machine.
-fn names_uri(path: &Path) -> bool {
-    path.to_str().is_some_and(uri::is_uri) && !path.exists()
-}
-
-/// Files of more bytes are streamed, not sent as one message.
-const UPLOAD_FROM: u64 = 1 << 20;
-
-/// A file's bytes as they are wanted. One that can't be read to its end is cut off there, which the server notices.
-fn chunks(mut file: tokio::fs::File) -> impl Stream<Item = Bytes> + Send + 'static {
-    const CHUNK: usize = 256 << 10;
-    let (sender, chunks) = mpsc::channel(2);
-    tokio::spawn(async move {
-        loop {
-            let mut chunk = Vec::with_capacity(CHUNK);
-            match (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).await {
-                Ok(0) => break,
-                Ok(_) if sender.send(chunk.into()).await.is_ok() => {}
-                Ok(_) => break,
-                Err(error) => {
-                    warn!(%error, "the video can't be read to its end");
-                    break;
-                }
-            }
-        }
-    });
-    ReceiverStream::new(chunks)
-}
-
-/// Standard input's bytes if the path is `-`.
-fn read_stdin(path: &Path) -> std::io::Result<Option<Bytes>> {
-    if path != Path::new("-") {
-        return Ok(None);
-    }
-    let mut bytes = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut bytes)?;
-    Ok(Some(bytes.into()))
-}
-
-/// A server's refusal in words.
-#[derive(Debug, thiserror::Error)]
-#[error("{code:?}{reason}: {message}")]
-pub(super) struct Refusal {
-    pub(super) code: Code,
-    reason: String,
-    message: String,
-}
-
-#[cfg(test)]
-impl Refusal {
-    pub(super) fn of(code: Code) -> Self {
-        Self { code, reason: String::new(), message: String::new() }
-    }
-}
-
-pub(super) fn describe(status: &Status) -> anyhow::Error {
-    let reason = status.get_details_error_info().map_or_else(String::new, |info| format!(" ({})", info.reason));
-    // An error of the connection tells what it is by its causes only.
-    let causes = iter::successors(status.source(), |&error| error.source()).map(ToString::to_string);
-    let message = super::words_of(iter::once(status.message().to_owned()).chain(causes));
-    Refusal { code: status.code(), reason, message }.into()
 }
 
 /// Where answers go.

@@ -10,9 +10,10 @@ use super::model::ShortcutArg;
 use crate::convert::{ConvertOptions, convert, read_preprocessing};
 use crate::model::spec::ClipSpec;
 
-/// Turns a PyTorch checkpoint (3D-ResNets-PyTorch of 2018 or 2020, or torchvision's r3d_18) into a model file that
-/// `serve` and `classify` take. Code in the checkpoint is never executed. Depth, shortcut, width, stem and class count
-/// are read off the tensors.
+/// Turn a PyTorch checkpoint into a model file
+///
+/// Takes those of 3D-ResNets-PyTorch (2018 or 2020) and torchvision's r3d_18, and writes what `serve` and `classify` take. Code
+/// in the checkpoint is never executed. Depth, shortcut, width, stem and class count are read off the tensors.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     /// Checkpoint (.pth), as saved by any version of PyTorch

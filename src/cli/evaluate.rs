@@ -12,9 +12,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::JoinSet;
 use tonic::Code;
 
-use super::classify::{Backend, Refusal};
+use super::backend::{Backend, BackendArgs, Refusal};
 use super::data::DataArgs;
-use super::model::BackendArgs;
 use crate::classify::ClassifyError;
 use crate::model::spec::{ClipSpec, ColorMatrix, Preprocessing};
 use crate::replacement::write_whole;

@@ -6,7 +6,7 @@ use anyhow::Context;
 use clap::Args as ClapArgs;
 use humantime::Duration;
 
-use super::classify::describe;
+use super::backend::describe;
 use super::model::ServerArgs;
 
 /// Ask whether a server takes requests

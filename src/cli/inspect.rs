@@ -1,7 +1,7 @@
 //! `kinetoscope inspect`.
 
 use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -10,15 +10,19 @@ use serde_json::{Value, json};
 
 use super::model;
 use crate::convert::Checkpoint;
+use crate::hub::ModelSource;
 use crate::model::file::Model;
 use crate::model::spec::{ColorMatrix, ModelSpec, Preprocessing, Resize};
 
-/// Says what a model file or a PyTorch checkpoint is. A model file is checked as `serve` checks it.
+/// Say what a model file or checkpoint is
+///
+/// A model file is checked as `serve` checks it.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
-    /// Model file (.safetensors) or checkpoint (.pth); the built-in model if absent
+    /// Model file (.safetensors) or checkpoint (.pth), or one on the Hugging Face Hub as hf:ORG/REPO[/FILE][@REVISION]; the
+    /// built-in model if absent
     #[arg(value_name = "FILE")]
-    file: Option<PathBuf>,
+    file: Option<ModelSource>,
 
     /// Print one JSON object
     #[arg(long)]
@@ -30,9 +34,12 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let description = match &args.file {
+    // A checkpoint is told from a model file by its first bytes.
+    let path = args.file.as_ref().map(model::locate).transpose()?;
+    let description = match &path {
         Some(path) if is_checkpoint(path)? => describe_checkpoint(path)?,
-        path => describe_model(model::load(path.as_deref())?),
+        Some(path) => describe_model(model::read(path)?),
+        None => describe_model(model::load(None)?),
     };
     if args.json {
         println!("{}", description.json(args.tensors));

@@ -1,5 +1,7 @@
 //! The command line: arguments in, exit status out. One module a subcommand.
 
+#[cfg(feature = "video")]
+mod backend;
 mod bench;
 #[cfg(feature = "video")]
 mod classify;
@@ -59,27 +61,20 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve models over gRPC
     #[cfg(feature = "video")]
     Serve(serve::Args),
-    /// Classify videos, here or on a server
     #[cfg(feature = "video")]
     Classify(classify::Args),
-    /// Train a model on labelled videos
     #[cfg(feature = "video")]
     Train(train::Args),
     #[cfg(feature = "video")]
     Evaluate(evaluate::Args),
-    /// Re-encode a dataset for faster training
     #[cfg(feature = "video")]
     Prepare(prepare::Args),
     #[cfg(feature = "video")]
     Health(health::Args),
-    /// Turn a PyTorch checkpoint into a model file
     Convert(convert::Args),
-    /// Say what a model file or checkpoint is
     Inspect(inspect::Args),
-    /// Measure speed
     Bench(bench::Args),
     /// Print what a shell needs to complete commands and flags
     Completions {

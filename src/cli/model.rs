@@ -1,13 +1,17 @@
 //! Arguments that choose a model and how it runs, shared by several subcommands.
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use clap::builder::{OsStringValueParser, TryMapValueParser, TypedValueParser, ValueParserFactory};
 use clap::{Args, ValueEnum};
 
+use crate::config;
 use crate::engine::EngineConfig;
+use crate::hub::{Hub, InvalidName, ModelSource};
 use crate::model::builtin;
-use crate::model::file::Model;
+use crate::model::file::{Model, ModelFileError};
 use crate::model::spec::Shortcut;
 
 /// How the model runs.
@@ -99,59 +103,40 @@ impl ServerArgs {
     }
 }
 
-/// Where videos are classified: by a model on this machine or by a server.
-#[cfg(feature = "video")]
-#[derive(Debug, Args)]
-pub(super) struct BackendArgs {
-    /// Model file; the built-in model if absent
-    #[arg(long, env = "KINETOSCOPE_MODEL", value_name = "FILE", conflicts_with = "server")]
-    pub(super) model: Option<std::path::PathBuf>,
+impl ValueParserFactory for ModelSource {
+    type Parser = TryMapValueParser<OsStringValueParser, fn(OsString) -> Result<Self, InvalidName>>;
 
-    /// Ask this server, such as 127.0.0.1:50051, instead of running a model here
-    #[arg(long, env = "KINETOSCOPE_SERVER", value_name = "URL")]
-    pub(super) server: Option<String>,
-
-    #[command(flatten)]
-    pub(super) connection: ServerArgs,
-
-    /// Name of the server's model to ask; its default one if absent
-    #[arg(long, value_name = "NAME", requires = "server")]
-    pub(super) model_name: Option<String>,
-
-    /// Give up on a video after this time
-    #[arg(long, value_name = "TIME", requires = "server")]
-    pub(super) timeout: Option<humantime::Duration>,
-
-    /// Try a video again so often while the server is full, stopping or away
-    #[arg(long, value_name = "N", default_value_t = 8, requires = "server")]
-    pub(super) retries: u32,
-
-    /// Videos worked on at a time
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
-    pub(super) concurrency: u16,
-
-    #[command(flatten)]
-    pub(super) engine: EngineArgs,
-
-    /// Where videos are decoded: in locked-in processes (`process`), so that a video that breaks a decoder breaks
-    /// nothing else, or in this one (`none`)
-    #[arg(long, env = "KINETOSCOPE_DECODE_ISOLATION", value_enum, value_name = "WHERE", default_value = "process")]
-    pub(super) decode_isolation: DecodeIsolation,
-}
-
-#[cfg(feature = "video")]
-impl BackendArgs {
-    /// The server's model to ask; its default one if `None`.
-    pub(super) fn model_selector(&self) -> Option<crate::rpc::proto::ModelSelector> {
-        let name = self.model_name.clone()?;
-        Some(crate::rpc::proto::ModelSelector { name, version: String::new() })
+    fn value_parser() -> Self::Parser {
+        OsStringValueParser::new().try_map(Self::parse)
     }
 }
 
 /// Reads a model file; the built-in model without one.
-pub(super) fn load(path: Option<&Path>) -> anyhow::Result<Model> {
-    match path {
-        Some(path) => Model::read(path).with_context(|| format!("can't load the model {}", path.display())),
+pub(super) fn load(source: Option<&ModelSource>) -> anyhow::Result<Model> {
+    match source {
+        Some(source) => read(&locate(source)?),
         None => builtin::model().context("can't load the built-in model"),
+    }
+}
+
+pub(super) fn read(path: &Path) -> anyhow::Result<Model> {
+    Model::read(path).map_err(|error| {
+        let names_its_path = matches!(error, ModelFileError::Io { .. });
+        let error = anyhow::Error::from(error);
+        match names_its_path {
+            true => error.context("can't load the model"),
+            false => error.context(format!("can't load the model {}", path.display())),
+        }
+    })
+}
+
+/// A model file's path, where it is downloaded to if it is on the hub.
+pub(super) fn locate(source: &ModelSource) -> anyhow::Result<PathBuf> {
+    match source {
+        ModelSource::Path(path) => Ok(path.clone()),
+        ModelSource::Hub(model) => {
+            let file = Hub::new(config::hub_options()).file(model);
+            file.with_context(|| format!("can't get the model {model}"))
+        }
     }
 }

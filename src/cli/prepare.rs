@@ -10,9 +10,11 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::data::DataArgs;
 use crate::train::prepare::{Outcome, PrepareOptions, jobs, prepare};
 
-/// Re-encodes a dataset once, so that training decodes it faster: at most 360 pixels high, H.264 with a key frame every 16
-/// frames, no sound. Names and folders stay, so the same annotations fit. A run that was interrupted goes on where it was.
-/// The exit status is 1 if any video failed; the others are still done.
+/// Re-encode a dataset for faster training
+///
+/// Writes videos of at most 360 pixels' height, H.264 with a key frame every 16 frames, no sound. Names and folders stay, so the
+/// same annotations fit. A run that was interrupted goes on where it was. The exit status is 1 if any video failed; the others
+/// are still done.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     #[command(flatten)]

@@ -17,13 +17,16 @@ use super::model::{DecodeIsolation, EngineArgs};
 use crate::classify::Classifier;
 use crate::config;
 use crate::engine::EngineConfig;
+use crate::hub::ModelSource;
 use crate::metrics::Metrics;
 use crate::repository::{self, Repository, RepositoryOptions};
 use crate::rpc::{self, Listeners, ServeOptions, Services, Tls, Tokens};
 use crate::uri::{Prefix, UriOptions, Uris};
 use crate::video::{Limits, PoolOptions};
 
-/// Serves models over gRPC until SIGTERM or SIGINT, then lets running requests finish; a second signal stops at once.
+/// Serve models over gRPC
+///
+/// Serves until SIGTERM or SIGINT, then lets running requests finish; a second signal stops at once.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     /// Settings from a TOML file: a key is a flag's name with `_` for `-`, as in `max_batch = 16`. A flag wins over its
@@ -56,10 +59,11 @@ pub(super) struct Args {
     #[arg(long, env = "KINETOSCOPE_TOKENS", value_name = "FILE")]
     tokens: Option<PathBuf>,
 
-    /// Model file, or a directory of model files and of NAME/VERSION/FILE; may be given several times, the first model
-    /// answers requests that name none. The built-in model if absent. SIGHUP reads them again
+    /// Model file, or a directory of model files and of NAME/VERSION/FILE, or a file on the Hugging Face Hub as
+    /// hf:ORG/REPO[/FILE][@REVISION]; may be given several times, the first model answers requests that name none. The
+    /// built-in model if absent. SIGHUP reads them again
     #[arg(long, env = "KINETOSCOPE_MODEL", value_name = "PATH", value_delimiter = ',')]
-    model: Vec<PathBuf>,
+    model: Vec<ModelSource>,
 
     /// Memory that all models may take. One that is replaced counts until the new one has its place, so leave room for
     /// two. No limit if absent
@@ -178,7 +182,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         spool: args.spool.clone(),
     })?;
     if args.check {
-        repository::check(&args.model)?;
+        repository::check(&args.model, config::hub_options())?;
         println!("the configuration is valid");
         return Ok(ExitCode::SUCCESS);
     }
@@ -191,7 +195,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         EngineConfig { max_delay: args.max_delay.into(), ..EngineConfig::new(threads, args.max_batch.into()) };
     let metrics = Arc::new(Metrics::default());
     let max_bytes = args.model_memory.map_or(u64::MAX, |size| size.as_u64());
-    let options = RepositoryOptions { paths: args.model, engine: engine_config, max_bytes };
+    let hub = config::hub_options();
+    let options = RepositoryOptions { sources: args.model, hub, engine: engine_config, max_bytes };
     let models = Arc::new(Repository::open(options, Arc::clone(&metrics))?);
     let limits = Limits {
         max_bytes: args.max_video_bytes.as_u64(),

@@ -14,7 +14,7 @@ use clap::Args as ClapArgs;
 use sha2::{Digest, Sha256};
 
 use super::data::DataArgs;
-use super::model::EngineArgs;
+use super::model::{self, EngineArgs};
 use crate::model::file::Model;
 use crate::model::spec::ClipSpec;
 use crate::train::augment::Augment;
@@ -26,9 +26,11 @@ use crate::train::trainer::{BEST_FILE, BatchSource, LAST_FILE, Outcome, Start, T
 use recipe::{InputArgs, NetworkArgs, RecipeArgs};
 use watch::{Signals, Terminal};
 
-/// Trains a model on labelled videos, from scratch or from a model file. `OUT/best.safetensors` and `OUT/last.safetensors`
-/// are model files that `serve` and `classify` take; `history.csv`, `curves.png` and `tensorboard/` tell how it went. An
-/// interrupt saves and stops with status 130 (a termination: 143); `--resume` goes on as if it had never stopped.
+/// Train a model on labelled videos
+///
+/// From scratch or from a model file. `OUT/best.safetensors` and `OUT/last.safetensors` are model files that `serve` and
+/// `classify` take; `history.csv`, `curves.png` and `tensorboard/` tell how it went. An interrupt saves and stops with status
+/// 130 (a termination: 143); `--resume` goes on as if it had never stopped.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -180,7 +182,7 @@ fn starting_model(args: &Args, dataset: &Dataset, out: &Path) -> anyhow::Result<
         let spec = args.network.spec(name, dataset.classes.clone(), clip, args.input.preprocessing()?);
         return network::from_scratch(spec, seed).context("no such network");
     };
-    let model = Model::read(init).with_context(|| format!("can't load {}", init.display()))?;
+    let model = model::load(Some(init))?;
     let same_classes = model.spec.labels == dataset.classes;
     let mut spec = model.spec.clone();
     args.network.describe(&mut spec, name, &format!("{} version {}", model.spec.name, model.spec.version));

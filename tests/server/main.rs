@@ -7,6 +7,10 @@ mod classify;
 mod cli;
 mod endings;
 mod evaluate;
+#[cfg(feature = "hub")]
+mod hub;
+#[cfg(feature = "hub")]
+mod hub_site;
 mod inference;
 mod lifecycle;
 #[allow(dead_code, reason = "the video tests decode with it too")]

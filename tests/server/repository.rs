@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use kinetoscope::hub::HubOptions;
 use kinetoscope::metrics::Metrics;
 use kinetoscope::model::spec::{Architecture, ClipSpec, ModelSpec};
 use kinetoscope::model::{builtin, init};
@@ -19,7 +20,7 @@ use crate::media::Media;
 use crate::support::{Server, engine_config, limits, reason, request};
 
 /// A model file, in the directories that it needs. Of tiny clips, so that it starts at once.
-fn write(path: &Path, name: &str, version: &str) {
+pub(crate) fn write(path: &Path, name: &str, version: &str) {
     let spec = builtin::spec();
     let spec = ModelSpec {
         name: name.to_owned(),
@@ -34,7 +35,8 @@ fn write(path: &Path, name: &str, version: &str) {
 }
 
 fn options(path: &Path) -> RepositoryOptions {
-    RepositoryOptions { paths: vec![path.to_owned()], engine: engine_config(), max_bytes: u64::MAX }
+    let hub = HubOptions::default();
+    RepositoryOptions { sources: vec![path.to_owned().into()], hub, engine: engine_config(), max_bytes: u64::MAX }
 }
 
 fn open(options: RepositoryOptions) -> Result<Repository, RepositoryError> {
@@ -71,8 +73,8 @@ fn a_directory_holds_files_and_versions_the_newest_first() {
     // One that was given by itself comes before what comes after it.
     let first = media.path("first.safetensors");
     write(&first, "first", "1");
-    let paths = vec![first, models.clone()];
-    let repository = open(RepositoryOptions { paths, ..options(&models) }).unwrap();
+    let sources = vec![first.into(), models.clone().into()];
+    let repository = open(RepositoryOptions { sources, ..options(&models) }).unwrap();
     assert_eq!(ids(&repository)[0], id("first", "1"));
     assert_eq!(ids(&repository)[1..], expected);
 }
@@ -100,8 +102,8 @@ fn what_cannot_be_served_is_told_at_the_start() {
     assert_eq!(refused, [("empty", "1"), ("broken", "1"), ("twin.safetensors", "")]);
     let host = media.path("");
     assert!(served.refused.iter().all(|file| !file.reason.contains(host.to_str().unwrap())), "{:?}", served.refused);
-    let paths = vec![models.join("good.safetensors"), bad];
-    let refused = open(RepositoryOptions { paths, ..options(&models) }).unwrap_err();
+    let sources = vec![models.join("good.safetensors").into(), bad.into()];
+    let refused = open(RepositoryOptions { sources, ..options(&models) }).unwrap_err();
     assert!(matches!(&refused, RepositoryError::File { path, .. } if path.ends_with("broken/1/model.safetensors")));
 
     let checked = run(&["serve", "--check", "--model", models.to_str().unwrap()]);

@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 
 use crate::cli::model::ShortcutArg;
 use crate::convert::read_preprocessing;
+use crate::hub::ModelSource;
 use crate::model::spec::{Architecture, ClipSpec, Family, ModelSpec, Preprocessing, Stem};
 use crate::train::augment::{Augment, ColorJitter, TrainCrop};
 use crate::train::network::Layer;
@@ -18,9 +19,10 @@ use crate::train::trainer::TrainOptions;
 /// Which network.
 #[derive(Debug, Args)]
 pub(super) struct NetworkArgs {
-    /// Model file to begin with; a new network if absent. Its last layer is new if its classes are others than the data's
+    /// Model file to begin with, or one on the Hugging Face Hub as hf:ORG/REPO[/FILE][@REVISION]; a new network if absent.
+    /// Its last layer is new if its classes are others than the data's
     #[arg(long, value_name = "FILE")]
-    init: Option<PathBuf>,
+    init: Option<ModelSource>,
 
     /// Depth of a new network
     #[arg(long, value_name = "N", default_value_t = 18, conflicts_with = "init")]
@@ -48,8 +50,8 @@ pub(super) struct NetworkArgs {
 }
 
 impl NetworkArgs {
-    pub(super) fn init(&self) -> Option<&Path> {
-        self.init.as_deref()
+    pub(super) fn init(&self) -> Option<&ModelSource> {
+        self.init.as_ref()
     }
 
     pub(super) fn fine_tunes(&self) -> bool {
