@@ -188,6 +188,17 @@ for video in "$work"/videos/*; do
 done
 row "classified over gRPC, as without an image" "$(basename -a "$work"/videos/* | paste -sd' ')"
 
+# A model baked in, and one mounted.
+mkdir "$work/models"
+cp weights/camera-motion/model.safetensors "$work/models/baked.safetensors"
+printf '%s\n' "FROM $image" 'COPY baked.safetensors /models/' 'ENV KINETOSCOPE_MODEL=/models' >"$work/Dockerfile"
+buildah build --quiet --isolation chroot --format docker --file "$work/Dockerfile" --tag "$image-baked" "$work/models" >/dev/null
+alone=(podman run --rm --network none "${hardened[@]}")
+"${alone[@]}" "$image-baked" serve --check
+"${alone[@]}" --volume "$work/models:/mnt:ro" --env KINETOSCOPE_MODEL=/mnt $image serve --check
+! "${alone[@]}" --env KINETOSCOPE_MODEL=/mnt $image serve --check 2>/dev/null || fail "serve --check finds a model that is not there"
+row "models" "baked in, and mounted"
+
 # The job's script, in a container beside the server's.
 mkdir -m 777 "$work/batch"
 (cd "$work/videos" && printf '/videos/%s\n' *) >"$work/batch/videos.txt"
