@@ -18,20 +18,24 @@ ARG FFMPEG=trimmed
 COPY docker/ffmpeg.sh /usr/local/src/
 RUN /usr/local/src/ffmpeg.sh "${FFMPEG}"
 
+# What decides which dependencies there are.
+FROM ${BASE_IMAGE} AS manifests
+WORKDIR /manifests
+COPY Cargo.toml Cargo.lock ./
+COPY crates/candle-conv3d/Cargo.toml crates/candle-conv3d/
+COPY docker/dependencies.sh docker/
+
 FROM ffmpeg AS build
-RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-    binutils ca-certificates gcc jq libc6-dev libclang-dev pkg-config
-COPY --from=rust /usr/local/cargo /usr/local/cargo
-COPY --from=rust /usr/local/rustup /usr/local/rustup
 ENV CARGO_HOME=/usr/local/cargo RUSTUP_HOME=/usr/local/rustup \
     PATH=/usr/local/cargo/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
 WORKDIR /usr/local/src/kinetoscope
 ARG CARGO_FLAGS=
+RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+    binutils ca-certificates gcc jq libc6-dev libclang-dev pkg-config
+COPY --from=rust /usr/local/ /usr/local/
+COPY --from=manifests /manifests/ ./
 # Dependencies are compiled into a layer, not into a cache mount: a layer can be pushed and pulled (--cache-to, --layers
 # --cache-from), so that builders without a disk of their own have it too. Only downloads are in a mount.
-COPY Cargo.toml Cargo.lock ./
-COPY crates/candle-conv3d/Cargo.toml crates/candle-conv3d/
-COPY docker/dependencies.sh docker/
 RUN --mount=type=cache,target=/usr/local/cargo/registry docker/dependencies.sh ${CARGO_FLAGS}
 COPY . .
 # Of the commit, for --version.
