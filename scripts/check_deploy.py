@@ -48,11 +48,38 @@ def main():
     ok("unknown fields are found in each of these kinds")
     program.check_compose(json.loads(args.compose_schema.read_text()))
     program.check_unit((DEPLOY / "systemd/kinetoscope.service").read_text())
+    check_images(rendered["base"] + rendered["kserve"] + rendered["batch"])
     check_metrics(args.metrics.read_text(), rendered["example"], args.work / "dashboard-rules.yml")
 
 
 def ok(what):
     print(f"ok  {what}", flush=True)
+
+
+def check_images(documents):
+    """The Dockerfiles against what manifests and the Compose file take for granted. scripts/check-image.sh builds one."""
+    settings = tomllib.loads(pathlib.Path("docker/kinetoscope.toml").read_text())
+    listening = {settings[name].split(":")[1] for name in ["listen", "http"]}
+    version = tomllib.loads(pathlib.Path("Cargo.toml").read_text())["workspace"]["package"]["version"]
+    compose = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["kinetoscope"]
+    assert pathlib.Path(compose["build"]["dockerfile"]).exists()
+    for path in sorted(pathlib.Path("docker").glob("*.Dockerfile")):
+        text = path.read_text().replace("\\\n", " ")
+        last = {line.split()[0]: line.split(maxsplit=1)[1] for line in text.splitlines() if line and line[0].isupper()}
+        assert set(last["EXPOSE"].split()) == listening, path
+        assert last["ENTRYPOINT"] == '["kinetoscope"]' and last["CMD"] == '["serve"]', path
+        assert json.loads(last["HEALTHCHECK"].split("CMD ")[1]) == compose["healthcheck"]["test"][1:], path
+        assert f'image.version="{version}"' in last["LABEL"], path
+        assert {name for name in re.findall(r"--build-arg (\w+)", text)} <= set(re.findall(r"^ARG (\w+)", text, re.M)), path
+        assert set(compose["build"]["args"]) <= set(re.findall(r"^ARG (\w+)", text, re.M)), path
+        for document in documents:
+            template = document.get("spec", {}).get("template", {}).get("spec", {})
+            for security in [template.get("securityContext"), *(
+                    container["securityContext"] for container in document.get("spec", {}).get("containers", []))]:
+                if security:
+                    user = security["runAsUser"]
+                    assert last["USER"] == f"{user}:{security.get('runAsGroup', user)}", (path, document["metadata"]["name"])
+    ok("docker/: user, ports, health check, version and arguments are those that deploy/ counts on")
 
 
 def render_all(kubectl, work):
