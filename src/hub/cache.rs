@@ -77,6 +77,12 @@ impl CachedRepository {
     /// Gives a blob its name in a commit.
     pub(super) fn link(&self, commit: &str, file: &str, checksum: &str) -> Result<PathBuf, HubError> {
         let path = self.repo.pointer_path(commit).join(file);
+        // Another process may be reading it.
+        if let (Ok(there), Ok(blob)) = (path.canonicalize(), self.blob(checksum).canonicalize())
+            && there == blob
+        {
+            return Ok(path);
+        }
         let linked = || {
             std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
             match std::fs::remove_file(&path) {
