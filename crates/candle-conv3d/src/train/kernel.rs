@@ -146,9 +146,9 @@ pub(crate) fn accumulate_transposed(left: Gathered, panel: &[f32], out: &mut [f3
 fn transposed_block<const R: usize>(left: Gathered, panel: &[f32], out: &mut [f32]) {
     match *INSTRUCTIONS {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: the instructions were detected; `accumulate_transposed` has checked that rows, panel and output lie
-        // in their slices, and a block has R columns.
         InstructionSet::Avx512 => {
+            // SAFETY: the instructions were detected; `accumulate_transposed` has checked that rows, panel and output lie
+            // in their slices, and a block has R columns.
             return unsafe { avx512::transposed_block::<R>(left, panel.as_ptr(), out.as_mut_ptr()) };
         }
         #[cfg(target_arch = "x86_64")]
