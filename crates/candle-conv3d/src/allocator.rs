@@ -259,10 +259,10 @@ mod tests {
     }
 
     /// Gives a block back and tells which units were forgotten.
-    fn give_back(blocks: &mut Blocks, block: Free) -> Vec<Range<usize>> {
+    fn give_back(blocks: &mut Blocks, block: Free) -> Vec<usize> {
         let forgotten = RefCell::new(Vec::new());
         blocks.give_back(block.first);
-        blocks.forget_oldest(|units| forgotten.borrow_mut().push(units));
+        blocks.forget_oldest(|units| forgotten.borrow_mut().extend(units));
         forgotten.into_inner()
     }
 
@@ -290,7 +290,7 @@ mod tests {
         let small = take(&mut blocks, 4);
         assert!(give_back(&mut blocks, small).is_empty());
         let large = take(&mut blocks, 8);
-        assert_eq!(give_back(&mut blocks, large), [0..4], "the one that was free for longer");
+        assert_eq!(give_back(&mut blocks, large), [0, 1, 2, 3], "the one that was free for longer");
         assert_eq!((blocks.in_use, blocks.kept, blocks.most_in_use), (0, 8, 8));
         assert_eq!(take(&mut blocks, 4), small, "its addresses are used again, and are zeros again");
     }
