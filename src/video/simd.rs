@@ -241,8 +241,8 @@ mod avx2 {
                     _mm256_unpackhi_epi64(high, below_high),
                 ]
             });
-            for pair in 0..4 {
-                let (upper, lower) = (fours[0][pair], fours[1][pair]);
+            let [upper_rows, lower_rows] = fours;
+            for (pair, (upper, lower)) in upper_rows.into_iter().zip(lower_rows).enumerate() {
                 let pairs =
                     [_mm256_permute2x128_si256::<0x20>(upper, lower), _mm256_permute2x128_si256::<0x31>(upper, lower)];
                 for (pairs, pair) in pairs.into_iter().zip([pair, pair + 4]) {
