@@ -263,7 +263,7 @@ fn plain_port() -> u16 {
     let port = listener.local_addr().unwrap().port();
     std::thread::spawn(move || {
         let (mut connection, _) = listener.accept().unwrap();
-        connection.read(&mut [0; 16]).unwrap();
+        connection.read_exact(&mut [0; 16]).unwrap();
         connection.write_all(b"HTTP/1.1 400 Bad Request\r\n\r\n").unwrap();
     });
     port
