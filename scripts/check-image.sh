@@ -6,7 +6,7 @@
 #
 # Stand-ins for the public base images are made of what is here: debootstrap's Debian, and this machine's Rust toolchain. Answers
 # are compared with those of $KINETOSCOPE, or of the program that tests build. Layers stay in $IMAGE_STORAGE
-# (target/image-check), 30 GB of it; a first run takes half an hour. Wants root and Debian's buildah, podman, runc, debootstrap,
+# (target/image-check), up to 40 GB of it; a first run takes half an hour on two processors. Wants root and Debian's buildah, podman, runc, debootstrap,
 # jq and ffmpeg.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -24,7 +24,8 @@ for command in buildah podman runc debootstrap jq ffmpeg; do
 done
 options=(--root "$storage/root" --runroot "$storage/run" --storage-driver "${STORAGE_DRIVER:-vfs}")
 buildah() { command buildah "${options[@]}" "$@"; }
-podman() { command podman "${options[@]}" --runtime runc --cgroup-manager cgroupfs "$@"; }
+# Without systemd nothing checks the health from time to time, which Podman would report as an error each time.
+podman() { command podman --log-level fatal "${options[@]}" --runtime runc --cgroup-manager cgroupfs "$@"; }
 
 work=$(mktemp -d)
 cleanup() {
@@ -117,7 +118,7 @@ jq -e '[.components[].purl // ""] | map(startswith("pkg:deb/")) | (any and (all 
 parts=$(jq -r '[.components[].purl // "" | sub("^pkg:(?<kind>[a-z]+)/.*"; "\(.kind)")] | group_by(.) |
     map(select(.[0] != "") | "\(length) \(.[0])") | join(", ")' "$work/doc/sbom.cdx.json")
 if python3 -m venv "$work/venv" 2>/dev/null && "$work/venv/bin/pip" install --quiet --disable-pip-version-check \
-    'cyclonedx-python-lib[json-validation]==11.11.0'; then
+    'cyclonedx-python-lib[json-validation]==11.12.0'; then
     "$work/venv/bin/python" - "$work/doc/sbom.cdx.json" <<'END'
 import sys
 from cyclonedx.schema import SchemaVersion
@@ -130,8 +131,7 @@ else
     row "SBOM" "$parts; NOT validated, as the validator can't be installed here"
 fi
 
-# As docs/deploying.md starts it. Podman would raise limits, which may be forbidden. That there is no systemd to check the
-# health from time to time is no error here.
+# As docs/deploying.md starts it. Podman would raise limits, which may be forbidden.
 limits=(--ulimit nofile=1024:2048 --ulimit nproc=1024:2048)
 hardened=(--read-only --tmpfs /tmp --cap-drop all --security-opt no-new-privileges "${limits[@]}")
 podman run --detach --name kinetoscope-check --network none "${hardened[@]}" $image >/dev/null 2>"$work/errors" ||
@@ -196,8 +196,8 @@ cp weights/camera-motion/model.safetensors "$work/models/baked.safetensors"
 printf '%s\n' "FROM $image" 'COPY baked.safetensors /models/' 'ENV KINETOSCOPE_MODEL=/models' >"$work/Dockerfile"
 buildah build --quiet --isolation chroot --format docker --file "$work/Dockerfile" --tag "$image-baked" "$work/models" >/dev/null
 alone=(podman run --rm --network none "${hardened[@]}")
-"${alone[@]}" "$image-baked" serve --check
-"${alone[@]}" --volume "$work/models:/mnt:ro" --env KINETOSCOPE_MODEL=/mnt $image serve --check
+"${alone[@]}" "$image-baked" serve --check >/dev/null
+"${alone[@]}" --volume "$work/models:/mnt:ro" --env KINETOSCOPE_MODEL=/mnt $image serve --check >/dev/null
 ! "${alone[@]}" --env KINETOSCOPE_MODEL=/mnt $image serve --check 2>/dev/null || fail "serve --check finds a model that is not there"
 row "models" "baked in, and mounted"
 
