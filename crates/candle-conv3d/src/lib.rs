@@ -33,6 +33,8 @@
 mod batch_norm;
 mod conv3d;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod geometry;
 mod max_pool3d;
 pub mod plan;
