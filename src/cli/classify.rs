@@ -189,8 +189,9 @@ impl Backend {
         }
         let threads = args.engine.threads();
         let metrics = Arc::new(Metrics::default());
-        let config = EngineConfig::new(threads, EngineConfig::DEFAULT_MAX_BATCH);
-        let engine = Engine::start(model::load(args.model.as_deref())?, config, &metrics)?;
+        let devices = args.device.choose()?;
+        let config = EngineConfig::new(threads, devices.default_max_batch());
+        let engine = Engine::start_on(&devices, model::load(args.model.as_deref())?, config, &metrics)?;
         let pool = PoolOptions { threads, open_videos: args.concurrency.into() };
         let classifier = Classifier::new(Limits::default(), args.decode_isolation.into(), pool, metrics);
         Ok(Self::Local { engine: Box::new(engine), classifier: Box::new(classifier) })

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use kinetoscope::engine::Devices;
 use kinetoscope::metrics::Metrics;
 use kinetoscope::model::spec::{Architecture, ClipSpec, ModelSpec};
 use kinetoscope::model::{builtin, init};
@@ -34,7 +35,12 @@ fn write(path: &Path, name: &str, version: &str) {
 }
 
 fn options(path: &Path) -> RepositoryOptions {
-    RepositoryOptions { paths: vec![path.to_owned()], engine: engine_config(), max_bytes: u64::MAX }
+    RepositoryOptions {
+        paths: vec![path.to_owned()],
+        engine: engine_config(),
+        devices: Devices::Cpu,
+        max_bytes: u64::MAX,
+    }
 }
 
 fn open(options: RepositoryOptions) -> Result<Repository, RepositoryError> {
