@@ -33,4 +33,7 @@ RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps --quiet
 step "without FFmpeg"
 cargo check --no-default-features --quiet
 
+step "CUDA engine"
+./scripts/check-cuda.sh
+
 printf '\nall checks passed\n'
