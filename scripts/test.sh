@@ -39,4 +39,7 @@ step licences
 step "without FFmpeg"
 cargo check --no-default-features --quiet
 
+step "CUDA engine"
+./scripts/check-cuda.sh
+
 printf '\nall checks passed\n'

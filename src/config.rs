@@ -143,6 +143,15 @@ fn hub_options_from(variable: impl Fn(&str) -> Option<OsString>, home: Option<Pa
     options
 }
 
+/// Where this user's programs keep what they can make again, by the XDG base directory specification; `None` for a user
+/// without a home.
+#[cfg(feature = "cuda")]
+pub fn cache_directory() -> Option<PathBuf> {
+    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
+    Some(cache.join("kinetoscope"))
+}
+
 fn is_flag(argument: &OsStr, flag: &str) -> bool {
     let argument = argument.to_string_lossy();
     argument

@@ -184,7 +184,13 @@ impl Metrics {
             let name = || Cow::Owned(model.clone());
             self.queue_clips.get_or_create(&[("model", name())]).set(gauges.queued_clips as i64);
             self.model_memory.get_or_create(&[("model", name())]).set(gauges.memory_bytes as i64);
-            for (state, count) in [("starting", gauges.starting), ("idle", gauges.idle), ("busy", gauges.busy)] {
+            let states = [
+                ("starting", gauges.starting),
+                ("failed", gauges.failed),
+                ("idle", gauges.idle),
+                ("busy", gauges.busy),
+            ];
+            for (state, count) in states {
                 self.workers.get_or_create(&[("model", name()), ("state", state.into())]).set(count as i64);
             }
         }
@@ -272,6 +278,8 @@ pub struct EngineGauges {
     pub queued_clips: usize,
     /// Workers that are being built.
     pub starting: usize,
+    /// Workers that can't be built and try again from time to time.
+    pub failed: usize,
     /// Workers that wait for clips.
     pub idle: usize,
     /// Workers that run a batch.

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use tracing::{error, info, warn};
 
-use crate::engine::{self, CpuExecutor, Engine, EngineConfig, ExecutorError};
+use crate::engine::{self, Devices, Engine, EngineConfig, ExecutorError};
 use crate::hub::{Hub, HubError, HubModel, HubOptions, ModelSource};
 use crate::metrics::Metrics;
 use crate::model::builtin;
@@ -126,6 +126,8 @@ pub struct RepositoryOptions {
     pub hub: HubOptions,
     /// Of each model.
     pub engine: EngineConfig,
+    /// Where models run.
+    pub devices: Devices,
     /// Memory that all models together may take, those included that are about to be replaced.
     pub max_bytes: u64,
 }
@@ -298,8 +300,14 @@ impl Repository {
     /// A repository of running models that never change but for being removed.
     pub fn of(engines: Vec<Engine>) -> Self {
         let models = engines.into_iter().map(|engine| Entry { file: None, engine: Arc::new(engine) }).collect();
-        let (hub, engine) = (HubOptions::default(), EngineConfig::default());
-        let options = RepositoryOptions { sources: Vec::new(), hub: hub.clone(), engine, max_bytes: u64::MAX };
+        let hub = HubOptions::default();
+        let options = RepositoryOptions {
+            sources: Vec::new(),
+            hub: hub.clone(),
+            engine: EngineConfig::default(),
+            devices: Devices::Cpu,
+            max_bytes: u64::MAX,
+        };
         let served = RwLock::new(Arc::new(Served { models, refused: Vec::new() }));
         Self { options, hub: Hub::new(hub), metrics: Arc::default(), changing: Mutex::default(), served }
     }
@@ -429,8 +437,9 @@ impl Repository {
     fn start(&self, model: Model, weights: Weights, taken: u64) -> Result<Arc<Engine>, RepositoryError> {
         let started = Instant::now();
         let spec = model.spec.clone();
-        let config = self.options.engine;
-        let engine = Engine::with_workers(spec.clone(), config, 1, executors(model, weights, config), &self.metrics)
+        let (config, devices) = (self.options.engine, &self.options.devices);
+        let build = executors(model, weights, config, devices);
+        let engine = Engine::with_workers(spec.clone(), config, devices.workers(), build, &self.metrics)
             .map_err(|error| RepositoryError::Build { name: spec.name.clone(), error })?;
         let (bytes, limit) = (engine.memory_bytes(), self.options.max_bytes);
         if taken.saturating_add(bytes) > limit {
@@ -520,10 +529,10 @@ impl Weights {
 }
 
 /// Makes executors of a model: the first of the tensors that were read.
-fn executors(model: Model, weights: Weights, config: EngineConfig) -> Box<engine::Build> {
+fn executors(model: Model, weights: Weights, config: EngineConfig, devices: &Devices) -> Box<engine::Build> {
     let spec = model.spec.clone();
     let first = Mutex::new(Some(model));
-    Box::new(move || {
+    let read = move || {
         let read = || weights.read().map_err(|error| ExecutorError::Reload(error.to_string()));
         // Held meanwhile: workers share the file's position.
         let mut first = first.lock().unwrap_or_else(PoisonError::into_inner);
@@ -532,8 +541,9 @@ fn executors(model: Model, weights: Weights, config: EngineConfig) -> Box<engine
         if model.spec != spec {
             return Err(ExecutorError::Reload("its file was overwritten by another model".to_owned()));
         }
-        Ok(Box::new(CpuExecutor::new(&model, config.threads, config.max_batch)?))
-    })
+        Ok(Arc::new(model))
+    };
+    devices.build(config, Box::new(read))
 }
 
 /// What tells a source from others.

@@ -2,6 +2,8 @@
 
 #[cfg(feature = "video")]
 pub mod decode;
+#[cfg(feature = "cuda")]
+pub mod gpu;
 #[cfg(feature = "video")]
 pub mod load;
 pub mod model;

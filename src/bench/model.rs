@@ -100,7 +100,7 @@ fn median(times: &mut [Duration]) -> Duration {
 }
 
 /// Bytes that look like no picture, the same at every run.
-fn noise_clips(clip: &ClipSpec, batch: usize) -> Vec<Vec<u8>> {
+pub(super) fn noise_clips(clip: &ClipSpec, batch: usize) -> Vec<Vec<u8>> {
     let noise = |seed| {
         let stream = CounterStream::new(seed, "bench");
         (0..clip.rgb_len() as u64).map(|index| stream.byte(index)).collect()

@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 use tonic_types::StatusExt;
 use tracing::warn;
 
-use super::model::{self, DecodeIsolation, EngineArgs, ServerArgs};
+use super::model::{self, DecodeIsolation, DeviceArgs, EngineArgs, ServerArgs};
 use crate::classify::Classifier;
 use crate::engine::{Engine, EngineConfig};
 use crate::hub::ModelSource;
@@ -58,6 +58,9 @@ pub(super) struct BackendArgs {
     pub(super) concurrency: u16,
 
     #[command(flatten)]
+    pub(super) device: DeviceArgs,
+
+    #[command(flatten)]
     pub(super) engine: EngineArgs,
 
     /// Where videos are decoded: in locked-in processes (`process`), so that a video that breaks a decoder breaks
@@ -88,8 +91,9 @@ impl Backend {
         }
         let threads = args.engine.threads();
         let metrics = Arc::new(Metrics::default());
-        let config = EngineConfig::new(threads, EngineConfig::DEFAULT_MAX_BATCH);
-        let engine = Engine::start(model::load(args.model.as_ref())?, config, &metrics)?;
+        let devices = args.device.choose()?;
+        let config = EngineConfig::new(threads, devices.default_max_batch());
+        let engine = Engine::start_on(&devices, model::load(args.model.as_ref())?, config, &metrics)?;
         let pool = PoolOptions { threads, open_videos: args.concurrency.into() };
         let classifier = Classifier::new(Limits::default(), args.decode_isolation.into(), pool, metrics);
         Ok(Self::Local { engine: Box::new(engine), classifier: Box::new(classifier) })

@@ -1,6 +1,9 @@
 //! `kinetoscope bench`.
 
-use std::path::PathBuf;
+#[cfg(feature = "cuda")]
+mod gpu;
+
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -8,9 +11,9 @@ use anyhow::Context;
 use clap::{Args as ClapArgs, Subcommand};
 use serde_json::json;
 
-use super::model::{self, EngineArgs, ShortcutArg};
+use super::model::{self, DeviceArgs, EngineArgs, ShortcutArg};
 use crate::bench::model::{Effort, LayerTiming, peak_rss_bytes, profile, time_batch};
-use crate::engine::CpuExecutor;
+use crate::engine::{CpuExecutor, Devices};
 use crate::hub::ModelSource;
 use crate::model::file::Model;
 use crate::model::spec::{Architecture, Family, ModelSpec, Stem};
@@ -167,7 +170,15 @@ struct ModelArgs {
     batch: Vec<u16>,
 
     #[command(flatten)]
+    device: DeviceArgs,
+
+    #[command(flatten)]
     engine: EngineArgs,
+
+    /// On GPUs: algorithms of cuDNN that are tried for a convolution, of each kind that it proposes
+    #[cfg(feature = "cuda")]
+    #[arg(long, value_name = "N", default_value_t = 6, value_parser = clap::value_parser!(u16).range(1..=100))]
+    candidates: u16,
 
     /// Measure each batch size for at least this long
     #[arg(long, value_name = "SECONDS", default_value_t = Effort::default().min_time.as_secs_f32(), value_parser = parse_seconds)]
@@ -353,6 +364,13 @@ fn bench_model(args: ModelArgs) -> anyhow::Result<ExitCode> {
         None => initialised(args.depth, args.shortcut)?,
     };
     let threads = args.engine.threads();
+    match args.device.choose()? {
+        Devices::Cpu => {}
+        #[cfg(feature = "cuda")]
+        Devices::Gpus { ordinals, precision, cache } => {
+            return gpu::run(&args, &model, &ordinals, precision, cache, started);
+        }
+    }
     let max_batch = args.batch.iter().copied().max().unwrap_or(1);
     let mut executor = CpuExecutor::new(&model, threads, max_batch.into())?;
     let load_seconds = started.elapsed().as_secs_f64();
@@ -399,11 +417,14 @@ fn bench_model(args: ModelArgs) -> anyhow::Result<ExitCode> {
     {
         println!("peak memory {:.0} MiB", peak as f64 / f64::from(1 << 20));
     }
-    if let Some(path) = &args.logits {
-        let bytes: Vec<u8> = last_logits.iter().flat_map(|logit| logit.to_le_bytes()).collect();
-        std::fs::write(path, bytes).with_context(|| format!("can't write {}", path.display()))?;
-    }
+    write_logits(args.logits.as_deref(), &last_logits)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn write_logits(path: Option<&Path>, logits: &[f32]) -> anyhow::Result<()> {
+    let Some(path) = path else { return Ok(()) };
+    let bytes: Vec<u8> = logits.iter().flat_map(|logit| logit.to_le_bytes()).collect();
+    std::fs::write(path, bytes).with_context(|| format!("can't write {}", path.display()))
 }
 
 fn parse_seconds(text: &str) -> Result<f32, String> {

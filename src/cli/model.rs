@@ -8,7 +8,7 @@ use clap::builder::{OsStringValueParser, TryMapValueParser, TypedValueParser, Va
 use clap::{Args, ValueEnum};
 
 use crate::config;
-use crate::engine::EngineConfig;
+use crate::engine::{DeviceError, DeviceRequest, Devices, EngineConfig, Precision};
 use crate::hub::{Hub, InvalidName, ModelSource};
 use crate::model::builtin;
 use crate::model::file::{Model, ModelFileError};
@@ -25,6 +25,46 @@ pub(super) struct EngineArgs {
 impl EngineArgs {
     pub(super) fn threads(&self) -> usize {
         self.threads.map_or_else(|| EngineConfig::default().threads, usize::from)
+    }
+}
+
+/// Where the model runs.
+#[derive(Debug, Args)]
+pub(super) struct DeviceArgs {
+    /// Where models run: `cpu`, `cuda` (all GPUs) or `cuda:N`, which may be given several times. All GPUs that can be used
+    /// if absent, or else the CPU
+    #[arg(long, env = "KINETOSCOPE_DEVICE", value_name = "DEVICE", value_delimiter = ',')]
+    device: Vec<DeviceRequest>,
+
+    /// What GPUs compute with; CPUs compute in f32
+    #[arg(long, env = "KINETOSCOPE_PRECISION", value_enum, value_name = "TYPE", default_value = "bf16")]
+    precision: PrecisionArg,
+}
+
+impl DeviceArgs {
+    pub(super) fn choose(&self) -> Result<Devices, DeviceError> {
+        Devices::choose(&self.device, self.precision.into())
+    }
+}
+
+/// What GPUs compute with.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum PrecisionArg {
+    Bf16,
+    F16,
+    F32,
+    /// f32 whose products are rounded
+    Tf32,
+}
+
+impl From<PrecisionArg> for Precision {
+    fn from(precision: PrecisionArg) -> Self {
+        match precision {
+            PrecisionArg::Bf16 => Self::Bf16,
+            PrecisionArg::F16 => Self::F16,
+            PrecisionArg::F32 => Self::F32,
+            PrecisionArg::Tf32 => Self::Tf32,
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
-use super::model::{DecodeIsolation, EngineArgs};
+use super::model::{DecodeIsolation, DeviceArgs, EngineArgs};
 use crate::classify::Classifier;
 use crate::config;
 use crate::engine::EngineConfig;
@@ -76,12 +76,14 @@ pub(super) struct Args {
     model_control: bool,
 
     #[command(flatten)]
+    device: DeviceArgs,
+
+    #[command(flatten)]
     engine: EngineArgs,
 
-    /// Clips in one batch at most
-    #[arg(long, env = "KINETOSCOPE_MAX_BATCH", value_name = "CLIPS", default_value_t = EngineConfig::DEFAULT_MAX_BATCH as u16,
-          value_parser = clap::value_parser!(u16).range(1..=256))]
-    max_batch: u16,
+    /// Clips in one batch at most; 8 on the CPU and 64 on GPUs if absent
+    #[arg(long, env = "KINETOSCOPE_MAX_BATCH", value_name = "CLIPS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    max_batch: Option<u16>,
 
     /// How long a clip waits for its batch to fill while the model is idle. Zero starts at once, which is best for
     /// answer times and costs no throughput under load: batches fill while the one before runs
@@ -191,12 +193,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         tempfile::tempfile_in(spool).with_context(|| format!("can't write to the spool {}", spool.display()))?;
     }
     let threads = args.engine.threads();
-    let engine_config =
-        EngineConfig { max_delay: args.max_delay.into(), ..EngineConfig::new(threads, args.max_batch.into()) };
+    let devices = args.device.choose()?;
+    let max_batch = args.max_batch.map_or_else(|| devices.default_max_batch(), usize::from);
+    let engine_config = EngineConfig { max_delay: args.max_delay.into(), ..EngineConfig::new(threads, max_batch) };
     let metrics = Arc::new(Metrics::default());
     let max_bytes = args.model_memory.map_or(u64::MAX, |size| size.as_u64());
+    info!(%devices, max_batch, "computing");
     let hub = config::hub_options();
-    let options = RepositoryOptions { sources: args.model, hub, engine: engine_config, max_bytes };
+    let options = RepositoryOptions { sources: args.model, hub, engine: engine_config, devices, max_bytes };
     let models = Arc::new(Repository::open(options, Arc::clone(&metrics))?);
     let limits = Limits {
         max_bytes: args.max_video_bytes.as_u64(),

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use super::data::DataArgs;
 use super::model::{self, EngineArgs};
+use crate::engine::DeviceRequest;
 use crate::model::file::Model;
 use crate::model::spec::ClipSpec;
 use crate::train::augment::Augment;
@@ -235,14 +236,15 @@ fn digest(dataset: &Dataset) -> String {
 }
 
 fn parse_device(name: &str) -> anyhow::Result<Device> {
-    let number = match name {
-        "cpu" => return Ok(Device::Cpu),
-        "cuda" => 0,
-        _ => match name.strip_prefix("cuda:").and_then(|number| number.parse().ok()) {
-            Some(number) => number,
-            None => bail!("device is {name:?}; allowed are cpu, cuda and cuda:N"),
-        },
+    let number = match name.parse::<DeviceRequest>() {
+        Ok(DeviceRequest::Cpu) => return Ok(Device::Cpu),
+        Ok(DeviceRequest::AllGpus) => 0,
+        Ok(DeviceRequest::Gpu(number)) => number,
+        Err(allowed) => bail!("device is {name:?}; {allowed}"),
     };
+    if !cfg!(feature = "candle-cuda") {
+        bail!("this program trains on the CPU only: build it with --features candle-cuda");
+    }
     Device::new_cuda(number).with_context(|| format!("can't use {name}"))
 }
 

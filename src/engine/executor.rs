@@ -54,6 +54,26 @@ pub enum ExecutorError {
     /// The model can't be read again after a failure.
     #[error("can't load the model again: {0}")]
     Reload(String),
+    /// A GPU failed or can't be used.
+    #[cfg(feature = "cuda")]
+    #[error("GPU {ordinal}: {error}")]
+    Gpu {
+        /// The driver's number for it.
+        ordinal: usize,
+        /// What went wrong.
+        error: candle_conv3d::cuda::CudaError,
+    },
+    /// A GPU computes something else than a CPU.
+    #[cfg(feature = "cuda")]
+    #[error("GPU {ordinal}: scores are {difference:.1e} away from a CPU's; allowed are {tolerance:.1e}")]
+    SelfCheck {
+        /// The driver's number for it.
+        ordinal: usize,
+        /// Largest difference of a softmax.
+        difference: f32,
+        /// Largest one allowed.
+        tolerance: f32,
+    },
 }
 
 /// An inference plan on the CPU in f32.

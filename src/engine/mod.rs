@@ -5,7 +5,10 @@
 //! by clip, on a worker that was built anew.
 
 pub mod batcher;
+mod devices;
 mod executor;
+#[cfg(feature = "cuda")]
+pub(crate) mod gpu;
 mod worker;
 
 use std::collections::VecDeque;
@@ -23,6 +26,7 @@ use crate::model::file::Model;
 use crate::model::spec::ModelSpec;
 use batcher::{BatchPolicy, Batcher, Priority, VideoId};
 
+pub use devices::{DeviceError, DeviceRequest, Devices, Precision};
 pub use executor::{CpuExecutor, Executor, ExecutorError, Outputs};
 
 /// Builds a worker's executor, at the start and after each failure.
@@ -46,6 +50,9 @@ pub struct EngineConfig {
 impl EngineConfig {
     /// Batches above this gain nothing on any measured CPU, and each clip of a batch takes about 40 MB.
     pub const DEFAULT_MAX_BATCH: usize = 8;
+
+    /// On GPUs: enough tiles for all multiprocessors in every layer.
+    pub const DEFAULT_GPU_MAX_BATCH: usize = 64;
 
     /// Batches' worth of clips that may wait: one that runs next and others for its workers' neighbours.
     const QUEUE_BATCHES: usize = 8;
@@ -125,6 +132,8 @@ pub struct ClipOutput {
 pub enum WorkerState {
     /// It builds its executor, at the start or after a failure.
     Starting,
+    /// Its executor can't be built; it tries again from time to time.
+    Failed,
     /// It waits for clips.
     Idle,
     /// It runs a batch.
@@ -158,7 +167,7 @@ pub struct EngineState {
 impl EngineState {
     /// Whether some worker can take clips.
     pub fn is_serving(&self) -> bool {
-        self.workers.iter().any(|worker| *worker != WorkerState::Starting)
+        self.workers.iter().any(|worker| matches!(worker, WorkerState::Idle | WorkerState::Busy))
     }
 }
 
@@ -231,11 +240,20 @@ impl Shared {
 impl Engine {
     /// Builds the network on the CPU, runs it once, and starts its worker.
     pub fn start(model: Model, config: EngineConfig, metrics: &Metrics) -> Result<Self, ExecutorError> {
+        Self::start_on(&Devices::Cpu, model, config, metrics)
+    }
+
+    /// Builds the network on its devices, runs it once, and starts its workers.
+    pub fn start_on(
+        devices: &Devices,
+        model: Model,
+        config: EngineConfig,
+        metrics: &Metrics,
+    ) -> Result<Self, ExecutorError> {
         let spec = model.spec.clone();
-        let build = move || -> Result<Box<dyn Executor>, ExecutorError> {
-            Ok(Box::new(CpuExecutor::new(&model, config.threads, config.max_batch)?))
-        };
-        Self::with_workers(spec, config, 1, Box::new(build), metrics)
+        let model = Arc::new(model);
+        let build = devices.build(config, Box::new(move || Ok(Arc::clone(&model))));
+        Self::with_workers(spec, config, devices.workers(), build, metrics)
     }
 
     /// Starts workers around any executors. `build` makes the first one here, so that a model that can't be built is

@@ -88,6 +88,7 @@ impl Thread {
                     return Some(executor);
                 }
                 Err(error) => {
+                    state.workers[self.index].state = WorkerState::Failed;
                     error!(model = %self.shared.name, worker = self.index, %error, retry_in = ?pause, "worker can't start");
                     let wait = self.shared.stopping.wait_timeout_while(state, pause, |state| !state.stopping);
                     if wait.is_ok_and(|(state, _)| state.stopping) {
@@ -340,6 +341,51 @@ mod tests {
         let engine = engine(EngineConfig::new(1, 2));
         let video = engine.video(Priority::Normal);
         assert_eq!(submit(&video, 14).await.await.unwrap().logits, [14.0]);
+    }
+
+    /// A device that is lost with its first batch of a clip that begins with 16, and can't be opened again.
+    struct Fragile {
+        lost: Arc<AtomicUsize>,
+    }
+
+    impl Executor for Fragile {
+        fn run(&mut self, clips: &[&[u8]]) -> Result<Outputs, ExecutorError> {
+            if clips.iter().any(|clip| clip[0] == 16) && self.lost.fetch_add(1, Ordering::Relaxed) == 0 {
+                return Err(ExecutorError::Reload("the device is lost".to_owned()));
+            }
+            Ok(Outputs { logits: clips.iter().map(|clip| f32::from(clip[0])).collect(), embeddings: Vec::new() })
+        }
+
+        fn run_normalised(&mut self, _: &[&[f32]]) -> Result<Outputs, ExecutorError> {
+            unreachable!("the test sends bytes")
+        }
+    }
+
+    #[tokio::test]
+    async fn a_device_that_is_lost_is_taken_out_and_its_batch_runs_on_another() {
+        let lost = Arc::new(AtomicUsize::new(0));
+        let build = move || -> Result<Box<dyn Executor>, ExecutorError> {
+            if lost.load(Ordering::Relaxed) > 0 {
+                return Err(ExecutorError::Reload("the device is lost".to_owned()));
+            }
+            Ok(Box::new(Fragile { lost: Arc::clone(&lost) }))
+        };
+        let config = EngineConfig::new(1, 4);
+        let engine = Engine::with_workers(builtin::spec(), config, 2, Box::new(build), &Metrics::default()).unwrap();
+        let workers = |state| engine.state().workers.iter().filter(|worker| **worker == state).count();
+        while workers(WorkerState::Idle) < 2 {
+            tokio::task::yield_now().await;
+        }
+        let video = engine.video(Priority::Normal);
+        let pending = [submit(&video, 16).await, submit(&video, 3).await];
+        for (clip, expected) in pending.into_iter().zip([16.0, 3.0]) {
+            assert_eq!(clip.await.unwrap().logits, [expected]);
+        }
+        while workers(WorkerState::Failed) < 1 {
+            tokio::task::yield_now().await;
+        }
+        assert!(engine.state().is_serving());
+        assert_eq!(submit(&video, 5).await.await.unwrap().logits, [5.0]);
     }
 
     #[tokio::test]

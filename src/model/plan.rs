@@ -1,5 +1,5 @@
-//! From a model file to an inference plan on the CPU: batch norm folded into the convolutions, residual sums and ReLU
-//! into their ends.
+//! From a model file to the graph of an inference plan, and to the plan for CPUs: batch norm folded into the convolutions,
+//! residual sums and ReLU into their ends.
 
 use std::collections::HashMap;
 
@@ -24,28 +24,48 @@ pub enum ModelPlanError {
     Candle(#[from] candle_core::Error),
 }
 
-/// Compiles a model for clips of its geometry. The plan has two outputs: logits `(n, classes)` and the
-/// pooled features before the last layer `(n, features)`.
+/// Compiles a model for CPUs, for clips of its geometry. The plan has two outputs: logits `(n, classes)` and the pooled
+/// features before the last layer `(n, features)`.
 pub fn compile(model: &Model, options: PlanOptions) -> Result<Plan, ModelPlanError> {
-    let layout = &model.layout;
-    let clip = model.spec.clip;
-    let convs: Vec<&ConvLayer> = layout.convs().collect();
-    let folded: Result<HashMap<&str, Folded>, candle_core::Error> =
-        convs.into_par_iter().map(|layer| Ok((layer.conv.as_str(), fold(model, layer)?))).collect();
-    let folded = folded?;
+    let folded = FoldedModel::of(model)?;
+    let (graph, outputs) = folded.graph()?;
+    Ok(graph.compile(&outputs, options)?)
+}
 
-    let mut graph = GraphBuilder::new([3, clip.frames, clip.size, clip.size])?;
-    let input = graph.input();
-    let mut x = graph.conv(input, ConvSpec { relu: true, ..conv_spec(&layout.stem, &folded) })?;
-    if layout.max_pool {
-        x = graph.max_pool(x, [3; 3], [2; 3], [1; 3])?;
+/// A model whose batch norm is folded into its convolutions.
+pub struct FoldedModel<'a> {
+    model: &'a Model,
+    convs: HashMap<&'a str, Folded>,
+}
+
+impl<'a> FoldedModel<'a> {
+    /// Folds a model.
+    pub fn of(model: &'a Model) -> Result<Self, ModelPlanError> {
+        let convs: Vec<&ConvLayer> = model.layout.convs().collect();
+        let folded: Result<HashMap<&str, Folded>, candle_core::Error> =
+            convs.into_par_iter().map(|layer| Ok((layer.conv.as_str(), fold(model, layer)?))).collect();
+        Ok(Self { model, convs: folded? })
     }
-    for block in &layout.blocks {
-        x = add_block(&mut graph, x, block, &folded)?;
+
+    /// The network for clips of the model's geometry, and its outputs: logits `(n, classes)` and the pooled features before
+    /// the last layer `(n, features)`.
+    pub fn graph(&self) -> Result<(GraphBuilder<'_>, [Node; 2]), ModelPlanError> {
+        let Self { model, convs: folded } = self;
+        let (layout, clip) = (&model.layout, model.spec.clip);
+        let mut graph = GraphBuilder::new([3, clip.frames, clip.size, clip.size])?;
+        let input = graph.input();
+        let mut x = graph.conv(input, ConvSpec { relu: true, ..conv_spec(&layout.stem, folded) })?;
+        if layout.max_pool {
+            x = graph.max_pool(x, [3; 3], [2; 3], [1; 3])?;
+        }
+        for block in &layout.blocks {
+            x = add_block(&mut graph, x, block, folded)?;
+        }
+        let features = graph.global_avg_pool(x)?;
+        let logits =
+            graph.linear(features, values(&model.tensors["fc.weight"])?, values(&model.tensors["fc.bias"])?)?;
+        Ok((graph, [logits, features]))
     }
-    let features = graph.global_avg_pool(x)?;
-    let logits = graph.linear(features, values(&model.tensors["fc.weight"])?, values(&model.tensors["fc.bias"])?)?;
-    Ok(graph.compile(&[logits, features], options)?)
 }
 
 fn add_block<'a>(

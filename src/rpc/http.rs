@@ -58,6 +58,7 @@ async fn metrics(Extract(state): Extract<State>) -> impl IntoResponse {
         for worker in now.workers {
             match worker {
                 WorkerState::Starting => gauges.starting += 1,
+                WorkerState::Failed => gauges.failed += 1,
                 WorkerState::Idle => gauges.idle += 1,
                 WorkerState::Busy => gauges.busy += 1,
             }

@@ -145,6 +145,24 @@ fn no_server_and_no_model_are_clear_errors() {
 }
 
 #[test]
+fn a_gpu_that_was_asked_for_and_is_not_there_is_an_error_in_one_line() {
+    let bench = |device: &str| {
+        // Of GPUs that are there none is to be seen.
+        let args = ["bench", "model", "--depth", "10", "--batch", "1", "--seconds", "0", "--device", device];
+        kinetoscope().args(args).env("CUDA_VISIBLE_DEVICES", "").output().unwrap()
+    };
+    for device in ["cuda", "cuda:0"] {
+        let output = bench(device);
+        let message = text(&output.stderr);
+        let expected = if cfg!(feature = "cuda") { "no GPU can be used: " } else { "--features cuda" };
+        assert!(output.status.code() == Some(1) && message.contains(expected), "{message}");
+        assert_eq!(message.lines().count(), 1, "{message}");
+    }
+    let output = bench("gpu");
+    assert!(text(&output.stderr).contains("expected cpu, cuda or cuda:N"), "{}", text(&output.stderr));
+}
+
+#[test]
 fn the_program_describes_itself() {
     let version = run(&["--version"]);
     let version = text(&version.stdout);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::http::StatusCode;
+use kinetoscope::engine::Devices;
 use kinetoscope::hub::{Hub, HubError, HubOptions, ModelSource};
 use kinetoscope::metrics::Metrics;
 use kinetoscope::repository::{Repository, RepositoryError, RepositoryOptions};
@@ -231,7 +232,8 @@ fn a_look_at_the_models_finds_what_the_branch_is_now_or_leaves_the_old() {
     site.commit("org/repo", "main", &[("model.safetensors", &model("1"))]);
     let sources = vec![ModelSource::parse("hf:org/repo".into()).unwrap()];
     let hub = options(&site, cache.path());
-    let options = RepositoryOptions { sources, hub, engine: engine_config(), max_bytes: u64::MAX };
+    let options =
+        RepositoryOptions { sources, hub, engine: engine_config(), devices: Devices::Cpu, max_bytes: u64::MAX };
     let repository = Repository::open(options.clone(), Arc::<Metrics>::default()).unwrap();
     let version = || repository.served().find("actions", "").unwrap().spec().version.clone();
     assert_eq!(version(), "1");

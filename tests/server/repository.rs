@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use kinetoscope::engine::Devices;
 use kinetoscope::hub::HubOptions;
 use kinetoscope::metrics::Metrics;
 use kinetoscope::model::spec::{Architecture, ClipSpec, ModelSpec};
@@ -35,8 +36,13 @@ pub(crate) fn write(path: &Path, name: &str, version: &str) {
 }
 
 fn options(path: &Path) -> RepositoryOptions {
-    let hub = HubOptions::default();
-    RepositoryOptions { sources: vec![path.to_owned().into()], hub, engine: engine_config(), max_bytes: u64::MAX }
+    RepositoryOptions {
+        sources: vec![path.to_owned().into()],
+        hub: HubOptions::default(),
+        engine: engine_config(),
+        devices: Devices::Cpu,
+        max_bytes: u64::MAX,
+    }
 }
 
 fn open(options: RepositoryOptions) -> Result<Repository, RepositoryError> {

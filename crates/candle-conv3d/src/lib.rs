@@ -34,6 +34,8 @@ mod allocator;
 mod batch_norm;
 mod conv3d;
 mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod geometry;
 mod max_pool3d;
 pub mod plan;

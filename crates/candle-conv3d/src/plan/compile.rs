@@ -82,7 +82,7 @@ impl GraphBuilder<'_> {
 
     /// For each node the last layer that reads it (the number of layers for an output), or `None` if nothing that
     /// `outputs` need reads it.
-    fn last_reads(&self, outputs: &[Node]) -> Vec<Option<usize>> {
+    pub(crate) fn last_reads(&self, outputs: &[Node]) -> Vec<Option<usize>> {
         let mut last_reads = vec![None; self.layers.len()];
         for node in outputs {
             last_reads[node.0] = Some(self.layers.len());

@@ -11,7 +11,7 @@ const VALUE_LIMIT: usize = 1 << 36;
 
 /// A value in a graph: the input or the output of a layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Node(pub(super) usize);
+pub struct Node(pub(crate) usize);
 
 /// An activation added to a convolution's result before its ReLU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,16 +75,16 @@ impl<'a> ConvSpec<'a> {
 
 /// Collects the layers of a network, from the input on.
 pub struct GraphBuilder<'a> {
-    pub(super) layers: Vec<LayerNode<'a>>,
+    pub(crate) layers: Vec<LayerNode<'a>>,
 }
 
-pub(super) struct LayerNode<'a> {
-    pub(super) name: String,
-    pub(super) operation: Operation<'a>,
-    pub(super) shape: Shape,
+pub(crate) struct LayerNode<'a> {
+    pub(crate) name: String,
+    pub(crate) operation: Operation<'a>,
+    pub(crate) shape: Shape,
 }
 
-pub(super) enum Operation<'a> {
+pub(crate) enum Operation<'a> {
     Input,
     Conv {
         input: Node,
@@ -108,9 +108,27 @@ pub(super) enum Operation<'a> {
     },
 }
 
+impl LayerNode<'_> {
+    fn into_owned(self) -> LayerNode<'static> {
+        let owned = |values: Cow<'_, [f32]>| Cow::Owned(values.into_owned());
+        let operation = match self.operation {
+            Operation::Input => Operation::Input,
+            Operation::Conv { input, window, weight, bias, residual, relu } => {
+                Operation::Conv { input, window, weight: owned(weight), bias: owned(bias), residual, relu }
+            }
+            Operation::MaxPool { input, window } => Operation::MaxPool { input, window },
+            Operation::GlobalAvgPool { input } => Operation::GlobalAvgPool { input },
+            Operation::Linear { input, weight, bias } => {
+                Operation::Linear { input, weight: owned(weight), bias: owned(bias) }
+            }
+        };
+        LayerNode { name: self.name, operation, shape: self.shape }
+    }
+}
+
 impl Operation<'_> {
     /// The nodes it reads.
-    pub(super) fn reads(&self) -> impl Iterator<Item = Node> {
+    pub(crate) fn reads(&self) -> impl Iterator<Item = Node> {
         let (first, second) = match self {
             Self::Input => (None, None),
             Self::Conv { input, residual, .. } => (Some(*input), residual.map(|(node, _)| node)),
@@ -128,6 +146,12 @@ impl<'a> GraphBuilder<'a> {
         let mut graph = Self { layers: Vec::new() };
         graph.push("input", Operation::Input, Shape { c, t, h, w })?;
         Ok(graph)
+    }
+
+    /// The same graph with weights of its own.
+    pub fn into_owned(self) -> GraphBuilder<'static> {
+        let layers = self.layers.into_iter().map(LayerNode::into_owned);
+        GraphBuilder { layers: layers.collect() }
     }
 
     /// The clip.
@@ -221,14 +245,14 @@ impl<'a> GraphBuilder<'a> {
         Ok(Node(self.layers.len() - 1))
     }
 
-    pub(super) fn shape_of(&self, layer: &str, node: Node) -> Result<Shape, PlanError> {
+    pub(crate) fn shape_of(&self, layer: &str, node: Node) -> Result<Shape, PlanError> {
         let found = self.layers.get(node.0).map(|layer| layer.shape);
         found.ok_or_else(|| PlanError::UnknownNode { layer: layer.to_owned(), index: node.0 })
     }
 }
 
 impl Shape {
-    pub(super) fn dims(&self) -> [usize; 4] {
+    pub(crate) fn dims(&self) -> [usize; 4] {
         [self.c, self.t, self.h, self.w]
     }
 }

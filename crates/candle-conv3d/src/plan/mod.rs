@@ -26,7 +26,7 @@
 //! ```
 
 mod compile;
-mod graph;
+pub(crate) mod graph;
 
 pub use crate::cpu::InstructionSet;
 pub use graph::{ConvSpec, GraphBuilder, Node, Residual};

@@ -1,0 +1,791 @@
+//! From a graph to steps for a GPU: layouts, exact rearrangements of convolutions, packed weights, memory.
+//!
+//! Nothing here knows a device. Four rearrangements give the same sums with less work or with better kernels:
+//!
+//! * Taps that meet only padding, whatever the output's place, are cut off.
+//! * **Folding**: where the kernel is at least as long as the input (layer3 and layer4 of a 3D ResNet), nearly every output
+//!   frame meets every input frame. Time becomes part of the channels, `(h, w, t, c)`, and the convolution one of pictures
+//!   without time: two frames take 4 products instead of 6, one frame 1 instead of 3.
+//! * A 1x1x1 convolution is one of pictures in either layout.
+//! * The stem's 3 channels are too few for tensor cores. See [`StemForm`].
+
+use super::CudaError;
+use super::shape::{ConvShape, Element};
+use crate::cpu::{Shape, Window};
+use crate::plan::graph::{GraphBuilder, Node, Operation};
+
+/// Channels of activations are a multiple of this: 16 bytes of half floats, which the fast kernels read at once.
+const CHANNEL_BLOCK: usize = 8;
+/// Alignment of weights and activations.
+const ALIGNMENT: usize = 256;
+/// Kernels count their work in 32 bits.
+const WORK_LIMIT: usize = 1 << 31;
+
+/// How the first convolution reads a clip of few channels; which is fastest depends on the GPU.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum StemForm {
+    /// As it is, channels padded to 4.
+    Padded,
+    /// As many neighbouring columns as the stride side by side in the channels: 2 x 3, padded to 8, and a kernel of 4
+    /// columns with stride 1.
+    Phases,
+    /// All columns of the kernel side by side in the channels: 7 x 3, padded to 24, and a kernel of one column.
+    Columns,
+}
+
+impl StemForm {
+    pub(crate) const ALL: [Self; 3] = [Self::Padded, Self::Phases, Self::Columns];
+}
+
+/// Where time stands in an activation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Layout {
+    /// `(t, h, w, c)`
+    Plain,
+    /// `(h, w, t, c)`
+    Folded,
+}
+
+/// Number of a value in [`Network::values`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ValueId(pub(crate) usize);
+
+/// A range of [`Network::constants`], in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Constant {
+    pub(crate) offset: usize,
+}
+
+/// Memory of an activation.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Memory {
+    /// Bytes before it for each clip of the largest batch.
+    pub(crate) offset: usize,
+    /// Bytes of one clip.
+    pub(crate) bytes: usize,
+}
+
+/// How clips are stored for the first layer; mirrors `Load` in kernels.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct LoadShape {
+    pub(crate) channels: i32,
+    pub(crate) t: i32,
+    pub(crate) h: i32,
+    pub(crate) w: i32,
+    pub(crate) phases: i32,
+    pub(crate) step: i32,
+    pub(crate) offset: i32,
+    pub(crate) stored_w: i32,
+    pub(crate) stored_c: i32,
+}
+
+/// Mirrors `Pool` in kernels.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct PoolShape {
+    pub(crate) channels: i32,
+    pub(crate) input: [i32; 3],
+    pub(crate) output: [i32; 3],
+    pub(crate) kernel: [i32; 3],
+    pub(crate) stride: [i32; 3],
+    pub(crate) padding: [i32; 3],
+}
+
+/// Mirrors `Gather` in kernels.cu.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GatherShape {
+    pub(crate) channels_in: i32,
+    pub(crate) channels: i32,
+    pub(crate) dims: [i32; 3],
+    /// Elements between clips, frames, rows and columns.
+    pub(crate) from: [i32; 4],
+    pub(crate) to: [i32; 4],
+}
+
+/// A convolution with its ends.
+#[derive(Clone, Debug)]
+pub(crate) struct ConvStep {
+    pub(crate) name: String,
+    pub(crate) shape: ConvShape,
+    pub(crate) input: ValueId,
+    pub(crate) output: ValueId,
+    pub(crate) residual: Option<ValueId>,
+    /// (k, kt, kh, kw, c)
+    pub(crate) weight: Constant,
+    /// f32, one a stored channel.
+    pub(crate) bias: Constant,
+    pub(crate) relu: bool,
+}
+
+/// One step of a network.
+#[derive(Clone, Debug)]
+pub(crate) enum Step {
+    Load {
+        output: ValueId,
+        shape: LoadShape,
+    },
+    Conv(ConvStep),
+    MaxPool {
+        input: ValueId,
+        output: ValueId,
+        shape: PoolShape,
+    },
+    Gather {
+        input: ValueId,
+        output: ValueId,
+        shape: GatherShape,
+    },
+    /// The mean over `rows` rows of `stored` channels, f32 after it.
+    Mean {
+        input: ValueId,
+        output: ValueId,
+        rows: usize,
+        stored: usize,
+        channels: usize,
+    },
+    /// f32; the weight is (in, out).
+    Linear {
+        input: ValueId,
+        output: ValueId,
+        weight: Constant,
+        bias: Constant,
+        inputs: usize,
+        outputs: usize,
+    },
+    /// To f32 (c, t, h, w).
+    Store {
+        input: ValueId,
+        output: ValueId,
+        channels: usize,
+        stored: usize,
+        positions: usize,
+    },
+}
+
+impl Step {
+    pub(crate) fn output(&self) -> ValueId {
+        match self {
+            Self::Conv(conv) => conv.output,
+            Self::Load { output, .. }
+            | Self::MaxPool { output, .. }
+            | Self::Gather { output, .. }
+            | Self::Mean { output, .. }
+            | Self::Linear { output, .. }
+            | Self::Store { output, .. } => *output,
+        }
+    }
+
+    pub(crate) fn inputs(&self) -> impl Iterator<Item = ValueId> {
+        let (first, second) = match self {
+            Self::Load { .. } => (None, None),
+            Self::Conv(conv) => (Some(conv.input), conv.residual),
+            Self::MaxPool { input, .. }
+            | Self::Gather { input, .. }
+            | Self::Mean { input, .. }
+            | Self::Linear { input, .. }
+            | Self::Store { input, .. } => (Some(*input), None),
+        };
+        first.into_iter().chain(second)
+    }
+}
+
+/// A network as steps over memory that is laid out.
+#[derive(Clone, Debug)]
+pub(crate) struct Network {
+    pub(crate) input: [usize; 4],
+    pub(crate) steps: Vec<Step>,
+    pub(crate) values: Vec<Memory>,
+    /// Bytes of one clip's activations.
+    pub(crate) clip_bytes: usize,
+    /// Weights and biases.
+    pub(crate) constants: Vec<u8>,
+    /// For each output where it is, f32, and the values of one clip.
+    pub(crate) outputs: Vec<(ValueId, [usize; 4])>,
+    /// Multiply-adds of a clip that direct convolution takes, those with padding included.
+    pub(crate) multiply_adds: u64,
+}
+
+impl Network {
+    pub(crate) fn convs(&self) -> impl Iterator<Item = &ConvStep> {
+        self.steps.iter().filter_map(|step| if let Step::Conv(conv) = step { Some(conv) } else { None })
+    }
+
+    /// The step that reads the clips.
+    pub(crate) fn load(&self) -> &LoadShape {
+        let load =
+            self.steps.iter().find_map(|step| if let Step::Load { shape, .. } = step { Some(shape) } else { None });
+        load.expect("the first step of a network loads its input")
+    }
+}
+
+/// Lowers the part of the graph that `outputs` need, for batches of up to `max_batch` clips.
+pub(crate) fn lower(
+    graph: &GraphBuilder<'_>,
+    outputs: &[Node],
+    element: Element,
+    form: StemForm,
+    max_batch: usize,
+) -> Result<Network, CudaError> {
+    for &node in outputs {
+        graph.shape_of("output", node)?;
+    }
+    let needed = graph.last_reads(outputs);
+    let stem = stem_node(graph, outputs);
+    let mut lowering = Lowering {
+        element,
+        form: stem.map(|_| form),
+        made: vec![Vec::new(); graph.layers.len()],
+        steps: Vec::new(),
+        bytes: Vec::new(),
+        constants: Vec::new(),
+        multiply_adds: 0,
+    };
+    for (index, layer) in graph.layers.iter().enumerate() {
+        if needed[index].is_some() {
+            lowering.add(index, &layer.name, &layer.operation, layer.shape, graph)?;
+        }
+    }
+    let mut stored = Vec::new();
+    for &node in outputs {
+        let shape = graph.shape_of("output", node)?;
+        stored.push((lowering.stored(node, shape), shape.dims()));
+    }
+    lowering.finish(graph.layers[0].shape.dims(), stored, max_batch)
+}
+
+/// The convolution that is the only reader of an input of at most 4 channels.
+pub(crate) fn stem_node(graph: &GraphBuilder<'_>, outputs: &[Node]) -> Option<Node> {
+    let readers: Vec<usize> = graph
+        .layers
+        .iter()
+        .enumerate()
+        .filter(|(_, layer)| layer.operation.reads().any(|node| node.0 == 0))
+        .map(|(index, _)| index)
+        .collect();
+    let [only] = readers[..] else { return None };
+    let is_conv = match &graph.layers[only].operation {
+        Operation::Conv { residual, .. } => residual.is_none_or(|(node, _)| node.0 != 0),
+        _ => false,
+    };
+    (is_conv && graph.layers[0].shape.c <= 4 && !outputs.contains(&Node(0))).then_some(Node(only))
+}
+
+/// An activation that has been made.
+#[derive(Clone, Copy, Debug)]
+enum Value {
+    Activation {
+        id: ValueId,
+        shape: Shape,
+        stored: usize,
+        layout: Layout,
+    },
+    /// f32, one position a clip.
+    Vector {
+        id: ValueId,
+    },
+}
+
+struct Lowering {
+    element: Element,
+    /// For a network whose input only a stem reads.
+    form: Option<StemForm>,
+    /// What has been made of each node, in one or both layouts.
+    made: Vec<Vec<Value>>,
+    steps: Vec<Step>,
+    /// Of each value, for one clip.
+    bytes: Vec<usize>,
+    constants: Vec<u8>,
+    multiply_adds: u64,
+}
+
+impl Lowering {
+    fn add(
+        &mut self,
+        index: usize,
+        name: &str,
+        operation: &Operation<'_>,
+        shape: Shape,
+        graph: &GraphBuilder<'_>,
+    ) -> Result<(), CudaError> {
+        match operation {
+            Operation::Input => {
+                // A stem loads it in its own way.
+                if self.form.is_none() {
+                    let load = LoadShape::whole(shape, padded(shape.c));
+                    let value = self.load(shape, load);
+                    self.made[index].push(value);
+                }
+            }
+            Operation::Conv { input, window, weight, bias, residual, relu } => {
+                self.multiply_adds += (shape.len() * weight.len() / shape.c) as u64;
+                let from = graph.shape_of(name, *input)?;
+                let source = Source { from, to: shape, window: *window, weight, bias };
+                let stem = self.form.filter(|_| input.0 == 0);
+                let (conv, taken, layout) = match stem {
+                    Some(form) => {
+                        let (load, conv) = source.stem(form);
+                        (conv, self.load(from, load), Layout::Plain)
+                    }
+                    None => self.rearrange(name, *input, &source)?,
+                };
+                let Value::Activation { id: input, .. } = taken else {
+                    return Err(unsupported(name, "a convolution after a pooling over everything"));
+                };
+                let residual = match residual {
+                    None => None,
+                    Some((node, stride)) => Some(self.residual(name, *node, *stride, shape, layout)?),
+                };
+                let output = self.value(shape.t * shape.h * shape.w * padded(shape.c) * self.element.bytes());
+                let (weight, bias) = (self.pack(&conv, weight), self.floats(&conv.biases(bias)));
+                let shape_of_conv = conv.shape;
+                let relu = *relu;
+                let name = name.to_owned();
+                self.steps.push(Step::Conv(ConvStep {
+                    name,
+                    shape: shape_of_conv,
+                    input,
+                    output,
+                    residual,
+                    weight,
+                    bias,
+                    relu,
+                }));
+                self.made[index].push(Value::Activation { id: output, shape, stored: padded(shape.c), layout });
+            }
+            Operation::MaxPool { input, window } => {
+                let (id, from, stored) = self.want(name, *input, Layout::Plain)?;
+                let output = self.value(shape.t * shape.h * shape.w * stored * self.element.bytes());
+                let dims = |dims: [usize; 3]| dims.map(|dim| dim as i32);
+                let pool = PoolShape {
+                    channels: stored as i32,
+                    input: dims([from.t, from.h, from.w]),
+                    output: dims([shape.t, shape.h, shape.w]),
+                    kernel: dims(window.kernel),
+                    stride: dims(window.stride),
+                    padding: dims(window.padding),
+                };
+                self.steps.push(Step::MaxPool { input: id, output, shape: pool });
+                self.made[index].push(Value::Activation { id: output, shape, stored, layout: Layout::Plain });
+            }
+            Operation::GlobalAvgPool { input } => {
+                let id = self.mean(name, *input)?;
+                self.made[index].push(Value::Vector { id });
+            }
+            Operation::Linear { input, weight, bias } => {
+                let (inputs, outputs) = (weight.len() / bias.len(), bias.len());
+                self.multiply_adds += weight.len() as u64;
+                let id = match self.made[input.0].first() {
+                    Some(Value::Vector { id }) => *id,
+                    _ => self.mean(name, *input)?,
+                };
+                let mut transposed = vec![0.0; weight.len()];
+                for (out, row) in weight.chunks_exact(inputs).enumerate() {
+                    for (input, value) in row.iter().enumerate() {
+                        transposed[input * outputs + out] = *value;
+                    }
+                }
+                let (weight, bias) = (self.floats(&transposed), self.floats(bias));
+                let output = self.value(4 * outputs);
+                self.steps.push(Step::Linear { input: id, output, weight, bias, inputs, outputs });
+                self.made[index].push(Value::Vector { id: output });
+            }
+        }
+        Ok(())
+    }
+
+    /// The convolution as it is computed, what it reads, and the layout of its output.
+    fn rearrange(
+        &mut self,
+        name: &str,
+        input: Node,
+        source: &Source<'_>,
+    ) -> Result<(Rearranged, Value, Layout), CudaError> {
+        let Source { from, window, .. } = source;
+        let taps = source.taps(0);
+        let (conv, layout) = if *window == POINTWISE {
+            // Either layout will do.
+            let layout = match self.made[input.0].first() {
+                Some(Value::Activation { layout, .. }) => *layout,
+                _ => Layout::Plain,
+            };
+            (source.pointwise(), layout)
+        } else if from.t <= taps.1 - taps.0 {
+            (source.folded(), Layout::Folded)
+        } else {
+            (source.plain(), Layout::Plain)
+        };
+        let (id, shape, stored) = self.want(name, input, layout)?;
+        Ok((conv, Value::Activation { id, shape, stored, layout }, layout))
+    }
+
+    /// An activation in a layout, rearranged if it is not there yet.
+    fn want(&mut self, name: &str, node: Node, wanted: Layout) -> Result<(ValueId, Shape, usize), CudaError> {
+        let mut other = None;
+        for value in &self.made[node.0] {
+            let &Value::Activation { id, shape, stored, layout } = value else {
+                return Err(unsupported(name, "a layer of activations after a pooling over everything"));
+            };
+            if layout == wanted || shape.t == 1 {
+                return Ok((id, shape, stored));
+            }
+            other = Some((id, shape, stored, layout));
+        }
+        let (id, shape, stored, layout) = other.expect("layers only read nodes that were lowered before them");
+        let to = self.gather(id, shape, stored, layout, [1; 3], (shape, stored), wanted);
+        self.made[node.0].push(Value::Activation { id: to, shape, stored, layout: wanted });
+        Ok((to, shape, stored))
+    }
+
+    fn residual(
+        &mut self,
+        name: &str,
+        node: Node,
+        stride: [usize; 3],
+        to: Shape,
+        layout: Layout,
+    ) -> Result<ValueId, CudaError> {
+        let same = |value: &Value| matches!(value, Value::Activation { stored, .. } if *stored == padded(to.c));
+        if stride == [1; 3] && self.made[node.0].iter().all(same) {
+            return Ok(self.want(name, node, layout)?.0);
+        }
+        match self.made[node.0].first() {
+            Some(&Value::Activation { id, shape, stored, layout: from }) => {
+                Ok(self.gather(id, shape, stored, from, stride, (to, padded(to.c)), layout))
+            }
+            _ => Err(unsupported(name, "a residual after a pooling over everything")),
+        }
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "both ends of a copy")]
+    fn gather(
+        &mut self,
+        input: ValueId,
+        from: Shape,
+        stored: usize,
+        layout: Layout,
+        stride: [usize; 3],
+        (to, stored_to): (Shape, usize),
+        layout_to: Layout,
+    ) -> ValueId {
+        let output = self.value(to.t * to.h * to.w * stored_to * self.element.bytes());
+        let [n, t, h, w] = strides(from, stored, layout);
+        let from = [n, t * stride[0], h * stride[1], w * stride[2]].map(|stride| stride as i32);
+        let shape = GatherShape {
+            channels_in: stored as i32,
+            channels: stored_to as i32,
+            dims: [to.t, to.h, to.w].map(|dim| dim as i32),
+            from,
+            to: strides(to, stored_to, layout_to).map(|stride| stride as i32),
+        };
+        self.steps.push(Step::Gather { input, output, shape });
+        output
+    }
+
+    fn mean(&mut self, name: &str, node: Node) -> Result<ValueId, CudaError> {
+        // The order of positions does not matter, so either layout will do.
+        let Some(&Value::Activation { id, shape, stored, .. }) = self.made[node.0].first() else {
+            return Err(unsupported(name, "a pooling after a pooling over everything"));
+        };
+        let output = self.value(4 * shape.c);
+        let rows = shape.t * shape.h * shape.w;
+        self.steps.push(Step::Mean { input: id, output, rows, stored, channels: shape.c });
+        Ok(output)
+    }
+
+    /// A node as f32 (c, t, h, w).
+    fn stored(&mut self, node: Node, shape: Shape) -> ValueId {
+        if let Some(Value::Vector { id }) = self.made[node.0].first() {
+            return *id;
+        }
+        let (input, _, stored) = self.want("output", node, Layout::Plain).expect("it is no vector");
+        let output = self.value(4 * shape.len());
+        let positions = shape.t * shape.h * shape.w;
+        self.steps.push(Step::Store { input, output, channels: shape.c, stored, positions });
+        output
+    }
+
+    fn load(&mut self, from: Shape, shape: LoadShape) -> Value {
+        let stored = shape.stored_c as usize;
+        let output = self.value(from.t * from.h * shape.stored_w as usize * stored * self.element.bytes());
+        self.steps.push(Step::Load { output, shape });
+        Value::Activation { id: output, shape: from, stored, layout: Layout::Plain }
+    }
+
+    fn value(&mut self, bytes: usize) -> ValueId {
+        self.bytes.push(bytes.next_multiple_of(ALIGNMENT));
+        ValueId(self.bytes.len() - 1)
+    }
+
+    fn pack(&mut self, conv: &Rearranged, weight: &[f32]) -> Constant {
+        let offset = self.align();
+        let ConvShape { input: [c, ..], output: [k, ..], kernel: [kt, kh, kw], .. } = conv.shape;
+        for k in 0..k {
+            for tap in 0..kt * kh * kw {
+                let place = [tap / (kh * kw), tap / kw % kh, tap % kw];
+                for c in 0..c {
+                    let value = (conv.source)(k, place, c).map_or(0.0, |index| weight[index]);
+                    self.element.encode(value, &mut self.constants);
+                }
+            }
+        }
+        Constant { offset }
+    }
+
+    fn floats(&mut self, values: &[f32]) -> Constant {
+        let offset = self.align();
+        self.constants.extend(values.iter().flat_map(|value| value.to_ne_bytes()));
+        Constant { offset }
+    }
+
+    fn align(&mut self) -> usize {
+        self.constants.resize(self.constants.len().next_multiple_of(ALIGNMENT), 0);
+        self.constants.len()
+    }
+
+    fn finish(
+        self,
+        input: [usize; 4],
+        outputs: Vec<(ValueId, [usize; 4])>,
+        max_batch: usize,
+    ) -> Result<Network, CudaError> {
+        let largest = self.bytes.iter().max().copied().unwrap_or(0) / self.element.bytes();
+        if largest.saturating_mul(max_batch) >= WORK_LIMIT {
+            return Err(unsupported("the network", "an activation of 2^31 values in a batch"));
+        }
+        let (offsets, clip_bytes) = place(&self.bytes, &self.steps, &outputs);
+        let values = offsets.into_iter().zip(self.bytes).map(|(offset, bytes)| Memory { offset, bytes }).collect();
+        let Self { steps, constants, multiply_adds, .. } = self;
+        Ok(Network { input, steps, values, clip_bytes, constants, outputs, multiply_adds })
+    }
+}
+
+const POINTWISE: Window = Window { kernel: [1; 3], stride: [1; 3], padding: [0; 3] };
+
+/// A convolution of the graph.
+struct Source<'a> {
+    from: Shape,
+    to: Shape,
+    window: Window,
+    weight: &'a [f32],
+    bias: &'a [f32],
+}
+
+/// A convolution as it is computed.
+struct Rearranged {
+    shape: ConvShape,
+    /// Index into the graph's weight of (output channel, tap, input channel); `None` is zero.
+    source: Box<dyn Fn(usize, [usize; 3], usize) -> Option<usize>>,
+    /// Stored output channels of one frame, and frames that are folded into them.
+    frame_channels: usize,
+    frames: usize,
+}
+
+impl Rearranged {
+    fn biases(&self, bias: &[f32]) -> Vec<f32> {
+        let mut frame = bias.to_vec();
+        frame.resize(self.frame_channels, 0.0);
+        frame.repeat(self.frames)
+    }
+}
+
+impl Source<'_> {
+    /// Kernel positions `begin..end` along an axis that meet data for some output.
+    fn taps(&self, axis: usize) -> (usize, usize) {
+        let (from, to) = ([self.from.t, self.from.h, self.from.w], [self.to.t, self.to.h, self.to.w]);
+        let met = (0..to[axis]).map(|out| self.window.valid_taps(axis, out, from[axis])).filter(|(b, e)| b < e);
+        let (begin, end) = met.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or((0, 1));
+        // What is left has to give as many outputs.
+        let Window { kernel, stride, padding } = self.window;
+        let pre = padding[axis].saturating_sub(begin);
+        let last = (to[axis] - 1) * stride[axis] + (end - begin);
+        let fits = padding[axis] >= begin && from[axis] + pre < last + stride[axis];
+        if fits { (begin, end) } else { (0, kernel[axis]) }
+    }
+
+    /// Index into the weight, which is (k, c, kt, kh, kw).
+    fn index(&self) -> impl Fn(usize, usize, [usize; 3]) -> Option<usize> + use<> {
+        let ([kt, kh, kw], (c, k)) = (self.window.kernel, (self.from.c, self.to.c));
+        move |out, input, [t, h, w]| {
+            let inside = out < k && input < c && t < kt && h < kh && w < kw;
+            inside.then_some((((out * c + input) * kt + t) * kh + h) * kw + w)
+        }
+    }
+
+    /// Taps cut along all axes.
+    fn plain(&self) -> Rearranged {
+        let taps = [0, 1, 2].map(|axis| self.taps(axis));
+        let (c, k) = (padded(self.from.c), padded(self.to.c));
+        let index = self.index();
+        Rearranged {
+            shape: self.shape([c, self.from.t, self.from.h, self.from.w], [k, self.to.t, self.to.h, self.to.w], taps),
+            source: Box::new(move |k, [t, h, w], c| index(k, c, [t + taps[0].0, h + taps[1].0, w + taps[2].0])),
+            frame_channels: k,
+            frames: 1,
+        }
+    }
+
+    /// Time as a part of the channels.
+    fn folded(&self) -> Rearranged {
+        let taps = [(0, 1), self.taps(1), self.taps(2)];
+        let (c, k) = (padded(self.from.c), padded(self.to.c));
+        let (frames_in, frames) = (self.from.t, self.to.t);
+        let (stride, padding) = (self.window.stride[0], self.window.padding[0]);
+        let flat = Source { window: self.flat_window(), weight: self.weight, bias: self.bias, ..*self };
+        let shape =
+            flat.shape([c * frames_in, 1, self.from.h, self.from.w], [k * frames, 1, self.to.h, self.to.w], taps);
+        let index = self.index();
+        let source = move |out: usize, [_, h, w]: [usize; 3], input: usize| {
+            let (frame, frame_in) = (out / k, input / c);
+            let t = (frame_in + padding).checked_sub(frame * stride)?;
+            index(out % k, input % c, [t, h + taps[1].0, w + taps[2].0])
+        };
+        Rearranged { shape, source: Box::new(source), frame_channels: k, frames }
+    }
+
+    fn flat_window(&self) -> Window {
+        let Window { kernel, stride, padding } = self.window;
+        Window {
+            kernel: [1, kernel[1], kernel[2]],
+            stride: [1, stride[1], stride[2]],
+            padding: [0, padding[1], padding[2]],
+        }
+    }
+
+    /// Frames side by side: a picture of `h` rows and `t * w` columns, whatever order those are in.
+    fn pointwise(&self) -> Rearranged {
+        let (c, k) = (padded(self.from.c), padded(self.to.c));
+        let size = |shape: Shape, c: usize| [c, 1, shape.h, shape.t * shape.w];
+        let index = self.index();
+        Rearranged {
+            shape: self.shape(size(self.from, c), size(self.to, k), [(0, 1); 3]),
+            source: Box::new(move |k, _, c| index(k, c, [0; 3])),
+            frame_channels: k,
+            frames: 1,
+        }
+    }
+
+    /// The first layer of few channels.
+    ///
+    /// Column `q` of the stored clip holds the pixels `q * step - offset + phase`; output `o` reads the columns
+    /// `o * stride + j - pre` for `j` in the kernel. The original reads pixel `o * sw + tap - pw`, so that
+    /// `tap = (j - pre) * step + phase - offset + pw`.
+    fn stem(&self, form: StemForm) -> (LoadShape, Rearranged) {
+        let Window { kernel: [kt, kh, kw], stride: [st, sh, sw], padding: [pt, ph, pw] } = self.window;
+        let form = if sw == 1 && form == StemForm::Phases { StemForm::Padded } else { form };
+        let channels = self.from.c;
+        let (phases, step, offset, columns) = match form {
+            StemForm::Padded => (1, 1, 0, kw),
+            // The kernel begins at a whole column.
+            StemForm::Phases => (sw, sw, pw.next_multiple_of(sw), (kw + pw.next_multiple_of(sw) - pw).div_ceil(sw)),
+            StemForm::Columns => (kw, sw, pw, 1),
+        };
+        let stored_w = if form == StemForm::Padded { self.from.w } else { self.to.w - 1 + columns };
+        let stored_c = match form {
+            StemForm::Padded => channels.next_multiple_of(4),
+            _ => padded(phases * channels),
+        };
+        let (stride_w, pre) = if form == StemForm::Padded { (sw, pw) } else { (1, 0) };
+        let load = LoadShape {
+            channels: channels as i32,
+            t: self.from.t as i32,
+            h: self.from.h as i32,
+            w: self.from.w as i32,
+            phases: phases as i32,
+            step: step as i32,
+            offset: offset as i32,
+            stored_w: stored_w as i32,
+            stored_c: stored_c as i32,
+        };
+        let shape = ConvShape {
+            input: [stored_c, self.from.t, self.from.h, stored_w],
+            output: [padded(self.to.c), self.to.t, self.to.h, self.to.w],
+            kernel: [kt, kh, columns],
+            stride: [st, sh, stride_w],
+            pre: [pt, ph, pre],
+            post: [pt, ph, pre],
+        };
+        let index = self.index();
+        let source = move |k: usize, [t, h, j]: [usize; 3], c: usize| {
+            let (phase, channel) = (c / channels, c % channels);
+            if phase >= phases {
+                return None;
+            }
+            // `pre` is `pw` where the step is 1 and nothing else shifts, and 0 otherwise.
+            let tap = (j * step + phase + pw).checked_sub(offset + pre * step)?;
+            index(k, channel, [t, h, tap])
+        };
+        (load, Rearranged { shape, source: Box::new(source), frame_channels: padded(self.to.c), frames: 1 })
+    }
+
+    /// The shape with only `taps` of each axis.
+    fn shape(&self, input: [usize; 4], output: [usize; 4], taps: [(usize, usize); 3]) -> ConvShape {
+        let Window { kernel: whole, stride, padding } = self.window;
+        let kernel = taps.map(|(begin, end)| end - begin);
+        let pre = std::array::from_fn(|axis| padding[axis] - taps[axis].0);
+        let post = std::array::from_fn(|axis| {
+            if kernel[axis] == whole[axis] {
+                return padding[axis];
+            }
+            let last = (output[axis + 1] - 1) * stride[axis] + kernel[axis];
+            last.saturating_sub(input[axis + 1] + pre[axis])
+        });
+        ConvShape { input, output, kernel, stride, pre, post }
+    }
+}
+
+impl LoadShape {
+    /// The clip as it is.
+    fn whole(shape: Shape, stored: usize) -> Self {
+        let (w, stored_c) = (shape.w as i32, stored as i32);
+        let (channels, t, h) = (shape.c as i32, shape.t as i32, shape.h as i32);
+        Self { channels, t, h, w, phases: 1, step: 1, offset: 0, stored_w: w, stored_c }
+    }
+}
+
+fn padded(channels: usize) -> usize {
+    channels.next_multiple_of(CHANNEL_BLOCK)
+}
+
+/// Elements between clips, frames, rows and columns.
+fn strides(shape: Shape, stored: usize, layout: Layout) -> [usize; 4] {
+    let clip = shape.t * shape.h * shape.w * stored;
+    match layout {
+        Layout::Plain => [clip, shape.h * shape.w * stored, shape.w * stored, stored],
+        Layout::Folded => [clip, stored, shape.w * shape.t * stored, shape.t * stored],
+    }
+}
+
+fn unsupported(layer: &str, reason: &'static str) -> CudaError {
+    CudaError::Unsupported { layer: layer.to_owned(), reason }
+}
+
+/// Gives each value a place for the time that it is needed. Returns the places and the bytes of all together.
+fn place(bytes: &[usize], steps: &[Step], outputs: &[(ValueId, [usize; 4])]) -> (Vec<usize>, usize) {
+    let mut last = vec![0; bytes.len()];
+    for (index, step) in steps.iter().enumerate() {
+        step.inputs().for_each(|value| last[value.0] = index);
+    }
+    outputs.iter().for_each(|(value, _)| last[value.0] = steps.len());
+    let mut offsets = vec![0; bytes.len()];
+    // Taken ranges, by their place.
+    let mut taken: Vec<(usize, usize, usize)> = Vec::new();
+    let mut end = 0;
+    for (index, step) in steps.iter().enumerate() {
+        taken.retain(|&(_, _, value)| last[value] >= index);
+        let value = step.output().0;
+        let mut offset = 0;
+        for &(from, to, _) in &taken {
+            if offset + bytes[value] <= from {
+                break;
+            }
+            offset = to;
+        }
+        offsets[value] = offset;
+        end = end.max(offset + bytes[value]);
+        let at = taken.partition_point(|&(from, ..)| from < offset);
+        taken.insert(at, (offset, offset + bytes[value], value));
+    }
+    (offsets, end)
+}

@@ -1,0 +1,580 @@
+//! A network on one GPU: memory, chosen algorithms, and a CUDA graph for each batch size. One thread owns it all.
+#![allow(unsafe_code)]
+
+use std::collections::{HashMap, HashSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
+use cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream, DevicePtr, result};
+
+use super::cudnn::{Addresses, Algorithm, Bound, ConvGraph, ConvPlan, Session};
+use super::device::{self, GpuInfo};
+use super::kernels::{DirectShape, Kernels};
+use super::lower::{Constant, ConvStep, Network, StemForm, Step, ValueId, lower, stem_node};
+use super::search::{Choice, Remembered, Trial, fastest};
+use super::shape::{Precision, Signature};
+use super::{CudaError, LayerChoice, PlanOptions};
+use crate::plan::graph::{GraphBuilder, Node};
+
+/// Runs in one timed graph: enough that its launch does not count.
+const REPEATS: usize = 8;
+/// Timed launches; the fastest counts.
+const LAUNCHES: usize = 3;
+/// Outputs of a convolution that are compared with its definition.
+const SAMPLES: usize = 4096;
+/// An algorithm that wants more scratch memory is none.
+const WORKSPACE_LIMIT: usize = 1 << 30;
+
+/// A GPU with the stream that all its work goes through.
+pub(super) struct Gpu {
+    // Dropped in this order: cuDNN first, the stream last.
+    pub(super) session: Session,
+    pub(super) kernels: Kernels,
+    pub(super) stream: Arc<CudaStream>,
+    pub(super) context: Arc<CudaContext>,
+    pub(super) info: GpuInfo,
+}
+
+impl Gpu {
+    pub(super) fn open(ordinal: usize, precision: Precision) -> Result<Self, CudaError> {
+        let gpus = device::gpus()?;
+        let count = gpus.len();
+        let info = gpus.into_iter().nth(ordinal).ok_or(CudaError::Ordinal { actual: ordinal, count })?;
+        let context = CudaContext::new(ordinal).map_err(CudaError::driver("cuDevicePrimaryCtxRetain"))?;
+        // SAFETY: nothing is allocated yet, and every use of memory here is ordered by one stream, or by events that this
+        // module records itself.
+        unsafe { context.disable_event_tracking() };
+        let stream = context.new_stream().map_err(CudaError::driver("cuStreamCreate"))?;
+        let kernels = Kernels::load(&context, &stream, precision.element(), info.compute_capability)?;
+        // SAFETY: `CudaContext::new` made the context current on this thread, and this struct keeps both alive longer than
+        // the session.
+        let session = unsafe { Session::on_stream(stream.cu_stream()) }?;
+        Ok(Self { session, kernels, stream, context, info })
+    }
+
+    fn zeroed(&self, bytes: usize) -> Result<CudaSlice<u8>, CudaError> {
+        self.stream.alloc_zeros(bytes.max(1)).map_err(CudaError::driver("cuMemAlloc"))
+    }
+
+    fn upload(&self, bytes: &[u8]) -> Result<CudaSlice<u8>, CudaError> {
+        let copied = self.stream.clone_htod(bytes).map_err(CudaError::driver("cuMemcpyHtoD"))?;
+        // The bytes need not live longer than this call.
+        self.synchronize()?;
+        Ok(copied)
+    }
+
+    pub(super) fn synchronize(&self) -> Result<(), CudaError> {
+        self.stream.synchronize().map_err(CudaError::driver("cuStreamSynchronize"))
+    }
+
+    /// Captures what `enqueue` puts on the stream.
+    fn capture(&self, enqueue: impl FnOnce() -> Result<(), CudaError>) -> Result<CudaGraph, CudaError> {
+        let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        self.stream.begin_capture(mode).map_err(CudaError::driver("cuStreamBeginCapture"))?;
+        let enqueued = enqueue();
+        // Also after a failure, or the stream would go on capturing.
+        let graph = self.stream.end_capture(CUgraphInstantiate_flags(0));
+        enqueued?;
+        let graph = graph.map_err(CudaError::driver("cuGraphInstantiate"))?;
+        graph.ok_or_else(|| CudaError::Input("a capture gave no graph".to_owned()))
+    }
+
+    /// The shortest time of a graph's launch.
+    fn time(&self, graph: &CudaGraph) -> Result<Duration, CudaError> {
+        let launch = || graph.launch().map_err(CudaError::driver("cuGraphLaunch"));
+        launch()?;
+        self.synchronize()?;
+        let mut shortest = Duration::MAX;
+        for _ in 0..LAUNCHES {
+            let begin = Instant::now();
+            launch()?;
+            self.synchronize()?;
+            shortest = shortest.min(begin.elapsed());
+        }
+        Ok(shortest)
+    }
+}
+
+fn address(slice: &CudaSlice<u8>, stream: &CudaStream) -> u64 {
+    // No events are tracked, so that the guard does nothing.
+    slice.device_ptr(stream).0
+}
+
+/// A convolution on trial, on noise.
+struct ConvTrial<'a> {
+    gpu: &'a Gpu,
+    signature: Signature,
+    candidates: usize,
+    input: CudaSlice<u8>,
+    weight: CudaSlice<u8>,
+    bias: CudaSlice<u8>,
+    residual: Option<CudaSlice<u8>>,
+    output: CudaSlice<u8>,
+    pairs: CudaSlice<u8>,
+    graphs: [Option<ConvGraph>; 2],
+}
+
+impl<'a> ConvTrial<'a> {
+    fn new(gpu: &'a Gpu, signature: Signature, candidates: usize) -> Result<Self, CudaError> {
+        let Signature { shape, batch, precision, residual, .. } = signature;
+        let element = precision.element().bytes();
+        let len = |dims: [usize; 4]| batch * dims.iter().product::<usize>();
+        let noise = |len: usize, seed: u64, scale: f32| {
+            let slice = gpu.zeroed(len * element)?;
+            // SAFETY: memory of `len` elements that was just allocated on the same stream.
+            unsafe { gpu.kernels.noise(address(&slice, &gpu.stream), len, seed, scale)? };
+            Ok::<_, CudaError>(slice)
+        };
+        // Sums of about size one.
+        let scale = (3.0 / shape.fan_in() as f32).sqrt();
+        let input = noise(len(shape.input), 1, 1.0)?;
+        let weight = noise(shape.output[0] * shape.fan_in(), 2, scale)?;
+        let residual = residual.then(|| noise(len(shape.output), 3, 1.0)).transpose()?;
+        let biases = (0..shape.output[0]).flat_map(|k| ((k % 17) as f32 / 8.0 - 1.0).to_ne_bytes());
+        let bias = gpu.upload(&biases.collect::<Vec<u8>>())?;
+        let output = gpu.zeroed(len(shape.output) * element)?;
+        let pairs = gpu.zeroed(2 * 4 * SAMPLES)?;
+        Ok(Self { gpu, signature, candidates, input, weight, bias, residual, output, pairs, graphs: [None, None] })
+    }
+
+    fn graph(&mut self, fused: bool) -> Result<&ConvGraph, CudaError> {
+        let slot = &mut self.graphs[usize::from(fused)];
+        if slot.is_none() {
+            *slot = Some(ConvGraph::new(&self.gpu.session, &self.signature, fused)?);
+        }
+        Ok(slot.as_ref().expect("it was just made"))
+    }
+
+    fn addresses(&self, workspace: &CudaSlice<u8>) -> Addresses {
+        let of = |slice| address(slice, &self.gpu.stream);
+        Addresses {
+            input: of(&self.input),
+            weight: of(&self.weight),
+            bias: of(&self.bias),
+            residual: self.residual.as_ref().map_or(0, of),
+            output: of(&self.output),
+            workspace: of(workspace),
+        }
+    }
+
+    /// Compares outputs spread over the whole result with the convolution's definition.
+    fn verify(&self, addresses: &Addresses) -> Result<(), CudaError> {
+        let Signature { shape, batch, precision, relu, .. } = self.signature;
+        let total = batch * shape.output.iter().product::<usize>();
+        let count = total.min(SAMPLES);
+        // An odd step meets all channels and columns.
+        let every = total / count - usize::from((total / count).is_multiple_of(2));
+        let Addresses { input, weight, bias, residual, output, .. } = *addresses;
+        let (direct, pairs) = (DirectShape::new(&shape, relu), address(&self.pairs, &self.gpu.stream));
+        // SAFETY: this trial's memory, of the signature's shape; `count` times `every` is at most `total`.
+        unsafe {
+            let samples = (0, every as u64, count);
+            self.gpu.kernels.direct_conv(input, weight, bias, residual, output, pairs, &direct, samples)?;
+        }
+        let mut bytes = vec![0; 2 * 4 * SAMPLES];
+        self.gpu.stream.memcpy_dtoh(&self.pairs, &mut bytes).map_err(CudaError::driver("cuMemcpyDtoH"))?;
+        self.gpu.synchronize()?;
+        let value = |bytes: &[u8]| f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        for pair in bytes.chunks_exact(8).take(count) {
+            let (expected, actual) = (value(pair), value(&pair[4..]));
+            let error = (expected - actual).abs() / (1.0 + expected.abs());
+            if error.is_nan() || error > precision.convolution_tolerance() {
+                return Err(CudaError::Input(format!("a wrong result: {actual} instead of {expected}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Trial for ConvTrial<'_> {
+    fn algorithms(&mut self, fused: bool) -> Result<Vec<Algorithm>, CudaError> {
+        let (gpu, candidates) = (self.gpu, self.candidates);
+        self.graph(fused)?.algorithms(&gpu.session, candidates)
+    }
+
+    fn time(&mut self, algorithm: &Algorithm) -> Result<f32, CudaError> {
+        let gpu = self.gpu;
+        let plan = self.graph(algorithm.fused)?.plan(&gpu.session, algorithm)?;
+        if plan.workspace > WORKSPACE_LIMIT {
+            return Err(CudaError::Input(format!("it needs {} bytes of scratch memory", plan.workspace)));
+        }
+        let workspace = gpu.zeroed(plan.workspace)?;
+        let addresses = self.addresses(&workspace);
+        let bound = plan.bind(&addresses)?;
+        let Signature { shape, batch, relu, .. } = self.signature;
+        let values = batch * shape.output.iter().product::<usize>();
+        // SAFETY: this trial's memory, of the signature's shape, which lives until the stream is done below and longer than
+        // the graph.
+        let run = || unsafe { run_conv(gpu, &plan, &bound, &addresses, shape.output[0], relu, values) };
+        // Whatever is left of the one before must not pass for a result.
+        // SAFETY: this trial's memory, of `values` elements.
+        unsafe { gpu.kernels.noise(addresses.output, values, 5, 1e3)? };
+        run()?;
+        self.verify(&addresses)?;
+        let graph = gpu.capture(|| (0..REPEATS).try_for_each(|_| run()))?;
+        let time = gpu.time(&graph)?;
+        drop(graph);
+        Ok(1e6 * time.as_secs_f32() / REPEATS as f32)
+    }
+}
+
+/// Puts a convolution on the stream, and what follows it if that is not in it.
+///
+/// # Safety
+/// As [`ConvPlan::run`] says, for the addresses that `bound` was made of.
+unsafe fn run_conv(
+    gpu: &Gpu,
+    plan: &ConvPlan,
+    bound: &Bound,
+    addresses: &Addresses,
+    channels: usize,
+    relu: bool,
+    values: usize,
+) -> Result<(), CudaError> {
+    // SAFETY: the caller vouches.
+    unsafe { plan.run(&gpu.session, bound)? };
+    if plan.fused {
+        return Ok(());
+    }
+    let Addresses { output, bias, residual, .. } = *addresses;
+    // SAFETY: the caller vouches; the output has `values` elements.
+    unsafe { gpu.kernels.finish(output, bias, residual, channels, relu, values) }
+}
+
+/// A plan, which layers of the same shape share, and the choice it comes from.
+struct Planned {
+    plan: ConvPlan,
+    choice: Choice,
+}
+
+/// A convolution of one batch size in its place.
+struct PlacedConv {
+    planned: Rc<Planned>,
+    bound: Bound,
+    addresses: Addresses,
+}
+
+/// One batch size, ready to run.
+struct Bucket {
+    batch: usize,
+    /// The network from its loaded input to its outputs; dropped before what it refers to.
+    graph: CudaGraph,
+    // The graph refers to what belongs to these.
+    _convs: Vec<PlacedConv>,
+}
+
+/// Where clips come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Source {
+    /// Bytes (t, h, w, 3).
+    Rgb,
+    /// Floats (c, t, h, w).
+    Values,
+}
+
+/// A network on a GPU.
+pub(super) struct Program {
+    // Dropped in this order: graphs and plans before the memory they refer to, and that before the stream.
+    buckets: Vec<Bucket>,
+    pub(super) network: Network,
+    arena: CudaSlice<u8>,
+    constants: CudaSlice<u8>,
+    workspace: CudaSlice<u8>,
+    table: CudaSlice<u8>,
+    max_batch: usize,
+    pub(super) gpu: Gpu,
+}
+
+impl Program {
+    /// Chooses algorithms, places everything on the GPU and runs it once.
+    pub(super) fn build(
+        gpu: Gpu,
+        graph: &GraphBuilder<'_>,
+        outputs: &[Node],
+        options: &PlanOptions,
+        remembered: &mut Remembered,
+    ) -> Result<(Self, Vec<LayerChoice>), CudaError> {
+        let max_batch = options.batches.iter().copied().max().unwrap_or(1);
+        let element = options.precision.element();
+        let mut search = Search { gpu: &gpu, options, remembered, searched: HashSet::new(), planned: HashMap::new() };
+        let form = search.stem_form(graph, outputs, max_batch)?;
+        let mut network = lower(graph, outputs, element, form, max_batch)?;
+        let mut chosen: Vec<(usize, Vec<Rc<Planned>>)> = Vec::new();
+        for &batch in &options.batches {
+            let plans = network.convs().map(|conv| search.plan(conv, batch)).collect::<Result<Vec<_>, _>>()?;
+            chosen.push((batch, plans));
+        }
+        let layers = chosen.iter().find(|(batch, _)| *batch == max_batch).map_or_else(Vec::new, |(batch, plans)| {
+            let layers = network.convs().zip(plans);
+            layers.map(|(conv, planned)| LayerChoice::new(conv, *batch, &planned.choice)).collect()
+        });
+
+        let constants = gpu.upload(&std::mem::take(&mut network.constants))?;
+        let arena = gpu.zeroed(network.clip_bytes * max_batch)?;
+        let plans = chosen.iter().flat_map(|(_, plans)| plans);
+        let scratch = plans.map(|planned| planned.plan.workspace).max().unwrap_or(0);
+        let workspace = gpu.zeroed(scratch)?;
+        let table = options.table.iter().flatten().flat_map(|value| value.to_ne_bytes()).collect::<Vec<u8>>();
+        let table = gpu.upload(&table)?;
+        let mut program = Self { buckets: Vec::new(), network, arena, constants, workspace, table, max_batch, gpu };
+        for (batch, plans) in chosen {
+            program.add_bucket(batch, plans)?;
+        }
+        Ok((program, layers))
+    }
+
+    fn add_bucket(&mut self, batch: usize, plans: Vec<Rc<Planned>>) -> Result<(), CudaError> {
+        let mut convs = Vec::new();
+        for (conv, planned) in self.network.convs().zip(plans) {
+            let addresses = Addresses {
+                input: self.value(conv.input),
+                weight: self.constant(conv.weight),
+                bias: self.constant(conv.bias),
+                residual: conv.residual.map_or(0, |value| self.value(value)),
+                output: self.value(conv.output),
+                workspace: address(&self.workspace, &self.gpu.stream),
+            };
+            let bound = planned.plan.bind(&addresses)?;
+            convs.push(PlacedConv { planned, bound, addresses });
+        }
+        // The first run loads what is loaded lazily, which a capture must not.
+        self.enqueue(batch, &convs)?;
+        self.gpu.synchronize()?;
+        let graph = self.gpu.capture(|| self.enqueue(batch, &convs))?;
+        self.buckets.push(Bucket { batch, graph, _convs: convs });
+        Ok(())
+    }
+
+    /// Puts the network on the stream, from its loaded input to its outputs.
+    fn enqueue(&self, batch: usize, convs: &[PlacedConv]) -> Result<(), CudaError> {
+        let kernels = &self.gpu.kernels;
+        let mut convs = convs.iter();
+        for step in &self.network.steps {
+            // SAFETY: the arena holds every value of `batch` clips, at most the largest batch, at the offsets that `lower` laid
+            // out for it, and the constants what it packed; both live as long as this program, whose graphs and stream are
+            // gone before them.
+            unsafe {
+                match step {
+                    Step::Load { .. } => {}
+                    Step::Conv(conv) => {
+                        let PlacedConv { planned, bound, addresses } =
+                            convs.next().expect("a plan for each convolution");
+                        let output = &conv.shape.output;
+                        let (channels, values) = (output[0], output.iter().product::<usize>() * batch);
+                        run_conv(&self.gpu, &planned.plan, bound, addresses, channels, conv.relu, values)?;
+                    }
+                    Step::MaxPool { input, output, shape } => {
+                        kernels.max_pool(self.value(*input), self.value(*output), shape, batch)?;
+                    }
+                    Step::Gather { input, output, shape } => {
+                        kernels.gather(self.value(*input), self.value(*output), shape, batch)?;
+                    }
+                    Step::Mean { input, output, rows, stored, channels } => {
+                        let (x, y) = (self.value(*input), self.value(*output));
+                        kernels.mean(x, y, *rows, *stored, *channels, batch)?;
+                    }
+                    Step::Linear { input, output, weight, bias, inputs, outputs } => {
+                        let (x, y) = (self.value(*input), self.value(*output));
+                        let (weight, bias) = (self.constant(*weight), self.constant(*bias));
+                        kernels.linear(x, weight, bias, y, *inputs, *outputs, batch)?;
+                    }
+                    Step::Store { input, output, channels, stored, positions } => {
+                        let (x, y) = (self.value(*input), self.value(*output));
+                        kernels.store(x, y, *channels, *stored, *positions, batch)?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts a run on the stream: `n` clips at the device address `clips`, at most the bucket's batch.
+    ///
+    /// # Safety
+    /// `clips` is memory of this GPU that holds them until the stream is done.
+    pub(super) unsafe fn run(&self, clips: u64, source: Source, n: usize) -> Result<(), CudaError> {
+        // SAFETY: the caller vouches.
+        unsafe { self.load(clips, source, n)? };
+        self.bucket(n)?.graph.launch().map_err(CudaError::driver("cuGraphLaunch"))
+    }
+
+    /// # Safety
+    /// As for [`run`](Self::run).
+    unsafe fn load(&self, clips: u64, source: Source, n: usize) -> Result<(), CudaError> {
+        let load = self.network.steps.iter().find_map(|step| match step {
+            Step::Load { output, shape } => Some((self.value(*output), shape)),
+            _ => None,
+        });
+        let Some((out, shape)) = load else { return Ok(()) };
+        let table = address(&self.table, &self.gpu.stream);
+        // SAFETY: the caller vouches for the clips; the rest is as in `enqueue`.
+        unsafe {
+            match source {
+                Source::Rgb => self.gpu.kernels.load_rgb(clips, table, out, shape, n),
+                Source::Values => self.gpu.kernels.load_values(clips, out, shape, n),
+            }
+        }
+    }
+
+    /// Copies the outputs of `n` clips to the host, one after the other.
+    ///
+    /// # Safety
+    /// `to` is not looked at and not freed before the stream is done.
+    pub(super) unsafe fn download(&self, to: &mut [f32], n: usize) -> Result<(), CudaError> {
+        let mut rest = to;
+        for (value, dims) in &self.network.outputs {
+            let (part, others) = rest.split_at_mut(n * dims.iter().product::<usize>());
+            // SAFETY: an output of `n` clips in the arena; the caller vouches for the host's side.
+            let copied = unsafe { result::memcpy_dtoh_async(part, self.value(*value), self.gpu.stream.cu_stream()) };
+            copied.map_err(CudaError::driver("cuMemcpyDtoH"))?;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// The time of a run of `batch` clips that are on the GPU already, over `runs` runs.
+    pub(super) fn time(&self, batch: usize, runs: usize) -> Result<Duration, CudaError> {
+        let clip = self.network.input.iter().product::<usize>();
+        let clips = self.gpu.zeroed(batch * clip)?;
+        let at = address(&clips, &self.gpu.stream);
+        let begin = Instant::now();
+        for _ in 0..runs.max(1) {
+            // SAFETY: zeros for as many clips, which live until the stream is done below.
+            unsafe { self.run(at, Source::Rgb, batch)? };
+        }
+        self.gpu.synchronize()?;
+        Ok(begin.elapsed() / runs.max(1) as u32)
+    }
+
+    fn bucket(&self, n: usize) -> Result<&Bucket, CudaError> {
+        let fitting = self.buckets.iter().filter(|bucket| bucket.batch >= n).min_by_key(|bucket| bucket.batch);
+        fitting.ok_or_else(|| CudaError::Input(format!("a batch of {n} clips; the plan takes 1 to {}", self.max_batch)))
+    }
+
+    /// Bytes on the GPU.
+    pub(super) fn memory_bytes(&self) -> usize {
+        [&self.arena, &self.constants, &self.workspace, &self.table].iter().map(|slice| slice.num_bytes()).sum()
+    }
+
+    fn value(&self, value: ValueId) -> u64 {
+        address(&self.arena, &self.gpu.stream) + (self.network.values[value.0].offset * self.max_batch) as u64
+    }
+
+    fn constant(&self, constant: Constant) -> u64 {
+        address(&self.constants, &self.gpu.stream) + constant.offset as u64
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // Whatever still runs reads memory that is about to go. A GPU that is lost runs nothing.
+        let _ = self.gpu.synchronize();
+    }
+}
+
+/// Chooses algorithms by measurement.
+struct Search<'a> {
+    gpu: &'a Gpu,
+    options: &'a PlanOptions,
+    remembered: &'a mut Remembered,
+    /// Signatures that were measured here.
+    searched: HashSet<Signature>,
+    planned: HashMap<Signature, Rc<Planned>>,
+}
+
+impl Search<'_> {
+    /// How the first convolution reads its clips: by the time that it takes with its input's kernel.
+    fn stem_form(&mut self, graph: &GraphBuilder<'_>, outputs: &[Node], batch: usize) -> Result<StemForm, CudaError> {
+        let Some(stem) = stem_node(graph, outputs) else { return Ok(StemForm::Padded) };
+        let (mut best, mut last) = (None, None);
+        for form in StemForm::ALL {
+            match self.time_stem(graph, stem, form, batch) {
+                Ok(micros) => {
+                    if best.is_none_or(|(fastest, _)| micros < fastest) {
+                        best = Some((micros, form));
+                    }
+                }
+                Err(error) if error.is_out_of_memory() => return Err(error),
+                Err(error) => last = Some(error),
+            }
+        }
+        best.map(|(_, form)| form).ok_or_else(|| last.expect("a form failed"))
+    }
+
+    fn time_stem(
+        &mut self,
+        graph: &GraphBuilder<'_>,
+        stem: Node,
+        form: StemForm,
+        batch: usize,
+    ) -> Result<f32, CudaError> {
+        let network = lower(graph, &[stem], self.options.precision.element(), form, batch)?;
+        let conv = network.convs().next().expect("the stem is a convolution");
+        let micros = self.choice(conv, batch)?.micros;
+        let (gpu, shape) = (self.gpu, network.load());
+        let clips = gpu.zeroed(batch * network.input.iter().product::<usize>())?;
+        let stored = gpu.zeroed(batch * network.values[conv.input.0].bytes)?;
+        let table = gpu.zeroed(3 * 256 * 4)?;
+        let of = |slice| address(slice, &gpu.stream);
+        // SAFETY: memory of as many clips, which lives until the stream is done.
+        let load = || unsafe { gpu.kernels.load_rgb(of(&clips), of(&table), of(&stored), shape, batch) };
+        load()?;
+        gpu.synchronize()?;
+        let captured = gpu.capture(|| (0..REPEATS).try_for_each(|_| load()))?;
+        Ok(micros + 1e6 * gpu.time(&captured)?.as_secs_f32() / REPEATS as f32)
+    }
+
+    /// The plan of a convolution.
+    fn plan(&mut self, conv: &ConvStep, batch: usize) -> Result<Rc<Planned>, CudaError> {
+        let signature = self.signature(conv, batch);
+        if let Some(planned) = self.planned.get(&signature) {
+            return Ok(Rc::clone(planned));
+        }
+        let mut choice = self.choice(conv, batch)?;
+        let mut plan = self.compile(&signature, &choice);
+        // What another process found may not work here.
+        if plan.is_err() && !self.searched.contains(&signature) {
+            choice = self.search(conv, signature)?;
+            plan = self.compile(&signature, &choice);
+        }
+        let planned = Rc::new(Planned { plan: plan?, choice });
+        self.planned.insert(signature, Rc::clone(&planned));
+        Ok(planned)
+    }
+
+    fn compile(&self, signature: &Signature, choice: &Choice) -> Result<ConvPlan, CudaError> {
+        let session = &self.gpu.session;
+        ConvGraph::new(session, signature, choice.algorithm.fused)?.into_plan(session, &choice.algorithm)
+    }
+
+    fn choice(&mut self, conv: &ConvStep, batch: usize) -> Result<Choice, CudaError> {
+        let signature = self.signature(conv, batch);
+        // After a plan whose results were wrong, what was found before counts no more.
+        let may_remember = self.options.skip == 0 || self.searched.contains(&signature);
+        match self.remembered.get(&signature.to_string()) {
+            Some(choice) if may_remember => Ok(choice.clone()),
+            _ => self.search(conv, signature),
+        }
+    }
+
+    fn search(&mut self, conv: &ConvStep, signature: Signature) -> Result<Choice, CudaError> {
+        let PlanOptions { candidates, skip, .. } = *self.options;
+        // Most runs are of a clip alone or of a full batch.
+        let batches = &self.options.batches;
+        let is_rare = signature.batch > 1 && batches.iter().any(|batch| *batch > signature.batch);
+        let candidates = if is_rare { candidates.div_ceil(3) } else { candidates };
+        let mut trial = ConvTrial::new(self.gpu, signature, candidates)?;
+        let both = matches!(signature.precision, Precision::F32 | Precision::Tf32);
+        let choice = fastest(&conv.name, &mut trial, skip, both)?;
+        self.remembered.put(signature.to_string(), choice.clone());
+        self.searched.insert(signature);
+        Ok(choice)
+    }
+
+    fn signature(&self, conv: &ConvStep, batch: usize) -> Signature {
+        let (precision, residual) = (self.options.precision, conv.residual.is_some());
+        Signature { shape: conv.shape, batch, precision, residual, relu: conv.relu }
+    }
+}

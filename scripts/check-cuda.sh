@@ -1,0 +1,34 @@
+#!/usr/bin/env bash
+# Checks the CUDA engine on a machine without a GPU: lints, both builds, every kernel compiled by nvrtc for two kinds of
+# GPUs and run on the processor, and cuDNN's plans for a GPU that is only described.
+# NVIDIA's libraries are wheels from PyPI, pinned, downloaded once: 600 MB, 1.1 GB unpacked.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+nvrtc=13.0.88 cudnn=9.28.1.4
+libraries=${XDG_CACHE_HOME:-$HOME/.cache}/kinetoscope/nvrtc-$nvrtc-cudnn-$cudnn
+if [ ! -e "$libraries/complete" ]; then
+    rm -rf "$libraries"
+    python3 -m venv "$libraries/venv"
+    "$libraries/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-compile --target "$libraries" \
+        "nvidia-cuda-nvrtc==$nvrtc" "nvidia-cudnn-cu13==$cudnn"
+    # cuDNN wants the driver and cuBLAS to be there, if only to find no GPU with them.
+    mkdir "$libraries/no-gpu"
+    {
+        cat scripts/no-gpu-driver.c
+        # CUDA_ERROR_NO_DEVICE
+        strings -a "$libraries"/nvidia/cudnn/lib/*.so.9 | grep -E '^cu[A-Z][A-Za-z0-9]+(_v[0-9]+|_ptsz)?$' | sort -u |
+            grep -vxF -f <(sed -n 's/^int \(cu\w*\)(.*/\1/p' scripts/no-gpu-driver.c) | sed 's/.*/int &(void) { return 100; }/'
+    } >"$libraries/libcuda.c"
+    cc -w -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$libraries/no-gpu/libcuda.so.1" "$libraries/libcuda.c"
+    echo 'unsigned long cublasLtGetVersion(void) { return 130400; }' |
+        cc -shared -fPIC -Wl,-soname,libcublasLt.so.13 -o "$libraries/no-gpu/libcublasLt.so.13" -xc -
+    touch "$libraries/complete"
+fi
+
+cargo clippy --workspace --all-targets --features cuda --quiet -- -D warnings
+cargo check --no-default-features --features cuda --quiet
+
+path=$libraries/nvidia/cu13/lib:$libraries/nvidia/cudnn/lib:$libraries/no-gpu
+LD_LIBRARY_PATH=$path${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} cargo test --package candle-conv3d --features cuda --lib --quiet cuda
+cargo test --features cuda --lib --quiet engine::
