@@ -30,5 +30,5 @@ cargo clippy --workspace --all-targets --features cuda --quiet -- -D warnings
 cargo check --no-default-features --features cuda --quiet
 
 path=$libraries/nvidia/cu13/lib:$libraries/nvidia/cudnn/lib:$libraries/no-gpu
-LD_LIBRARY_PATH=$path${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} cargo test --package candle-conv3d --features cuda --lib --quiet cuda
-cargo test --features cuda --lib --quiet engine::
+# All members, as elsewhere: for one alone cargo would build the dependencies with other features once more.
+LD_LIBRARY_PATH=$path${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} cargo test --workspace --features cuda --lib --quiet -- cuda engine::
