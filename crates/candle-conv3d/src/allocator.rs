@@ -14,8 +14,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 /// Blocks of at least this size are kept, in multiples of it: what a huge page holds on most systems.
 const UNIT: usize = 2 << 20;
 
-/// Addresses set apart; memory is taken only for blocks in use or kept.
-const REGION: usize = 1 << 40;
+/// Addresses set apart; memory is taken only for blocks in use or kept. Few enough that the list of their units never is a
+/// large block itself.
+const REGION: usize = 1 << 39;
 
 /// The system's allocator, to be declared as the `#[global_allocator]` of a program that trains on CPUs. It keeps freed
 /// blocks of 2 MiB and more, in huge pages, once [`keep_freed_memory`] was called, and as much as was in use at most.
@@ -158,7 +159,7 @@ impl Blocks {
                     return None;
                 }
                 self.lengths.resize(first + len, 0);
-                self.lengths[first] = u32::try_from(len).expect("the region has 2^19 units");
+                self.lengths[first] = u32::try_from(len).expect("the region has 2^18 units");
                 Free { first, len, zero: true }
             }
         };
