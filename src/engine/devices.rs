@@ -60,7 +60,7 @@ pub enum DeviceError {
     /// No driver, no library, no GPU.
     #[cfg(feature = "cuda")]
     #[error("no GPU can be used: {0}")]
-    Gpu(#[from] candle_conv3d::cuda::CudaError),
+    Gpu(candle_conv3d::cuda::CudaError),
 }
 
 /// Where models run.
@@ -111,14 +111,14 @@ impl Devices {
     fn gpus(requests: &[DeviceRequest], precision: Precision) -> Result<Self, DeviceError> {
         use candle_conv3d::cuda::CudaError;
 
-        let count = candle_conv3d::cuda::gpus()?.len();
+        let count = candle_conv3d::cuda::gpus().map_err(DeviceError::Gpu)?.len();
         let mut ordinals = Vec::new();
         for request in requests {
             match *request {
                 DeviceRequest::Cpu => {}
                 DeviceRequest::AllGpus => ordinals.extend(0..count),
                 DeviceRequest::Gpu(actual) if actual < count => ordinals.push(actual),
-                DeviceRequest::Gpu(actual) => return Err(CudaError::Ordinal { actual, count }.into()),
+                DeviceRequest::Gpu(actual) => return Err(DeviceError::Gpu(CudaError::Ordinal { actual, count })),
             }
         }
         ordinals.sort_unstable();
