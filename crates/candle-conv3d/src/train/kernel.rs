@@ -6,10 +6,10 @@
 #![allow(unsafe_code)]
 
 use std::marker::PhantomData;
-use std::ops::Range;
 use std::sync::LazyLock;
 
 use crate::cpu::InstructionSet;
+use crate::cpu::microkernel::row_blocks;
 
 /// Channels a panel holds: two AVX2 vectors, one of AVX-512.
 pub(crate) const PANEL: usize = 16;
@@ -38,13 +38,6 @@ pub(crate) fn vectorized<T>(f: impl FnOnce() -> T) -> T {
         InstructionSet::Avx2 => unsafe { avx2::run(f) },
         InstructionSet::Portable => f(),
     }
-}
-
-/// Splits `0..len` into the fewest parts of at most `max`, as equal as can be: 7 rows as 4 + 3 keep the pipeline fuller
-/// than 6 + 1.
-fn parts(len: usize, max: usize) -> impl Iterator<Item = Range<usize>> {
-    let count = len.div_ceil(max);
-    (0..count).map(move |i| i * len / count..(i + 1) * len / count)
 }
 
 /// Calls a function generic over the rows of a block, of which there are 1 to 16.
@@ -96,10 +89,10 @@ pub(crate) fn product(left: Gathered, panel: &[f32], out: &mut [f32]) {
     left.check();
     assert!(panel.len() >= left.runs.len() * left.run_len * PANEL, "the panel is shorter than the rows");
     assert!(out.len() >= left.rows.len() * PANEL, "the output holds fewer rows than the left matrix");
-    for rows in parts(left.rows.len(), block_rows()) {
-        let block = Gathered { rows: &left.rows[rows.clone()], ..left };
-        let out = &mut out[rows.start * PANEL..rows.end * PANEL];
-        for_rows!(rows.len(), product_block(block, panel, out));
+    for (first, count) in row_blocks(left.rows.len(), block_rows()) {
+        let block = Gathered { rows: &left.rows[first..first + count], ..left };
+        let out = &mut out[first * PANEL..(first + count) * PANEL];
+        for_rows!(count, product_block(block, panel, out));
     }
 }
 
@@ -135,11 +128,11 @@ pub(crate) fn accumulate_transposed(left: Gathered, panel: &[f32], out: &mut [f3
     let &[offset] = left.runs else { panic!("the transposed product takes one run") };
     assert!(panel.len() >= left.rows.len() * PANEL, "the panel is shorter than the rows");
     assert!(out.len() >= left.run_len * PANEL, "the output holds fewer rows than the left matrix has columns");
-    for columns in parts(left.run_len, block_rows()) {
-        let runs = &[offset + columns.start];
-        let block = Gathered { runs, run_len: columns.len(), ..left };
-        let out = &mut out[columns.start * PANEL..columns.end * PANEL];
-        for_rows!(columns.len(), transposed_block(block, panel, out));
+    for (first, count) in row_blocks(left.run_len, block_rows()) {
+        let runs = &[offset + first];
+        let block = Gathered { runs, run_len: count, ..left };
+        let out = &mut out[first * PANEL..(first + count) * PANEL];
+        for_rows!(count, transposed_block(block, panel, out));
     }
 }
 
