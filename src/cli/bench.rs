@@ -378,14 +378,7 @@ fn bench_model(args: ModelArgs) -> anyhow::Result<ExitCode> {
     drop(model.tensors);
 
     if !args.json {
-        println!(
-            "{} ({}), {} classes, {} frames of {} pixels",
-            spec.name,
-            spec.architecture,
-            spec.labels.len(),
-            spec.clip.frames,
-            spec.clip.size
-        );
+        print_network(&spec);
         println!("cpu, {threads} threads, loaded in {load_seconds:.2} s");
         println!("{:>6} {:>12} {:>10} {:>10} {:>6}", "batch", "ms per clip", "clips/s", "GFLOP/s", "runs");
     }
@@ -419,6 +412,11 @@ fn bench_model(args: ModelArgs) -> anyhow::Result<ExitCode> {
     }
     write_logits(args.logits.as_deref(), &last_logits)?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn print_network(spec: &ModelSpec) {
+    let ModelSpec { name, architecture, labels, clip, .. } = spec;
+    println!("{name} ({architecture}), {} classes, {} frames of {} pixels", labels.len(), clip.frames, clip.size);
 }
 
 fn write_logits(path: Option<&Path>, logits: &[f32]) -> anyhow::Result<()> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::bail;
 use serde_json::json;
 
-use super::{ModelArgs, write_logits};
+use super::{ModelArgs, print_network, write_logits};
 use crate::bench::gpu::{GpuModel, GpuOptions, GpuTiming};
 use crate::bench::model::Effort;
 use crate::engine::Precision;
@@ -36,14 +36,7 @@ pub(super) fn run(
     let load_seconds = started.elapsed().as_secs_f64();
     let spec = &model.spec;
     if !args.json {
-        println!(
-            "{} ({}), {} classes, {} frames of {} pixels",
-            spec.name,
-            spec.architecture,
-            spec.labels.len(),
-            spec.clip.frames,
-            spec.clip.size
-        );
+        print_network(spec);
         let (info, memory) = (gpu.info(), gpu.memory_bytes() as f64 / f64::from(1 << 20));
         println!("{}, {precision}, loaded in {load_seconds:.2} s, {memory:.0} MiB of GPU memory", info.name);
         println!("scores at most {:.1e} away from the CPU's", gpu.self_check());
