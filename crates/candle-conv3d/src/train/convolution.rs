@@ -7,6 +7,7 @@ use rayon::prelude::*;
 
 use super::direct::{self, Shapes};
 use super::scratch::Scratch;
+use super::volume::{channels_first, channels_last};
 use super::{contiguous, fits, residual, stem, with_slices};
 use crate::Conv3dConfig;
 use crate::geometry::{Window, volume_dims};
@@ -17,32 +18,14 @@ pub(crate) fn conv3d(input: &Tensor, weight: &Tensor, config: &Conv3dConfig) -> 
     if !fits(input) || !fits(weight) || input.rank() != 5 || weight.rank() != 5 {
         return Ok(None);
     }
-    let [clips, in_channels, t, h, w] = volume_dims(input)?;
-    let (out_channels, weight_channels, kt, kh, kw) = weight.dims5()?;
-    let window = config.window([kt, kh, kw]);
-    // More padding than kernel makes windows without data; the reference takes those.
-    let sensible = (0..3).all(|axis| window.padding[axis] < window.kernel[axis]);
-    let Ok(output) = window.output_dims([t, h, w]) else { return Ok(None) };
-    if in_channels != weight_channels || out_channels == 0 || !sensible {
-        return Ok(None);
-    }
-    // Of a short clip the first and last taps may meet padding only: with one frame, two thirds of a residual
-    // block's weights. Without them it is a convolution with a shorter kernel and less padding.
-    let ([stride, ..], [padding, ..]) = (window.stride, window.padding);
-    let meets_data = |tap: &usize| (0..output[0]).any(|out| (padding..padding + t).contains(&(out * stride + tap)));
-    let (first, last) = ((0..kt).find(meets_data).unwrap_or(0), (0..kt).rfind(meets_data).unwrap_or(kt - 1));
-    let taps = first..last + 1;
-    let window = Window {
-        kernel: [taps.len(), kh, kw],
-        padding: [padding - first, window.padding[1], window.padding[2]],
-        ..window
-    };
-    let shapes = Shapes { clips, in_channels, out_channels, input: [t, h, w], output, window };
-    let op = Convolution { shapes, taps, all_taps: kt };
+    let [n, c, t, h, w] = volume_dims(input)?;
+    let Some(op) = Convolution::new([n, t, h, w, c], weight.dims5()?.into(), config) else { return Ok(None) };
     input.contiguous()?.apply_op2(&weight.contiguous()?, op).map(Some)
 }
 
-struct Convolution {
+/// A convolution of volumes (n, t, h, w, c) with kernels (oc, ic, kt, kh, kw), forward and backward.
+#[derive(Debug, Clone)]
+pub(crate) struct Convolution {
     /// Of the convolution with the temporal taps in use.
     shapes: Shapes,
     /// Temporal taps in use: one at least, and the tap that meets the first frame at the first output is among them.
@@ -51,45 +34,69 @@ struct Convolution {
     all_taps: usize,
 }
 
-/// One of the operands' or the result's floats from two others.
-type Kernel = fn(&Shapes, &[f32], &[f32]) -> Vec<f32>;
-
-struct Kernels {
-    /// From input and weight.
-    forward: Kernel,
-    /// From weight and upstream gradient.
-    input_gradient: Kernel,
-    /// From input and upstream gradient.
-    weight_gradient: Kernel,
-}
-
 impl Convolution {
-    /// The fastest kernels for these shapes.
-    fn kernels(&self) -> Kernels {
-        if residual::applies(&self.shapes) {
-            Kernels {
-                forward: residual::forward,
-                input_gradient: residual::input_gradient,
-                weight_gradient: residual::weight_gradient,
-            }
-        } else if stem::applies(&self.shapes) {
-            Kernels {
-                forward: stem::forward,
-                // A network's input is data and has no gradient, so this is rarely called.
-                input_gradient: direct::input_gradient,
-                weight_gradient: stem::weight_gradient,
-            }
-        } else {
-            Kernels {
-                forward: direct::forward,
-                input_gradient: direct::input_gradient,
-                weight_gradient: direct::weight_gradient,
-            }
+    /// The convolution of an input (n, t, h, w, ic) by a weight (oc, ic, kt, kh, kw), unless the shapes don't belong
+    /// together or need more padding than the kernel is large.
+    pub(crate) fn new(input: [usize; 5], weight: [usize; 5], config: &Conv3dConfig) -> Option<Self> {
+        let [clips, t, h, w, in_channels] = input;
+        let [out_channels, weight_channels, kt, kh, kw] = weight;
+        let window = config.window([kt, kh, kw]);
+        // More padding than kernel makes windows without data; the reference takes those.
+        let sensible = (0..3).all(|axis| window.padding[axis] < window.kernel[axis]);
+        let output = window.output_dims([t, h, w]).ok()?;
+        if in_channels != weight_channels || out_channels == 0 || !sensible {
+            return None;
+        }
+        // Of a short clip the first and last taps may meet padding only: with one frame, two thirds of a residual
+        // block's weights. Without them it is a convolution with a shorter kernel and less padding.
+        let ([stride, ..], [padding, ..]) = (window.stride, window.padding);
+        let meets_data = |tap: &usize| (0..output[0]).any(|out| (padding..padding + t).contains(&(out * stride + tap)));
+        let (first, last) = ((0..kt).find(meets_data).unwrap_or(0), (0..kt).rfind(meets_data).unwrap_or(kt - 1));
+        let taps = first..last + 1;
+        let window = Window {
+            kernel: [taps.len(), kh, kw],
+            padding: [padding - first, window.padding[1], window.padding[2]],
+            ..window
+        };
+        let shapes = Shapes { clips, in_channels, out_channels, input: [t, h, w], output, window };
+        Some(Self { shapes, taps, all_taps: kt })
+    }
+
+    /// (n, t, h, w, c) of the output.
+    pub(crate) fn output_dims(&self) -> [usize; 5] {
+        self.shapes.output_dims()
+    }
+
+    /// Writes the output.
+    pub(crate) fn forward(&self, input: &[f32], weight: &[f32], output: &mut [f32]) {
+        let (shapes, weight) = (&self.shapes, self.narrowed(weight));
+        match Kernels::of(shapes) {
+            Kernels::Residual => residual::forward(shapes, input, &weight, output),
+            Kernels::Stem => stem::forward(shapes, input, &weight, output),
+            Kernels::Direct => direct::forward(shapes, input, &weight, output),
         }
     }
-}
 
-impl Convolution {
+    /// Writes the gradient of the input.
+    pub(crate) fn input_gradient(&self, weight: &[f32], upstream: &[f32], gradient: &mut [f32]) {
+        let (shapes, weight) = (&self.shapes, self.narrowed(weight));
+        match Kernels::of(shapes) {
+            Kernels::Residual => residual::input_gradient(shapes, &weight, upstream, gradient),
+            // A network's input is data and has no gradient, so that of a stem is rarely wanted.
+            Kernels::Stem | Kernels::Direct => direct::input_gradient(shapes, &weight, upstream, gradient),
+        }
+    }
+
+    /// The gradient of the weight.
+    pub(crate) fn weight_gradient(&self, input: &[f32], upstream: &[f32]) -> Vec<f32> {
+        let shapes = &self.shapes;
+        self.widened(match Kernels::of(shapes) {
+            Kernels::Residual => residual::weight_gradient(shapes, input, upstream),
+            Kernels::Stem => stem::weight_gradient(shapes, input, upstream),
+            Kernels::Direct => direct::weight_gradient(shapes, input, upstream),
+        })
+    }
+
     /// The weight (oc, ic, kt, kh, kw) with the taps in use alone.
     fn narrowed<'a>(&self, weight: &'a [f32]) -> Narrowed<'a> {
         if self.taps.len() == self.all_taps {
@@ -126,6 +133,25 @@ impl Convolution {
     }
 }
 
+/// The fastest kernels for some shapes.
+enum Kernels {
+    Residual,
+    Stem,
+    Direct,
+}
+
+impl Kernels {
+    fn of(shapes: &Shapes) -> Self {
+        if residual::applies(shapes) {
+            Self::Residual
+        } else if stem::applies(shapes) {
+            Self::Stem
+        } else {
+            Self::Direct
+        }
+    }
+}
+
 enum Narrowed<'a> {
     Whole(&'a [f32]),
     Copy(Scratch),
@@ -149,8 +175,10 @@ impl CustomOp2 for Convolution {
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
         let (input, weight) = (contiguous(s1, l1)?, contiguous(s2, l2)?);
-        let output = (self.kernels().forward)(&self.shapes, input, &self.narrowed(weight));
-        Ok((CpuStorage::F32(output), Shape::from(self.shapes.output_dims().as_slice())))
+        let [n, t, h, w, c] = self.output_dims();
+        let mut output = Scratch::any(n * t * h * w * c);
+        self.forward(&last(input, self.shapes.input_dims()), weight, &mut output);
+        Ok((CpuStorage::F32(first(&output, self.output_dims())), Shape::from((n, c, t, h, w))))
     }
 
     fn bwd(
@@ -160,20 +188,31 @@ impl CustomOp2 for Convolution {
         _output: &Tensor,
         upstream: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let upstream = upstream.contiguous()?;
-        let Kernels { input_gradient, weight_gradient, .. } = self.kernels();
+        let (input_dims, upstream) = (self.shapes.input_dims(), upstream.contiguous()?);
+        let upstream = with_slices(&upstream, &upstream, |upstream, _| last(upstream, self.output_dims()))?;
         let of_input = || {
-            let gradient = with_slices(weight, &upstream, |weight, upstream| {
-                input_gradient(&self.shapes, &self.narrowed(weight), upstream)
+            let gradient = with_slices(weight, weight, |weight, _| {
+                let mut gradient = Scratch::any(input.elem_count());
+                self.input_gradient(weight, &upstream, &mut gradient);
+                first(&gradient, input_dims)
             })?;
             Tensor::from_vec(gradient, input.shape(), &Device::Cpu)
         };
         let of_weight = || {
-            let gradient = with_slices(input, &upstream, |input, upstream| {
-                self.widened(weight_gradient(&self.shapes, input, upstream))
-            })?;
+            let gradient =
+                with_slices(input, input, |input, _| self.weight_gradient(&last(input, input_dims), &upstream))?;
             Tensor::from_vec(gradient, weight.shape(), &Device::Cpu)
         };
         Ok((input.track_op().then(of_input).transpose()?, weight.track_op().then(of_weight).transpose()?))
     }
+}
+
+/// A tensor's (n, c, t, h, w) as a volume of `dims` (n, t, h, w, c).
+fn last(tensor: &[f32], [_, t, h, w, c]: [usize; 5]) -> Scratch {
+    channels_last(tensor, c, t * h * w)
+}
+
+/// The inverse of [`last`].
+fn first(volume: &[f32], [_, t, h, w, c]: [usize; 5]) -> Vec<f32> {
+    channels_first(volume, c, t * h * w)
 }

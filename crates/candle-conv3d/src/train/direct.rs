@@ -8,7 +8,7 @@
 
 use rayon::prelude::*;
 
-use super::kernel::{Gathered, PANEL, Shared, accumulate_transposed, product, transpose, transpose_shared};
+use super::kernel::{Gathered, PANEL, Shared, accumulate_transposed, product, transpose};
 use super::scratch::Scratch;
 use super::volume::{Padded, channel_panels};
 use crate::geometry::Window;
@@ -39,14 +39,16 @@ impl Shapes {
         self.window.kernel.iter().product()
     }
 
+    /// (n, t, h, w, c) of the input.
     pub(crate) fn input_dims(&self) -> [usize; 5] {
         let [t, h, w] = self.input;
-        [self.clips, self.in_channels, t, h, w]
+        [self.clips, t, h, w, self.in_channels]
     }
 
+    /// (n, t, h, w, c) of the output.
     pub(crate) fn output_dims(&self) -> [usize; 5] {
         let [t, h, w] = self.output;
-        [self.clips, self.out_channels, t, h, w]
+        [self.clips, t, h, w, self.out_channels]
     }
 
     /// The input with as many zeros around it as the windows reach over.
@@ -60,11 +62,10 @@ impl Shapes {
     }
 }
 
-/// Output (n, oc, t', h', w') of `input` (n, ic, t, h, w) and `weight` (oc, ic, kt, kh, kw).
-pub(crate) fn forward(shapes: &Shapes, input: &[f32], weight: &[f32]) -> Vec<f32> {
+/// Writes the output (n, t', h', w', oc) of `input` (n, t, h, w, ic) and `weight` (oc, ic, kt, kh, kw).
+pub(crate) fn forward(shapes: &Shapes, input: &[f32], weight: &[f32], output: &mut [f32]) {
     let source = shapes.padded_input(input);
     let panels = forward_panels(shapes, weight);
-    let mut output = vec![0f32; shapes.output_dims().iter().product()];
     let correlation = Correlation {
         source: &source,
         clips: shapes.clips,
@@ -76,13 +77,12 @@ pub(crate) fn forward(shapes: &Shapes, input: &[f32], weight: &[f32]) -> Vec<f32
         grid: shapes.output,
     };
     let places = Places { channels: shapes.out_channels, dims: shapes.output, first: [0; 3], stride: [1; 3] };
-    correlation.run(&places, &Shared::new(&mut output));
-    output
+    correlation.run(&places, &Shared::new(output));
 }
 
-/// Gradient of the input, (n, ic, t, h, w), from `upstream` (n, oc, t', h', w'). Padding must be less than the
+/// Writes the gradient of the input, (n, t, h, w, ic), from `upstream` (n, t', h', w', oc). Padding must be less than the
 /// kernel.
-pub(crate) fn input_gradient(shapes: &Shapes, weight: &[f32], upstream: &[f32]) -> Vec<f32> {
+pub(crate) fn input_gradient(shapes: &Shapes, weight: &[f32], upstream: &[f32], gradient: &mut [f32]) {
     let Window { kernel, stride, padding } = shapes.window;
     let phases: [Vec<Phase>; 3] = std::array::from_fn(|axis| {
         let phases = (0..stride[axis])
@@ -136,8 +136,9 @@ pub(crate) fn input_gradient(shapes: &Shapes, weight: &[f32], upstream: &[f32]) 
         }
     });
 
-    let mut gradient = vec![0f32; shapes.input_dims().iter().product()];
-    let target = Shared::new(&mut gradient);
+    // Places that meet no tap have no gradient.
+    gradient.fill(0.);
+    let target = Shared::new(gradient);
     for (phases, first_row) in blocks {
         let correlation = Correlation {
             source: &source,
@@ -152,7 +153,6 @@ pub(crate) fn input_gradient(shapes: &Shapes, weight: &[f32], upstream: &[f32]) 
         let first = phases.map(|phase| phase.first);
         correlation.run(&Places { channels: in_channels, dims: shapes.input, first, stride }, &target);
     }
-    gradient
 }
 
 /// One phase of an axis: the inputs `first`, `first + stride`, ... that meet the taps `phase`, `phase + stride`, ...
@@ -186,7 +186,7 @@ impl Phase {
     }
 }
 
-/// Gradient of the weight, (oc, ic, kt, kh, kw), from `input` (n, ic, t, h, w) and `upstream` (n, oc, t', h', w').
+/// Gradient of the weight, (oc, ic, kt, kh, kw), from `input` (n, t, h, w, ic) and `upstream` (n, t', h', w', oc).
 pub(crate) fn weight_gradient(shapes: &Shapes, input: &[f32], upstream: &[f32]) -> Vec<f32> {
     let source = shapes.padded_input(input);
     let upstream = channel_panels(upstream, shapes.output_dims());
@@ -281,7 +281,7 @@ pub(crate) fn unpacked_weight(shapes: &Shapes, panels: &[f32]) -> Vec<f32> {
     weight
 }
 
-/// Where the results of a [`Correlation`] go in (n, c, t, h, w): place p of an axis to `first + p * stride`.
+/// Where the results of a [`Correlation`] go in (n, t, h, w, c): place p of an axis to `first + p * stride`.
 struct Places {
     channels: usize,
     dims: [usize; 3],
@@ -394,20 +394,13 @@ impl Correlation<'_> {
         let [frames, height, width] = places.dims;
         let first = panel * PANEL;
         let count = PANEL.min(places.channels - first);
-        let frame = places.first[0] + frame * places.stride[0];
-        let plane = |c: usize| ((clip * places.channels + first + c) * frames + frame) * height * width;
-        if places.dims[1..] == self.grid[1..] {
-            // SAFETY: the caller vouches for the places.
-            unsafe { transpose_shared([area.len(), count], result, |r| r * PANEL, target, |c| plane(c) + area.start) };
-            return;
-        }
-        for c in 0..count {
-            for (place, row) in area.clone().zip(result.chunks_exact(PANEL)) {
-                let y = places.first[1] + place / self.grid[2] * places.stride[1];
-                let x = places.first[2] + place % self.grid[2] * places.stride[2];
-                // SAFETY: `at` has checked the place; the caller vouches that it is this thread's own.
-                unsafe { *target.at(plane(c) + y * width + x, 1) = row[c] };
-            }
+        let frame = clip * frames + places.first[0] + frame * places.stride[0];
+        for (place, row) in area.zip(result.chunks_exact(PANEL)) {
+            let y = places.first[1] + place / self.grid[2] * places.stride[1];
+            let x = places.first[2] + place % self.grid[2] * places.stride[2];
+            let start = ((frame * height + y) * width + x) * places.channels + first;
+            // SAFETY: the caller vouches that the places are this thread's own.
+            unsafe { target.slice(start, count) }.copy_from_slice(&row[..count]);
         }
     }
 }

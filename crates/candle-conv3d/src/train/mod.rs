@@ -9,9 +9,11 @@ mod join;
 mod kernel;
 mod norm;
 mod pool;
+mod pooled_norm;
 mod residual;
 mod scratch;
 mod stem;
+mod tape;
 mod tile_transform;
 mod volume;
 mod winograd;
@@ -24,6 +26,11 @@ use crate::MaxPool3dConfig;
 use crate::geometry::volume_dims;
 
 pub(crate) use convolution::conv3d;
+pub use tape::{BatchStatistics, ConvNormLayer, Following, Statistics, Tape, Volume};
+
+use norm::Normalization;
+use scratch::Scratch;
+use volume::{channels_first, channels_last};
 
 /// The pool by the fast kernels, or `None` where they don't apply.
 pub(crate) fn max_pool3d(input: &Tensor, config: &MaxPool3dConfig) -> Result<Option<Tensor>> {
@@ -50,14 +57,14 @@ pub(crate) fn batch_norm(
         return Ok(None);
     }
     let input = input.contiguous()?;
-    let (clips, channels) = (input.dim(0)?, input.dim(1)?);
-    let places = input.elem_count() / (clips * channels);
-    let (mean, variance) = with_slices(&input, &input, |input, _| norm::statistics(input, clips, channels, places))?;
-    let inverse_deviation = inverse_deviation(&variance, epsilon);
-    let op = norm::Normalization { clips, channels, places, mean: mean.clone(), inverse_deviation, relu, fixed: false };
-    let output = input.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)?;
+    let (channels, places) = channels_and_places(input.dims());
+    let (norm, variance) = with_slices(&input, &input, |input, _| {
+        Normalization::of_batch(&channels_last(input, channels, places), channels, epsilon)
+    })?;
     let statistic = |values| Tensor::from_vec(values, channels, &Device::Cpu);
-    Ok(Some((output, statistic(mean)?, statistic(variance)?)))
+    let (mean, variance) = (statistic(norm.mean.clone())?, statistic(variance)?);
+    let output = input.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Norm { norm, relu })?;
+    Ok(Some((output, mean, variance)))
 }
 
 /// The normalisation by fixed statistics by the fast kernels, or `None` where they don't apply.
@@ -72,17 +79,9 @@ pub(crate) fn fixed_norm(
     if ![input, weight, bias, mean, variance].into_iter().all(fits) || input.rank() < 2 || input.elem_count() == 0 {
         return Ok(None);
     }
-    let input = input.contiguous()?;
-    let (clips, channels) = (input.dim(0)?, input.dim(1)?);
-    let places = input.elem_count() / (clips * channels);
-    let inverse_deviation = inverse_deviation(&variance.to_vec1::<f32>()?, epsilon);
-    let op =
-        norm::Normalization { clips, channels, places, mean: mean.to_vec1()?, inverse_deviation, relu, fixed: true };
-    input.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op).map(Some)
-}
-
-fn inverse_deviation(variance: &[f32], epsilon: f64) -> Vec<f32> {
-    variance.iter().map(|&v| (1. / (f64::from(v) + epsilon).sqrt()) as f32).collect()
+    let norm = Normalization::by(mean.to_vec1()?, &variance.to_vec1::<f32>()?, epsilon);
+    let op = Norm { norm, relu };
+    input.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op).map(Some)
 }
 
 /// relu(a + b) by the fast kernels, or `None` where they don't apply.
@@ -126,7 +125,13 @@ impl CustomOp1 for Pool {
     }
 }
 
-impl CustomOp3 for norm::Normalization {
+/// Normalisation of (n, c, ...).
+struct Norm {
+    norm: Normalization,
+    relu: bool,
+}
+
+impl CustomOp3 for Norm {
     fn name(&self) -> &'static str {
         "batch-norm"
     }
@@ -140,8 +145,11 @@ impl CustomOp3 for norm::Normalization {
         s3: &CpuStorage,
         l3: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let output = norm::forward(self, contiguous(s1, l1)?, contiguous(s2, l2)?, contiguous(s3, l3)?);
-        Ok((CpuStorage::F32(output), l1.shape().clone()))
+        let (channels, places) = channels_and_places(l1.dims());
+        let input = channels_last(contiguous(s1, l1)?, channels, places);
+        let mut output = Scratch::any(input.len());
+        self.norm.forward(&input, [contiguous(s2, l2)?, contiguous(s3, l3)?], None, self.relu, &mut output);
+        Ok((CpuStorage::F32(channels_first(&output, channels, places)), l1.shape().clone()))
     }
 
     fn bwd(
@@ -153,13 +161,23 @@ impl CustomOp3 for norm::Normalization {
         upstream: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let upstream = upstream.contiguous()?;
-        let (of_input, of_weight, of_bias) = with_slices(input, weight, |input, weight| {
-            with_slices(output, &upstream, |output, upstream| norm::backward(self, input, weight, output, upstream))
-        })??;
-        let channel = |values| Tensor::from_vec(values, self.channels, &Device::Cpu).map(Some);
-        let of_input = Tensor::from_vec(of_input, input.shape(), &Device::Cpu)?;
-        Ok((Some(of_input), channel(of_weight)?, channel(of_bias)?))
+        let (channels, places) = channels_and_places(input.dims());
+        let last = |volume: &[f32]| channels_last(volume, channels, places);
+        let (mut gradient, mut upstream) =
+            with_slices(input, &upstream, |input, upstream| (last(input), last(upstream)))?;
+        let of_parameters = with_slices(output, weight, |output, weight| {
+            let output = self.relu.then(|| last(output));
+            self.norm.backward(&mut gradient, weight, output.as_deref(), &mut upstream)
+        })?;
+        let of_input = Tensor::from_vec(channels_first(&gradient, channels, places), input.shape(), &Device::Cpu)?;
+        let channel = |values| Tensor::from_vec(values, channels, &Device::Cpu).map(Some);
+        Ok((Some(of_input), channel(of_parameters.weight)?, channel(of_parameters.bias)?))
     }
+}
+
+/// c and the places of a volume (n, c, ...).
+fn channels_and_places(dims: &[usize]) -> (usize, usize) {
+    (dims[1], dims[2..].iter().product())
 }
 
 /// The floats of a contiguous f32 tensor.

@@ -1,149 +1,204 @@
-//! Batch normalisation with the ReLU that follows it.
-
-#![allow(unsafe_code)]
+//! Batch normalisation of volumes (places, c), with the addition and the ReLU that may follow it.
 
 use rayon::prelude::*;
 
-use super::kernel::{Shared, vectorized};
+use super::kernel::vectorized;
 
-/// Values summed in f32 before they join a sum in f64: long sums in f32 alone would lose digits of the variance.
-const CHUNK: usize = 1024;
+/// Floats that a task takes at a time: 32 KB, which stay in a first-level cache.
+const TASK_FLOATS: usize = 8 * 1024;
 
-/// Shapes and constants of one normalisation.
+/// Rows summed in f32 before they join a sum in f64: long sums in f32 alone would lose digits of the variance.
+const SUMMED_ROWS: usize = 256;
+
+/// By what a normalisation shifts and scales each channel.
 #[derive(Debug, Clone)]
 pub(crate) struct Normalization {
-    pub(crate) clips: usize,
-    pub(crate) channels: usize,
-    /// Places t h w of a volume.
-    pub(crate) places: usize,
-    /// Mean of each channel.
     pub(crate) mean: Vec<f32>,
-    /// 1 / sqrt(variance + epsilon) of each channel.
+    /// 1 / sqrt(variance + epsilon)
     pub(crate) inverse_deviation: Vec<f32>,
-    /// Whether negative results become 0.
-    pub(crate) relu: bool,
     /// Whether mean and deviation are constants rather than those of the input.
     pub(crate) fixed: bool,
 }
 
-/// Mean and biased variance of each channel of `input` (n, c, places).
-pub(crate) fn statistics(input: &[f32], clips: usize, channels: usize, places: usize) -> (Vec<f32>, Vec<f32>) {
-    let count = (clips * places) as f64;
-    (0..channels)
-        .into_par_iter()
-        .map(|c| {
-            let volumes = || (0..clips).map(|clip| &input[(clip * channels + c) * places..][..places]);
-            // Shifted by a value of the channel: the variance then doesn't drown in a large mean.
-            let shift = input[c * places];
-            let (mut sum, mut squares) = (0f64, 0f64);
-            for chunk in volumes().flat_map(|volume| volume.chunks(CHUNK)) {
-                let [s, q] = sums(chunk, chunk, |x, _| [x - shift, (x - shift) * (x - shift)]);
-                sum += s;
-                squares += q;
-            }
-            let mean = sum / count;
-            ((f64::from(shift) + mean) as f32, (squares / count - mean * mean).max(0.) as f32)
-        })
-        .unzip()
+/// Gradients of weight and bias (c).
+pub(crate) struct ParameterGradients {
+    pub(crate) weight: Vec<f32>,
+    pub(crate) bias: Vec<f32>,
 }
 
-/// The normalised input (n, c, places), scaled by `weight` and moved by `bias` (c).
-pub(crate) fn forward(shape: &Normalization, input: &[f32], weight: &[f32], bias: &[f32]) -> Vec<f32> {
-    let mut output = vec![0f32; input.len()];
-    let places = shape.places;
-    output.par_chunks_mut(places).zip(input.par_chunks(places)).enumerate().for_each(|(i, (output, input))| {
-        let c = i % shape.channels;
-        let scale = weight[c] * shape.inverse_deviation[c];
-        let offset = bias[c] - shape.mean[c] * scale;
-        let lowest = if shape.relu { 0. } else { f32::NEG_INFINITY };
-        vectorized(|| {
-            for (y, x) in output.iter_mut().zip(input) {
-                // A comparison, not `max`: NaN must stay NaN.
-                let value = x * scale + offset;
-                *y = if value < lowest { lowest } else { value };
+impl Normalization {
+    /// By the mean and the biased variance of each channel of `input`; gives the variance too.
+    pub(crate) fn of_batch(input: &[f32], channels: usize, epsilon: f64) -> (Self, Vec<f32>) {
+        let count = (input.len() / channels) as f64;
+        // Shifted by a value of the channel: the variance then doesn't drown in a large mean.
+        let shift = &input[..channels];
+        let sums = column_sums(input.par_chunks(task_len(channels)), channels, |rows, sums, squares| {
+            for row in rows.chunks_exact(channels) {
+                for ((x, shift), (sum, square)) in row.iter().zip(shift).zip(sums.iter_mut().zip(squares.iter_mut())) {
+                    let x = x - shift;
+                    *sum += x;
+                    *square += x * x;
+                }
             }
         });
-    });
-    output
-}
-
-/// Gradients of input (n, c, places), weight (c) and bias (c), with the statistics as functions of the input unless they
-/// are fixed.
-pub(crate) fn backward(
-    shape: &Normalization,
-    input: &[f32],
-    weight: &[f32],
-    output: &[f32],
-    upstream: &[f32],
-) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-    let Normalization { clips, channels, places, .. } = *shape;
-    let count = (clips * places) as f32;
-    let mut gradient = vec![0f32; input.len()];
-    let target = Shared::new(&mut gradient);
-    let passes = |y: f32| if shape.relu && y <= 0. { 0. } else { 1. };
-    let (of_weight, of_bias) = (0..channels)
-        .into_par_iter()
-        .map(|c| {
-            let (mean, inverse) = (shape.mean[c], shape.inverse_deviation[c]);
-            let volumes = || (0..clips).map(|clip| (clip * channels + c) * places);
-            let (mut of_bias, mut of_weight) = (0f64, 0f64);
-            for start in volumes().flat_map(|start| {
-                (start..start + places).step_by(CHUNK).map(move |i| i..(start + places).min(i + CHUNK))
-            }) {
-                let [b, w] = triple_sums(&input[start.clone()], &output[start.clone()], &upstream[start], |x, y, g| {
-                    let g = g * passes(y);
-                    [g, g * (x - mean)]
-                });
-                of_bias += b;
-                of_weight += w;
-            }
-            let (of_bias, of_weight) = (of_bias as f32, of_weight as f32 * inverse);
-            let scale = weight[c] * inverse;
-            let (slope, offset) = if shape.fixed { (0., 0.) } else { (of_weight / count * inverse, of_bias / count) };
-            for start in volumes() {
-                let range = start..start + places;
-                // SAFETY: each channel's volumes are written by the one task of that channel.
-                let gradient = unsafe { target.slice(start, places) };
-                let values = input[range.clone()].iter().zip(&output[range.clone()]).zip(&upstream[range]);
-                vectorized(|| {
-                    for (gradient, ((x, &y), g)) in gradient.iter_mut().zip(values) {
-                        *gradient = scale * (g * passes(y) - offset - (x - mean) * slope);
-                    }
-                });
-            }
-            (of_weight, of_bias)
-        })
-        .unzip();
-    (gradient, of_weight, of_bias)
-}
-
-/// Sums of the two terms of each pair, in 16 partial sums each so that they vectorise.
-fn sums(a: &[f32], b: &[f32], terms: impl Fn(f32, f32) -> [f32; 2]) -> [f64; 2] {
-    triple_sums(a, b, b, |a, b, _| terms(a, b))
-}
-
-fn triple_sums(a: &[f32], b: &[f32], c: &[f32], terms: impl Fn(f32, f32, f32) -> [f32; 2]) -> [f64; 2] {
-    vectorized(|| lane_sums(a, b, c, terms))
-}
-
-#[inline(always)]
-fn lane_sums(a: &[f32], b: &[f32], c: &[f32], terms: impl Fn(f32, f32, f32) -> [f32; 2]) -> [f64; 2] {
-    const LANES: usize = 16;
-    let mut partial = [[0f32; LANES]; 2];
-    let (a, a_rest) = a.as_chunks::<LANES>();
-    let (b, b_rest) = b.as_chunks::<LANES>();
-    let (c, c_rest) = c.as_chunks::<LANES>();
-    for ((a, b), c) in a.iter().zip(b).zip(c) {
-        for i in 0..LANES {
-            let [first, second] = terms(a[i], b[i], c[i]);
-            partial[0][i] += first;
-            partial[1][i] += second;
-        }
+        let (mean, variance): (Vec<f32>, Vec<f32>) = sums
+            .into_iter()
+            .zip(shift)
+            .map(|([sum, squares], &shift)| {
+                let mean = sum / count;
+                ((f64::from(shift) + mean) as f32, (squares / count - mean * mean).max(0.) as f32)
+            })
+            .unzip();
+        (Self { mean, inverse_deviation: inverse_deviation(&variance, epsilon), fixed: false }, variance)
     }
-    let mut total = partial.map(|lanes| lanes.iter().copied().map(f64::from).sum::<f64>());
-    for ((&a, &b), &c) in a_rest.iter().zip(b_rest).zip(c_rest) {
-        for (total, term) in total.iter_mut().zip(terms(a, b, c)) {
-            *total += f64::from(term);
+
+    /// By a mean and a variance that are given.
+    pub(crate) fn by(mean: Vec<f32>, variance: &[f32], epsilon: f64) -> Self {
+        Self { mean, inverse_deviation: inverse_deviation(variance, epsilon), fixed: true }
+    }
+
+    /// Factor and summand of each channel, with the scaling by `weight` and the move by `bias`.
+    pub(crate) fn affine(&self, weight: &[f32], bias: &[f32]) -> (Vec<f32>, Vec<f32>) {
+        let scale = self.scale(weight);
+        let offset = bias.iter().zip(&self.mean).zip(&scale).map(|((bias, mean), scale)| bias - mean * scale).collect();
+        (scale, offset)
+    }
+
+    /// Writes the normalised input plus `residual`, with negative results as 0 if `relu`.
+    pub(crate) fn forward(
+        &self,
+        input: &[f32],
+        [weight, bias]: [&[f32]; 2],
+        residual: Option<&[f32]>,
+        relu: bool,
+        output: &mut [f32],
+    ) {
+        let (scale, offset) = self.affine(weight, bias);
+        let channels = scale.len();
+        let len = task_len(channels);
+        let lowest = if relu { 0. } else { f32::NEG_INFINITY };
+        // A comparison, not `max`: NaN must stay NaN.
+        let above = |value: f32| if value < lowest { lowest } else { value };
+        output.par_chunks_mut(len).zip(input.par_chunks(len)).enumerate().for_each(|(task, (output, input))| {
+            let residual = residual.map(|residual| &residual[task * len..][..output.len()]);
+            vectorized(|| {
+                let rows = output.chunks_exact_mut(channels).zip(input.chunks_exact(channels));
+                match residual {
+                    None => {
+                        for (output, input) in rows {
+                            for ((y, x), (scale, offset)) in output.iter_mut().zip(input).zip(scale.iter().zip(&offset))
+                            {
+                                *y = above(x * scale + offset);
+                            }
+                        }
+                    }
+                    Some(residual) => {
+                        for ((output, input), residual) in rows.zip(residual.chunks_exact(channels)) {
+                            let constants = scale.iter().zip(&offset);
+                            for (((y, x), r), (scale, offset)) in
+                                output.iter_mut().zip(input).zip(residual).zip(constants)
+                            {
+                                *y = above(x * scale + offset + r);
+                            }
+                        }
+                    }
+                }
+            });
+        });
+    }
+
+    /// Replaces `input` by its gradient, with the statistics as functions of the input unless they are fixed, and
+    /// `upstream` by what of it passes the ReLU whose `output` is given.
+    pub(crate) fn backward(
+        &self,
+        input: &mut [f32],
+        weight: &[f32],
+        output: Option<&[f32]>,
+        upstream: &mut [f32],
+    ) -> ParameterGradients {
+        let channels = weight.len();
+        let len = task_len(channels);
+        let tasks = upstream.par_chunks_mut(len).zip(input.par_chunks(len)).enumerate();
+        let sums = column_sums(tasks, channels, |(task, (upstream, input)), of_bias, of_weight| {
+            if let Some(output) = output {
+                for (g, &y) in upstream.iter_mut().zip(&output[task * len..]) {
+                    *g = if y <= 0. { 0. } else { *g };
+                }
+            }
+            for (upstream, input) in upstream.chunks_exact(channels).zip(input.chunks_exact(channels)) {
+                let sums = of_bias.iter_mut().zip(of_weight.iter_mut());
+                for (((g, x), mean), (of_bias, of_weight)) in upstream.iter().zip(input).zip(&self.mean).zip(sums) {
+                    *of_bias += g;
+                    *of_weight += g * (x - mean);
+                }
+            }
+        });
+        let gradients = self.parameter_gradients(&sums);
+        let slope = self.slope(&gradients, input.len() / channels);
+        let scale = self.scale(weight);
+        input.par_chunks_mut(len).zip(upstream.par_chunks(len)).for_each(|(input, upstream)| {
+            vectorized(|| {
+                for (input, upstream) in input.chunks_exact_mut(channels).zip(upstream.chunks_exact(channels)) {
+                    let constants = self.mean.iter().zip(&scale).zip(&slope);
+                    for ((x, g), ((mean, scale), [slope, offset])) in input.iter_mut().zip(upstream).zip(constants) {
+                        *x = scale * (g - offset - (*x - mean) * slope);
+                    }
+                }
+            });
+        });
+        gradients
+    }
+
+    /// Gradients of bias and weight from the sums of the gradient and of its product with the centred input.
+    pub(crate) fn parameter_gradients(&self, sums: &[[f64; 2]]) -> ParameterGradients {
+        let bias = sums.iter().map(|sums| sums[0] as f32).collect();
+        let weight = sums.iter().zip(&self.inverse_deviation).map(|(sums, inverse)| sums[1] as f32 * inverse).collect();
+        ParameterGradients { weight, bias }
+    }
+
+    /// What moving mean and deviation take off the gradient of an input that is one of `count`: for each channel the part
+    /// that grows with the centred input, and the part that doesn't.
+    pub(crate) fn slope(&self, gradients: &ParameterGradients, count: usize) -> Vec<[f32; 2]> {
+        let parts = gradients.weight.iter().zip(&gradients.bias).zip(&self.inverse_deviation);
+        let part =
+            |((weight, bias), inverse): ((&f32, &f32), &f32)| [weight / count as f32 * inverse, bias / count as f32];
+        parts.map(|values| if self.fixed { [0.; 2] } else { part(values) }).collect()
+    }
+
+    pub(crate) fn scale(&self, weight: &[f32]) -> Vec<f32> {
+        weight.iter().zip(&self.inverse_deviation).map(|(weight, inverse)| weight * inverse).collect()
+    }
+}
+
+fn inverse_deviation(variance: &[f32], epsilon: f64) -> Vec<f32> {
+    variance.iter().map(|&v| (1. / (f64::from(v) + epsilon).sqrt()) as f32).collect()
+}
+
+/// Floats of the rows that a task takes.
+fn task_len(channels: usize) -> usize {
+    (TASK_FLOATS / channels).clamp(1, SUMMED_ROWS) * channels
+}
+
+/// Two sums for each channel over all tasks, in the order of the tasks; `sum` adds those of one.
+pub(crate) fn column_sums<T>(
+    tasks: impl IndexedParallelIterator<Item = T>,
+    channels: usize,
+    sum: impl Fn(T, &mut [f32], &mut [f32]) + Sync,
+) -> Vec<[f64; 2]> {
+    let partial: Vec<Vec<f32>> = tasks
+        .map(|task| {
+            let mut sums = vec![0f32; 2 * channels];
+            let (first, second) = sums.split_at_mut(channels);
+            vectorized(|| sum(task, first, second));
+            sums
+        })
+        .collect();
+    let mut total = vec![[0f64; 2]; channels];
+    for sums in partial {
+        let (first, second) = sums.split_at(channels);
+        for ((total, &first), &second) in total.iter_mut().zip(first).zip(second) {
+            total[0] += f64::from(first);
+            total[1] += f64::from(second);
         }
     }
     total

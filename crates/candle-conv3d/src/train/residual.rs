@@ -24,19 +24,20 @@ pub(crate) fn applies(shapes: &Shapes) -> bool {
 }
 
 /// As [`direct::forward`](super::direct::forward).
-pub(crate) fn forward(shapes: &Shapes, input: &[f32], weight: &[f32]) -> Vec<f32> {
-    winograd(shapes).correlate(&bordered(input, shapes.input_dims(), 1), &forward_panels(shapes, weight).data)
+pub(crate) fn forward(shapes: &Shapes, input: &[f32], weight: &[f32], output: &mut [f32]) {
+    winograd(shapes).correlate(&bordered(input, shapes.input_dims(), 1), &forward_panels(shapes, weight).data, output);
 }
 
 /// As [`direct::input_gradient`](super::direct::input_gradient): the convolution of the upstream gradient with the
 /// flipped kernel.
-pub(crate) fn input_gradient(shapes: &Shapes, weight: &[f32], upstream: &[f32]) -> Vec<f32> {
+pub(crate) fn input_gradient(shapes: &Shapes, weight: &[f32], upstream: &[f32], gradient: &mut [f32]) {
     let forward = winograd(shapes);
     let [source, result] = forward.frames;
     let padding = forward.taps - 1 - forward.padding;
     let (channels, out_channels) = (forward.out_channels, forward.channels);
-    Winograd { channels, out_channels, frames: [result, source], padding, ..forward }
-        .correlate(&bordered(upstream, shapes.output_dims(), 1), &flipped_panels(shapes, weight).data)
+    let backward = Winograd { channels, out_channels, frames: [result, source], padding, ..forward };
+    let upstream = bordered(upstream, shapes.output_dims(), 1);
+    backward.correlate(&upstream, &flipped_panels(shapes, weight).data, gradient);
 }
 
 /// As [`direct::weight_gradient`](super::direct::weight_gradient).
@@ -60,6 +61,6 @@ fn winograd(shapes: &Shapes) -> Winograd<ThreeTaps, 3, 6> {
 
 /// The volume with a border of `border` for the kernel, filled up to whole tiles across.
 fn bordered(src: &[f32], dims: [usize; 5], border: usize) -> Bordered<'_> {
-    let columns = Tiles::covering([dims[3], dims[4]]).across * OUT + 2 * border;
+    let columns = Tiles::covering([dims[2], dims[3]]).across * OUT + 2 * border;
     Bordered { src, dims, before: border, columns }
 }

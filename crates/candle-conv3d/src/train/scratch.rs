@@ -1,11 +1,12 @@
 //! Buffers that outlive a call. A training step asks for the same sizes again and again, and fresh memory costs a page
 //! fault every 4 KB.
 
+use std::fmt;
 use std::ops::{Deref, DerefMut};
 use std::sync::{Mutex, PoisonError};
 
-/// Buffers kept at most; more are freed.
-const KEPT: usize = 32;
+/// Buffers kept at most; more are freed. A step holds two of each layer at its most.
+const KEPT: usize = 512;
 
 static FREE: Mutex<Vec<Vec<f32>>> = Mutex::new(Vec::new());
 
@@ -36,6 +37,12 @@ impl Scratch {
         let mut scratch = Self::any(len);
         scratch.fill(0.);
         scratch
+    }
+}
+
+impl fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} floats", self.len)
     }
 }
 

@@ -25,10 +25,10 @@ pub(crate) fn applies(shapes: &Shapes) -> bool {
 }
 
 /// As [`direct::forward`](super::direct::forward).
-pub(crate) fn forward(shapes: &Shapes, input: &[f32], weight: &[f32]) -> Vec<f32> {
+pub(crate) fn forward(shapes: &Shapes, input: &[f32], weight: &[f32], output: &mut [f32]) {
     let mut panels = vec![0f32; shapes.out_channels * shapes.window.kernel[0] * 4 * 4 * 4 * shapes.in_channels];
     for_each_weight(shapes, |place, index| panels[place] = weight[index]);
-    winograd(shapes).correlate(&Phases::new(shapes, input), &panels)
+    winograd(shapes).correlate(&Phases::new(shapes, input), &panels, output);
 }
 
 /// As [`direct::weight_gradient`](super::direct::weight_gradient).
@@ -55,11 +55,11 @@ fn winograd(shapes: &Shapes) -> Winograd<FourTaps, 4, 7> {
     }
 }
 
-/// A volume (n, c, t, h, w) as (n, t, h / 2, w / 2, 16) with the channels (phase of h, phase of w, c), two rows and
+/// A volume (n, t, h, w, c) as (n, t, h / 2, w / 2, 16) with the channels (phase of h, phase of w, c), two rows and
 /// columns of zeros before it (four of the input: three of padding and one for the eighth tap) and whole tiles.
 struct Phases<'a> {
     src: &'a [f32],
-    /// (n, c, t, h, w) of `src`.
+    /// (n, t, h, w, c) of `src`.
     dims: [usize; 5],
     columns: usize,
 }
@@ -84,17 +84,16 @@ impl Banded for Phases<'_> {
     }
 
     fn copy(&self, clip: usize, frame: usize, first: usize, band: &mut [f32]) {
-        let [_, channels, frames, h, w] = self.dims;
+        let [_, frames, h, w, channels] = self.dims;
         for (row, band) in (first..).zip(band.chunks_exact_mut(self.row_len())) {
             let Some(row) = row.checked_sub(BEFORE).filter(|&row| row < h / 2) else { continue };
             let band = &mut band[BEFORE * PANEL..];
-            for (c, y) in (0..channels).flat_map(|c| [(c, 0), (c, 1)]) {
-                let src = ((clip * channels + c) * frames + frame) * h + 2 * row + y;
-                let src = self.src[src * w..][..w].as_chunks::<2>().0;
-                let phase = y * 2 * channels + c;
-                for (pair, place) in src.iter().zip(band.as_chunks_mut::<PANEL>().0) {
-                    place[phase] = pair[0];
-                    place[phase + channels] = pair[1];
+            for y in 0..2 {
+                let src = &self.src[((clip * frames + frame) * h + 2 * row + y) * w * channels..][..w * channels];
+                // Both phases of w lie side by side as they do in the row.
+                let phase = y * 2 * channels;
+                for (pair, place) in src.chunks_exact(2 * channels).zip(band.as_chunks_mut::<PANEL>().0) {
+                    place[phase..phase + pair.len()].copy_from_slice(pair);
                 }
             }
         }

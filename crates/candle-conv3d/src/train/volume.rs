@@ -1,9 +1,37 @@
-//! Volumes as the kernels want them: channels last, with zeros around height and width.
+//! Volumes as the kernels want them: (n, t, h, w, c), channels last, some of them with zeros around height and width.
 
 use rayon::prelude::*;
 
 use super::kernel::{PANEL, transpose};
 use super::scratch::Scratch;
+
+/// Places that a task rearranges.
+const TASK_PLACES: usize = 1024;
+
+/// `src` (n, c, places) as (n, places, c).
+pub(crate) fn channels_last(src: &[f32], channels: usize, places: usize) -> Scratch {
+    let mut volume = Scratch::any(src.len());
+    volume.par_chunks_mut(channels * places).zip(src.par_chunks(channels * places)).for_each(|(volume, src)| {
+        volume.par_chunks_mut(TASK_PLACES * channels).enumerate().for_each(|(task, volume)| {
+            let first = task * TASK_PLACES;
+            let count = volume.len() / channels;
+            transpose([channels, count], src, |c| c * places + first, volume, |place| place * channels);
+        });
+    });
+    volume
+}
+
+/// `src` (n, places, c) as (n, c, places).
+pub(crate) fn channels_first(src: &[f32], channels: usize, places: usize) -> Vec<f32> {
+    let mut volume = vec![0f32; src.len()];
+    volume.par_chunks_mut(channels * places).zip(src.par_chunks(channels * places)).for_each(|(volume, src)| {
+        volume.par_chunks_mut(PANEL * places).enumerate().for_each(|(panel, volume)| {
+            let count = volume.len() / places;
+            transpose([places, count], src, |place| place * channels + panel * PANEL, volume, |c| c * places);
+        });
+    });
+    volume
+}
 
 /// A volume (n, t, h, w, c) with zeros around height and width. Time is never padded: taps that meet no frame are
 /// skipped.
@@ -18,17 +46,17 @@ pub(crate) struct Padded {
 }
 
 impl Padded {
-    /// Copies `src` (n, c, t, h, w), with `before` rows above and columns left and `after` below and right.
+    /// Copies `src`, a volume of `dims` (n, t, h, w, c), with `before` rows above and columns left and `after` below and
+    /// right.
     pub(crate) fn new(src: &[f32], dims: [usize; 5], before: [usize; 2], after: [usize; 2]) -> Self {
-        let [n, channels, frames, h, w] = dims;
+        let [n, frames, h, w, channels] = dims;
         let (rows, columns) = (before[0] + h + after[0], before[1] + w + after[1]);
-        let mut data = Scratch::zeros(n * frames * rows * columns * channels);
-        data.par_chunks_mut(rows * columns * channels).enumerate().for_each(|(frame, padded)| {
-            let (clip, t) = (frame / frames, frame % frames);
-            for row in 0..h {
-                let src = &src[((clip * channels * frames + t) * h + row) * w..];
-                let dst = &mut padded[((before[0] + row) * columns + before[1]) * channels..][..w * channels];
-                transpose([channels, w], src, |c| c * frames * h * w, dst, |x| x * channels);
+        let mut data = Scratch::any(n * frames * rows * columns * channels);
+        let frame_pairs = data.par_chunks_mut(rows * columns * channels).zip(src.par_chunks(h * w * channels));
+        frame_pairs.for_each(|(padded, src)| {
+            padded.fill(0.);
+            for (row, src) in src.chunks_exact(w * channels).enumerate() {
+                padded[((before[0] + row) * columns + before[1]) * channels..][..src.len()].copy_from_slice(src);
             }
         });
         Self { data, frames, rows, columns, channels, before }
@@ -47,21 +75,25 @@ impl Padded {
     }
 }
 
-/// `src` (n, c, t, h, w) as panels (c / 16, t, n, h w, 16), the last filled up with zeros.
+/// `src`, a volume of `dims` (n, t, h, w, c), as panels (c / 16, t, n, h w, 16), the last filled up with zeros.
 pub(crate) fn channel_panels(src: &[f32], dims: [usize; 5]) -> Scratch {
-    let [n, channels, frames, h, w] = dims;
+    let [n, frames, h, w, channels] = dims;
     let places = h * w;
-    let mut panels = Scratch::zeros(channels.div_ceil(PANEL) * frames * n * places * PANEL);
-    panels.par_chunks_mut(places * PANEL).enumerate().for_each(|(i, dst)| {
+    let mut panels = Scratch::any(channels.div_ceil(PANEL) * frames * n * places * PANEL);
+    panels.par_chunks_mut(places * PANEL).enumerate().for_each(|(i, panel)| {
         let (clip, t, first) = (i % n, i / n % frames, i / n / frames * PANEL);
-        let src = &src[((clip * channels + first) * frames + t) * places..];
-        transpose([PANEL.min(channels - first), places], src, |c| c * frames * places, dst, |place| place * PANEL);
+        let src = &src[(clip * frames + t) * places * channels..][..places * channels];
+        let count = PANEL.min(channels - first);
+        for (lanes, src) in panel.as_chunks_mut::<PANEL>().0.iter_mut().zip(src.chunks_exact(channels)) {
+            lanes[..count].copy_from_slice(&src[first..first + count]);
+            lanes[count..].fill(0.);
+        }
     });
     panels
 }
 
-/// A volume (n, c, t, h, w) that is read in bands of rows, channels last: its rows and columns are padded as those of
-/// [`Padded`], but only the rows at hand are ever copied.
+/// A volume that is read in bands of rows: its rows and columns are padded as those of [`Padded`], but only the rows at
+/// hand are ever copied.
 pub(crate) trait Banded: Sync {
     /// Columns of a row, padding included.
     fn columns(&self) -> usize;
@@ -81,7 +113,7 @@ pub(crate) trait Banded: Sync {
 /// A volume with zeros around height and width.
 pub(crate) struct Bordered<'a> {
     pub(crate) src: &'a [f32],
-    /// (n, c, t, h, w) of `src`.
+    /// (n, t, h, w, c) of `src`.
     pub(crate) dims: [usize; 5],
     /// Zero rows above and zero columns to the left.
     pub(crate) before: usize,
@@ -94,16 +126,15 @@ impl Banded for Bordered<'_> {
     }
 
     fn channels(&self) -> usize {
-        self.dims[1]
+        self.dims[4]
     }
 
     fn copy(&self, clip: usize, frame: usize, first: usize, band: &mut [f32]) {
-        let [_, channels, frames, h, w] = self.dims;
+        let [_, frames, h, w, channels] = self.dims;
         for (row, band) in (first..).zip(band.chunks_exact_mut(self.row_len())) {
             let Some(row) = row.checked_sub(self.before).filter(|&row| row < h) else { continue };
-            let src = &self.src[((clip * channels * frames + frame) * h + row) * w..];
-            let band = &mut band[self.before * channels..];
-            transpose([channels, w], src, |c| c * frames * h * w, band, |x| x * channels);
+            let src = &self.src[((clip * frames + frame) * h + row) * w * channels..][..w * channels];
+            band[self.before * channels..][..src.len()].copy_from_slice(src);
         }
     }
 }

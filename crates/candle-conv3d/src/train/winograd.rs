@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::kernel::{Gathered, PANEL, Shared, accumulate_transposed, product, transpose_shared, vectorized};
+use super::kernel::{Gathered, PANEL, Shared, accumulate_transposed, product, vectorized};
 use super::scratch::Scratch;
 use super::tile_transform::{Axis, Lanes, OUT, Square, both_axes, zeros};
 use super::volume::Banded;
@@ -85,12 +85,11 @@ fn square_at<const N: usize>(band: &[f32], row_len: usize, channels: usize, corn
 impl<A: Axis<T, P> + Sync, const T: usize, const P: usize> Winograd<A, T, P> {
     const SQUARE: usize = P * P;
 
-    /// Result (n, oc, t', h, w) of `source` and the taps `panels` (oc / 16, kt, T, T, channels, 16).
-    pub(crate) fn correlate(&self, source: &impl Banded, panels: &[f32]) -> Vec<f32> {
+    /// Writes the result (n, t', h, w, oc) of `source` and the taps `panels` (oc / 16, kt, T, T, channels, 16).
+    pub(crate) fn correlate(&self, source: &impl Banded, panels: &[f32], result: &mut [f32]) {
         let points = self.transformed_weights(panels);
-        let ([height, width], tiles) = (self.area, Tiles::covering(self.area));
-        let mut result = vec![0f32; self.clips * self.out_channels * self.frames[1] * height * width];
-        let target = Shared::new(&mut result);
+        let tiles = Tiles::covering(self.area);
+        let target = Shared::new(result);
         let band =
             Self::SQUARE * tiles.across * (self.frames[0] * source.channels()).max(self.frames[1] * self.out_channels);
         let down = (TASK_FLOATS / band).clamp(1, tiles.down);
@@ -102,7 +101,6 @@ impl<A: Axis<T, P> + Sync, const T: usize, const P: usize> Winograd<A, T, P> {
             let products = self.multiply(rows.len() * tiles.across, source.channels(), &points, &transformed);
             self.store(&products, clip, rows, &target);
         });
-        result
     }
 
     /// The weights as (points, oc / 16, kt, channels, 16).
@@ -213,40 +211,36 @@ impl<A: Axis<T, P> + Sync, const T: usize, const P: usize> Winograd<A, T, P> {
         spans
     }
 
-    /// Transforms the products back and writes the images.
+    /// Transforms the products back and writes the volume.
     fn store(&self, products: &[f32], clip: usize, rows: Range<usize>, target: &Shared) {
         let ([height, width], frames) = (self.area, self.frames[1]);
         let across = Tiles::covering(self.area).across;
         let (tiles, panels) = (rows.len() * across, self.out_channels / PANEL);
         let point_len = panels * frames * tiles * PANEL;
-        let mut strip = Scratch::any(OUT * width * PANEL);
-        for panel in 0..panels {
-            for frame in 0..frames {
-                for (i, y) in rows.clone().enumerate() {
-                    let first = ((panel * frames + frame) * tiles + i * across) * PANEL;
-                    let down = OUT.min(height - y * OUT);
-                    vectorized(|| {
-                        for x in 0..across {
+        for frame in 0..frames {
+            for (i, y) in rows.clone().enumerate() {
+                let down = OUT.min(height - y * OUT);
+                let top = (((clip * frames + frame) * height) + y * OUT) * width;
+                vectorized(|| {
+                    for x in 0..across {
+                        for panel in 0..panels {
+                            let first = ((panel * frames + frame) * tiles + i * across + x) * PANEL;
                             let mut square: Square<P> = zeros();
                             for (point, lanes) in square.as_flattened_mut().iter_mut().enumerate() {
-                                *lanes = lanes_at(products, point * point_len + first + x * PANEL);
+                                *lanes = lanes_at(products, point * point_len + first);
                             }
                             let tile = both_axes(&square, A::output);
                             for (row, lanes) in tile.iter().enumerate().take(down) {
                                 for (column, lanes) in lanes.iter().enumerate().take(width - x * OUT) {
-                                    let place = row * width + x * OUT + column;
-                                    strip[place * PANEL..][..PANEL].copy_from_slice(lanes);
+                                    let place = top + row * width + x * OUT + column;
+                                    let start = place * self.out_channels + panel * PANEL;
+                                    // SAFETY: a task owns these tile rows of this clip.
+                                    unsafe { target.slice(start, PANEL) }.copy_from_slice(lanes);
                                 }
                             }
                         }
-                    });
-                    let plane = |c: usize| {
-                        let channel = clip * self.out_channels + panel * PANEL + c;
-                        ((channel * frames + frame) * height + y * OUT) * width
-                    };
-                    // SAFETY: a task owns these tile rows of this clip.
-                    unsafe { transpose_shared([down * width, PANEL], &strip, |place| place * PANEL, target, plane) };
-                }
+                    }
+                });
             }
         }
     }
