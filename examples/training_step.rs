@@ -46,9 +46,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let labels = Tensor::arange(0u32, batch as u32, &Device::Cpu)?;
     for step in 0..=steps {
         let begin = Instant::now();
-        let loss = cross_entropy(&network.train(&clips)?, &labels)?;
+        let pass = network.train(&clips)?;
+        let loss = cross_entropy(&pass.logits, &labels)?;
         let forward = begin.elapsed();
-        let gradients = loss.backward()?;
+        let gradients = pass.backward(&loss)?;
         let backward = begin.elapsed() - forward;
         optimizer.step(&gradients, 0.01)?;
         let total = begin.elapsed();

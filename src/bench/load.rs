@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device};
-use candle_nn::{ModuleT, VarBuilder, VarMap, loss};
+use candle_nn::{VarBuilder, VarMap, loss};
 use serde::Serialize;
 
 use crate::model::layout::Layout;
-use crate::model::resnet::ResNet3d;
+use crate::model::resnet::{NormMode, ResNet3d};
 use crate::train::loader::{Epoch, Loader, LoaderError};
 
 /// How many clips come from a loader of which every batch is taken at once.
@@ -71,8 +71,9 @@ pub fn time_feeding(loader: &Loader, layout: &Layout, time: Duration) -> Result<
     let mut batches = Batches::new(loader)?;
     let mut step = || -> Result<(), LoadBenchError> {
         let batch = batches.next()?;
-        let logits = network.forward_t(&batch.clips, true)?;
-        loss::cross_entropy(&logits, &batch.labels)?.backward()?;
+        let pass = network.forward_pass(&batch.clips, NormMode::Batch { stem: true, from_block: 0 })?;
+        let loss = loss::cross_entropy(&pass.logits, &batch.labels)?;
+        pass.backward(&loss)?;
         Ok(())
     };
     step()?;

@@ -1,8 +1,10 @@
 //! The 3D ResNet as a candle network, for training and as the reference of the inference plans.
 
 use candle_conv3d::{
-    Activation, Conv3d, Conv3dConfig, MaxPool3d, MaxPool3dConfig, add_relu, batch_norm, conv3d_no_bias, fixed_norm,
+    Activation, BatchStatistics, Conv3d, Conv3dConfig, ConvNormLayer, Following, MaxPool3d, MaxPool3dConfig,
+    Statistics, Tape, Volume, add_relu, batch_norm, conv3d_no_bias, fixed_norm,
 };
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use candle_nn::{Init, Linear, Module, ModuleT, VarBuilder};
 
@@ -30,6 +32,33 @@ pub enum NormMode {
         /// The first block whose batch norms do.
         from_block: usize,
     },
+}
+
+impl NormMode {
+    /// Whether the stem's belongs to them, and the first block whose do.
+    fn trained(self) -> (bool, usize) {
+        match self {
+            Self::Fixed => (false, usize::MAX),
+            Self::Batch { stem, from_block } => (stem, from_block),
+        }
+    }
+}
+
+/// Logits, and the way back from a loss over them to the gradients of all variables.
+#[derive(Debug)]
+pub struct ForwardPass {
+    /// Logits `(n, classes)`.
+    pub logits: Tensor,
+    tape: Tape,
+}
+
+impl ForwardPass {
+    /// Gradients of a `loss` of the logits.
+    pub fn backward(self, loss: &Tensor) -> Result<GradStore> {
+        let mut gradients = loss.backward()?;
+        self.tape.backward(&mut gradients)?;
+        Ok(gradients)
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -89,12 +118,29 @@ impl ResNet3d {
         self.features(clips, mode)
     }
 
+    /// The way of training: [`features`](Self::features) and [`classify`](Self::classify), by a [`Tape`] where it can take
+    /// the clips.
+    pub fn forward_pass(&self, clips: &Tensor, mode: NormMode) -> Result<ForwardPass> {
+        let mut tape = Tape::default();
+        let features =
+            if Tape::takes(clips) { self.record(&mut tape, clips, mode)? } else { self.features(clips, mode)? };
+        Ok(ForwardPass { logits: self.classify(&features)?, tape })
+    }
+
+    fn record(&self, tape: &mut Tape, clips: &Tensor, mode: NormMode) -> Result<Tensor> {
+        let (stem, from_block) = mode.trained();
+        let clips = tape.clips(clips)?;
+        let pool = self.max_pool.as_ref().map_or(Following::Nothing, |pool| Following::MaxPool(*pool.config()));
+        let mut x = self.stem.record(tape, &clips, stem, Activation::Relu, pool)?;
+        for (index, block) in self.blocks.iter().enumerate() {
+            x = block.record(tape, &x, index >= from_block)?;
+        }
+        tape.mean(&x)
+    }
+
     /// [`features_t`](Self::features_t) where only some batch norms are in training.
     pub fn features(&self, clips: &Tensor, mode: NormMode) -> Result<Tensor> {
-        let (stem, from_block) = match mode {
-            NormMode::Fixed => (false, usize::MAX),
-            NormMode::Batch { stem, from_block } => (stem, from_block),
-        };
+        let (stem, from_block) = mode.trained();
         let mut x = self.stem.forward(clips, stem, Activation::Relu)?;
         if let Some(pool) = &self.max_pool {
             x = pool.forward(&x)?;
@@ -127,6 +173,35 @@ impl ConvNorm {
     fn forward(&self, x: &Tensor, train: bool, activation: Activation) -> Result<Tensor> {
         self.norm.forward(&self.conv.forward(x)?, train, activation)
     }
+
+    /// [`forward`](Self::forward) on a tape.
+    fn record(
+        &self,
+        tape: &mut Tape,
+        x: &Volume,
+        train: bool,
+        activation: Activation,
+        following: Following<'_>,
+    ) -> Result<Volume> {
+        let BatchNorm { weight: norm_weight, bias: norm_bias, running_mean, running_var } = &self.norm;
+        let statistics =
+            if train { Statistics::Batch } else { Statistics::Fixed { mean: running_mean, variance: running_var } };
+        let layer = ConvNormLayer {
+            weight: self.conv.weight(),
+            config: *self.conv.config(),
+            norm_weight,
+            norm_bias,
+            statistics,
+            epsilon: BatchNorm::EPSILON,
+            activation,
+            following,
+        };
+        let (output, statistics) = tape.conv_norm(x, &layer)?;
+        if let Some(BatchStatistics { mean, variance, count }) = statistics {
+            self.norm.move_statistics(&mean, &variance, count)?;
+        }
+        Ok(output)
+    }
 }
 
 impl BatchNorm {
@@ -151,15 +226,21 @@ impl BatchNorm {
             let (mean, variance) = (running_mean.detach(), running_var.detach());
             return fixed_norm(x, weight, bias, &mean, &variance, Self::EPSILON, activation);
         }
+        let normalised = batch_norm(x, weight, bias, Self::EPSILON, activation)?;
         let count = x.elem_count() / x.dim(1)?.max(1);
+        self.move_statistics(&normalised.mean, &normalised.variance, count)?;
+        Ok(normalised.output)
+    }
+
+    /// Moves running statistics that are variables towards those of a batch with `count` values a channel.
+    fn move_statistics(&self, mean: &Tensor, variance: &Tensor, count: usize) -> Result<()> {
         if count < 2 {
             bail!(
                 "batch norm has {count} value a channel in training; it needs 2: take more clips a batch, or longer ones"
             );
         }
-        let normalised = batch_norm(x, weight, bias, Self::EPSILON, activation)?;
-        let unbiased = (normalised.variance * (count as f64 / (count - 1) as f64))?;
-        for (running, batch) in [(running_mean, &normalised.mean), (running_var, &unbiased)] {
+        let unbiased = (variance * (count as f64 / (count - 1) as f64))?;
+        for (running, batch) in [(&self.running_mean, mean), (&self.running_var, &unbiased)] {
             if running.is_variable() {
                 let kept = (running.detach() * (1.0 - Self::MOMENTUM))?;
                 let moved = (kept + (batch.to_dtype(running.dtype())? * Self::MOMENTUM)?)?;
@@ -167,7 +248,7 @@ impl BatchNorm {
                 Var::from_tensor(running)?.set(&moved)?;
             }
         }
-        Ok(normalised.output)
+        Ok(())
     }
 }
 
@@ -194,6 +275,22 @@ impl ResidualBlock {
             ShortcutPath::Projection(conv) => conv.forward(x, train, Activation::Identity)?,
         };
         add_relu(&y, &shortcut)
+    }
+
+    /// [`forward`](Self::forward) on a tape.
+    fn record(&self, tape: &mut Tape, x: &Volume, train: bool) -> Result<Volume> {
+        let shortcut = match &self.shortcut {
+            ShortcutPath::Identity => x.clone(),
+            &ShortcutPath::Strided { stride, out_channels } => tape.strided_shortcut(x, stride, out_channels)?,
+            ShortcutPath::Projection(conv) => conv.record(tape, x, train, Activation::Identity, Following::Nothing)?,
+        };
+        let mut y = x.clone();
+        for (index, conv) in self.convs.iter().enumerate() {
+            let last = index + 1 == self.convs.len();
+            let following = if last { Following::Add(&shortcut) } else { Following::Nothing };
+            y = conv.record(tape, &y, train, Activation::Relu, following)?;
+        }
+        Ok(y)
     }
 }
 

@@ -11,7 +11,7 @@ use candle_nn::VarBuilder;
 use crate::model::counter::CounterStream;
 use crate::model::file::{Model, ModelFileError};
 use crate::model::init;
-use crate::model::resnet::{NormMode, ResNet3d};
+use crate::model::resnet::{ForwardPass, NormMode, ResNet3d};
 use crate::model::spec::ModelSpec;
 
 /// The layers of a 3D ResNet from which training can begin, in order.
@@ -85,8 +85,6 @@ pub struct Network {
     /// Every parameter by its name in the checkpoint, in the order of the layers; those that don't change are plain tensors.
     parameters: Vec<(String, Tensor)>,
     mode: NormMode,
-    /// Whether layers before the last are trained.
-    trunk_is_trained: bool,
 }
 
 impl Network {
@@ -117,18 +115,17 @@ impl Network {
         } else {
             NormMode::Batch { stem: begin_at == Layer::Conv1, from_block: first_block.unwrap_or(usize::MAX) }
         };
-        Ok(Self { spec: model.spec.clone(), resnet, served, parameters, mode, trunk_is_trained: begin_at < Layer::Fc })
+        Ok(Self { spec: model.spec.clone(), resnet, served, parameters, mode })
     }
 
-    /// Logits `(n, classes)` of `clips` in training: batch norms by the batch, running statistics moved, gradients tracked.
-    pub fn train(&self, clips: &Tensor) -> Result<Tensor> {
-        let features = self.resnet.features(clips, self.mode)?;
-        self.resnet.classify(&if self.trunk_is_trained { features } else { features.detach() })
+    /// A pass over `clips` in training: batch norms by the batch, running statistics moved, gradients tracked.
+    pub fn train(&self, clips: &Tensor) -> Result<ForwardPass> {
+        self.resnet.forward_pass(clips, self.mode)
     }
 
     /// Logits `(n, classes)` of `clips` as when the network is served.
     pub fn evaluate(&self, clips: &Tensor) -> Result<Tensor> {
-        self.served.classify(&self.served.features(clips, NormMode::Fixed)?)
+        Ok(self.served.forward_pass(clips, NormMode::Fixed)?.logits)
     }
 
     /// What is trained: names and variables, in the order of the layers.
@@ -240,7 +237,9 @@ mod tests {
         let model = builtin::model().unwrap();
         let network = Network::new(&model, Layer::Layer3, false, &Device::Cpu).unwrap();
         let clips = Tensor::randn(0f32, 1.0, (2, 3, 8, 32, 32), &Device::Cpu).unwrap();
-        let gradients = network.train(&clips).unwrap().sqr().unwrap().mean_all().unwrap().backward().unwrap();
+        let pass = network.train(&clips).unwrap();
+        let loss = pass.logits.sqr().unwrap().mean_all().unwrap();
+        let gradients = pass.backward(&loss).unwrap();
         for (name, variable) in network.trained() {
             assert!(gradients.get(&variable).is_some(), "{name}");
         }

@@ -359,14 +359,14 @@ impl Trainer {
         sum: &mut GradientSum,
     ) -> Result<(f64, u64), TrainError> {
         let (clips, labels) = self.on_device(batch)?;
-        let logits = self.network.train(&clips)?;
-        let mean = cross_entropy(&logits, &labels)?;
+        let pass = self.network.train(&clips)?;
+        let mean = cross_entropy(&pass.logits, &labels)?;
         let loss = f64::from(mean.to_scalar::<f32>()?);
-        self.check_loss(loss, logits.dim(1)?, learning_rate)?;
-        let correct = count_correct(&logits, &labels)?;
+        self.check_loss(loss, pass.logits.dim(1)?, learning_rate)?;
+        let correct = count_correct(&pass.logits, &labels)?;
         // Parts may have different sizes: their sums are added, and divided by all clips at the end.
         let backward = if sum.parts > 1 { (mean * batch.examples.len() as f64)? } else { mean };
-        sum.add(backward.backward()?, &self.network.trained())?;
+        sum.add(pass.backward(&backward)?, &self.network.trained())?;
         Ok((loss, correct))
     }
 
