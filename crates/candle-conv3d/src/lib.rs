@@ -29,6 +29,8 @@
 //! ```
 //!
 //! A global average pool needs no layer: `x.flatten_from(2)?.mean(2)?` is (n, c).
+//!
+//! On CPUs a [`Tape`] trains residual networks faster than layers on tensors do, and [`plan`] runs them.
 
 mod allocator;
 mod batch_norm;

@@ -173,21 +173,6 @@ pub(crate) fn transpose(
     dst: &mut [f32],
     dst_column: impl Fn(usize) -> usize,
 ) {
-    // SAFETY: `dst` is borrowed mutably, so nobody else writes to it.
-    unsafe { transpose_shared([rows, columns], src, src_row, &Shared::new(dst), dst_column) }
-}
-
-/// [`transpose`] into memory that other threads write to at the same time.
-///
-/// # Safety
-/// No other thread may touch the places that this call writes.
-pub(crate) unsafe fn transpose_shared(
-    [rows, columns]: [usize; 2],
-    src: &[f32],
-    src_row: impl Fn(usize) -> usize,
-    dst: &Shared,
-    dst_column: impl Fn(usize) -> usize,
-) {
     #[cfg(target_arch = "x86_64")]
     let (whole_rows, whole_columns) =
         if *INSTRUCTIONS == InstructionSet::Portable { (0, 0) } else { (rows / 8 * 8, columns / 8 * 8) };
@@ -197,6 +182,7 @@ pub(crate) unsafe fn transpose_shared(
     for row in (0..whole_rows).step_by(8) {
         let sources: [&[f32]; 8] = std::array::from_fn(|i| &src[src_row(row + i)..][..whole_columns]);
         for column in (0..whole_columns).step_by(8) {
+            let dst = Shared::new(dst);
             let targets = std::array::from_fn(|i| dst.at(dst_column(column + i) + row, 8));
             // SAFETY: AVX2 was detected; each source holds 8 floats from `column` <= `whole_columns` - 8, each target 8.
             unsafe { avx2::transpose_block(sources.map(|s| s.as_ptr().add(column)), targets) };
@@ -206,8 +192,7 @@ pub(crate) unsafe fn transpose_shared(
         let from = if row < whole_rows { whole_columns } else { 0 };
         let source = &src[src_row(row)..][..columns];
         for (column, &value) in source.iter().enumerate().skip(from) {
-            // SAFETY: `at` has checked the place; the caller vouches that it is this thread's own.
-            unsafe { *dst.at(dst_column(column) + row, 1) = value };
+            dst[dst_column(column) + row] = value;
         }
     }
 }

@@ -29,11 +29,12 @@ const TASK_FLOATS: usize = 32 * 1024;
 ///
 /// ```
 /// use candle_conv3d::{Activation, Conv3dConfig, ConvNormLayer, Following, Statistics, Tape};
-/// use candle_core::{Device, Tensor, Var};
+/// use candle_core::{DType, Device, Tensor, Var};
 ///
 /// # fn main() -> candle_core::Result<()> {
 /// let weight = Var::randn(0f32, 0.1, (8, 3, 3, 3, 3), &Device::Cpu)?;
-/// let (scale, bias) = (Tensor::ones(8, candle_core::DType::F32, &Device::Cpu)?, Tensor::zeros(8, candle_core::DType::F32, &Device::Cpu)?);
+/// let scale = Var::ones(8, DType::F32, &Device::Cpu)?;
+/// let bias = Var::zeros(8, DType::F32, &Device::Cpu)?;
 /// let layer = ConvNormLayer {
 ///     weight: &weight,
 ///     config: Conv3dConfig { stride: [1; 3], padding: [1; 3] },
