@@ -118,10 +118,10 @@ impl PooledNorm {
             let (clip, first) = (task / panels, task % panels * PANEL);
             for place in clip * places..(clip + 1) * places {
                 let corner = self.corner(place);
-                for c in first..channels.min(first + PANEL) {
+                for (c, scale) in scale.iter().enumerate().skip(first).take(PANEL) {
                     let index = place * channels + c;
                     // SAFETY: windows overlap within a clip only, and a task has some channels of a clip for itself.
-                    unsafe { *target.at(source(corner, index, c), 1) += scale[c] * passed(index) };
+                    unsafe { *target.at(source(corner, index, c), 1) += scale * passed(index) };
                 }
             }
         });
