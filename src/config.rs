@@ -122,11 +122,10 @@ pub fn hub_options() -> HubOptions {
 }
 
 fn hub_options_from(variable: impl Fn(&str) -> Option<OsString>, home: Option<PathBuf>) -> HubOptions {
-    let variable = |name| variable(name).filter(|value| !value.is_empty());
-    let path = |name| variable(name).map(PathBuf::from);
-    let text = |name| variable(name).and_then(|value| Some(value.into_string().ok()?.trim().to_owned()));
-    let caches = || path("XDG_CACHE_HOME").or_else(|| Some(home.filter(|home| home.is_absolute())?.join(".cache")));
-    let hf_home = path("HF_HOME").or_else(|| Some(caches()?.join("huggingface")));
+    let variable = |name: &str| variable(name).filter(|value| !value.is_empty());
+    let path = |name: &str| variable(name).map(PathBuf::from);
+    let text = |name: &str| variable(name).and_then(|value| Some(value.into_string().ok()?.trim().to_owned()));
+    let hf_home = path("HF_HOME").or_else(|| Some(user_cache(variable, home)?.join("huggingface")));
     let token_file = path("HF_TOKEN_PATH").or_else(|| Some(hf_home.as_ref()?.join("token")));
     // What `hf auth login` leaves.
     let saved = || Some(std::fs::read_to_string(token_file?).ok()?.trim().to_owned());
@@ -143,13 +142,17 @@ fn hub_options_from(variable: impl Fn(&str) -> Option<OsString>, home: Option<Pa
     options
 }
 
-/// Where this user's programs keep what they can make again, by the XDG base directory specification; `None` for a user
-/// without a home.
+/// Where this program keeps what it can make again; `None` for a user without a home.
 #[cfg(feature = "cuda")]
 pub fn cache_directory() -> Option<PathBuf> {
-    let absolute = |name| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-    let cache = absolute("XDG_CACHE_HOME").or_else(|| Some(absolute("HOME")?.join(".cache")))?;
-    Some(cache.join("kinetoscope"))
+    Some(user_cache(|name| std::env::var_os(name), std::env::home_dir())?.join("kinetoscope"))
+}
+
+/// Where a user's programs keep what they can make again, by the XDG base directory specification.
+fn user_cache(variable: impl Fn(&str) -> Option<OsString>, home: Option<PathBuf>) -> Option<PathBuf> {
+    let absolute = |path: PathBuf| path.is_absolute().then_some(path);
+    let chosen = variable("XDG_CACHE_HOME").map(PathBuf::from).and_then(absolute);
+    chosen.or_else(|| Some(home.and_then(absolute)?.join(".cache")))
 }
 
 fn is_flag(argument: &OsStr, flag: &str) -> bool {

@@ -13,6 +13,7 @@ use tracing::info_span;
 use crate::engine::batcher::Priority;
 use crate::engine::{ClipInput, Engine, EngineError, PendingClip};
 use crate::metrics::{Metrics, Stage};
+use crate::model::softmax;
 use crate::model::spec::ModelSpec;
 use crate::video::{
     DecodeOptions, DecodePool, Decoding, Isolation, Limits, PartialReason, PoolOptions, PoolState, Source, TimeRange,
@@ -282,7 +283,7 @@ impl Classifier {
                 // From the first clip's turn to the last one's answer.
                 span.get_or_insert_with(|| info_span!("model"));
                 let output = pending.await?;
-                let probabilities = scores::softmax(&output.logits);
+                let probabilities = softmax(&output.logits);
                 let clip = ClipScores { start, end, probabilities, embedding: output.embedding };
                 scores.add(&clip);
                 if let Some(clips) = clips {

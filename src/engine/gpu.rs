@@ -13,6 +13,7 @@ use super::{EngineConfig, Executor, ExecutorError, Outputs};
 use crate::model::counter::CounterStream;
 use crate::model::file::Model;
 use crate::model::plan::{self, FoldedModel};
+use crate::model::softmax;
 
 /// Workers of a GPU: while the clips of one are computed, the other uploads its own.
 pub(super) const LANES: usize = 2;
@@ -160,7 +161,7 @@ impl SelfCheck {
             let (mut logits, mut embeddings) = (vec![f32::NAN; batch * classes], vec![f32::NAN; batch * features]);
             lane.run(Clips::Rgb(&clips), &mut [&mut logits, &mut embeddings])?;
             for (row, expected) in logits.chunks(*classes).zip(scores.chunks(*classes).cycle()) {
-                for (actual, expected) in softmax(row).zip(expected) {
+                for (actual, expected) in softmax(row).iter().zip(expected) {
                     let difference = (actual - expected).abs();
                     largest = if difference.is_nan() { f32::INFINITY } else { largest.max(difference) };
                 }
@@ -286,12 +287,6 @@ fn check_clips(model: &Model) -> Vec<Vec<u8>> {
         if inside(x, size / 4) && inside(y, size / 3) { 240 } else { ((x + 2 * y + 40 * channel) % 256) as u8 }
     });
     vec![noise, picture.collect()]
-}
-
-fn softmax(logits: &[f32]) -> impl Iterator<Item = f32> {
-    let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let total: f32 = logits.iter().map(|logit| (logit - largest).exp()).sum();
-    logits.iter().map(move |logit| (logit - largest).exp() / total)
 }
 
 #[cfg(test)]

@@ -10,3 +10,22 @@ pub mod layout;
 pub mod plan;
 pub mod resnet;
 pub mod spec;
+
+/// Softmax of one clip's logits, stable for any finite values; a logit that is not finite gives NaN.
+pub fn softmax(logits: &[f32]) -> Vec<f32> {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exponentials: Vec<f64> = logits.iter().map(|&logit| f64::from(logit - max).exp()).collect();
+    let sum: f64 = exponentials.iter().sum();
+    exponentials.into_iter().map(|value| (value / sum) as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn softmax_survives_large_logits() {
+        let scores = softmax(&[1000.0, 1000.0, -1000.0]);
+        assert_eq!(scores, [0.5, 0.5, 0.0]);
+    }
+}
