@@ -129,7 +129,7 @@ impl ResNet3d {
 
     fn record(&self, tape: &mut Tape, clips: &Tensor, mode: NormMode) -> Result<Tensor> {
         let (stem, from_block) = mode.trained();
-        let clips = tape.clips(clips)?;
+        let clips = Volume::from_tensor(clips)?;
         let pool = self.max_pool.as_ref().map_or(Following::Nothing, |pool| Following::MaxPool(*pool.config()));
         let mut x = self.stem.record(tape, &clips, stem, Activation::Relu, pool)?;
         for (index, block) in self.blocks.iter().enumerate() {

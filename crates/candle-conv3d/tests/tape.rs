@@ -84,7 +84,7 @@ impl Network {
     }
 
     fn on_tape(&self, tape: &mut Tape, clips: &Tensor) -> Result<Tensor> {
-        let clips = tape.clips(clips)?;
+        let clips = Volume::from_tensor(clips)?;
         let mut x = self.stem.on_tape(tape, &clips, Activation::Relu, Following::MaxPool(POOL))?;
         for (index, [first, second]) in self.blocks.iter().enumerate() {
             let y = first.on_tape(tape, &x, Activation::Relu, Following::Nothing)?;
@@ -175,7 +175,7 @@ fn constants_have_no_gradients_and_leave_nothing_to_go_back_to() -> Result<()> {
 #[test]
 fn shapes_that_do_not_fit_are_errors() -> Result<()> {
     let mut tape = Tape::default();
-    let clips = tape.clips(&randn(&[1, 3, 4, 8, 8])?)?;
+    let clips = Volume::from_tensor(&randn(&[1, 3, 4, 8, 8])?)?;
     for layer in [
         Layer::new([8, 4, 3, 3, 3], [1; 3], [1; 3])?,
         Layer::new([8, 3, 3, 3, 3], [1; 3], [3; 3])?,

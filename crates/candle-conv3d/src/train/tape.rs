@@ -28,7 +28,7 @@ const TASK_FLOATS: usize = 32 * 1024;
 /// candle leads the gradient of any loss to them, and [`backward`](Self::backward) leads it on to the layers.
 ///
 /// ```
-/// use candle_conv3d::{Activation, Conv3dConfig, ConvNormLayer, Following, Statistics, Tape};
+/// use candle_conv3d::{Activation, Conv3dConfig, ConvNormLayer, Following, Statistics, Tape, Volume};
 /// use candle_core::{DType, Device, Tensor, Var};
 ///
 /// # fn main() -> candle_core::Result<()> {
@@ -46,7 +46,7 @@ const TASK_FLOATS: usize = 32 * 1024;
 ///     following: Following::Nothing,
 /// };
 /// let mut tape = Tape::default();
-/// let clips = tape.clips(&Tensor::randn(0f32, 1., (2, 3, 4, 8, 8), &Device::Cpu)?)?;
+/// let clips = Volume::from_tensor(&Tensor::randn(0f32, 1., (2, 3, 4, 8, 8), &Device::Cpu)?)?;
 /// let (volume, _) = tape.conv_norm(&clips, &layer)?;
 /// let features = tape.mean(&volume)?;
 /// assert_eq!(features.dims(), [2, 8]);
@@ -132,18 +132,20 @@ pub struct BatchStatistics {
     pub count: usize,
 }
 
+impl Volume {
+    /// The input of a network: `clips` (n, c, t, h, w), which get no gradient.
+    pub fn from_tensor(clips: &Tensor) -> Result<Self> {
+        let [n, c, t, h, w] = volume_dims(clips)?;
+        let clips = clips.contiguous()?;
+        let data = with_slices(&clips, &clips, |clips, _| channels_last(clips, c, t * h * w))?;
+        Ok(Self { dims: [n, t, h, w, c], data: Arc::new(data), id: None })
+    }
+}
+
 impl Tape {
     /// Whether a tape can take `clips`: f32 on the CPU.
     pub fn takes(clips: &Tensor) -> bool {
         fits(clips)
-    }
-
-    /// The input `clips` (n, c, t, h, w), which gets no gradient.
-    pub fn clips(&mut self, clips: &Tensor) -> Result<Volume> {
-        let [n, c, t, h, w] = volume_dims(clips)?;
-        let clips = clips.contiguous()?;
-        let data = with_slices(&clips, &clips, |clips, _| channels_last(clips, c, t * h * w))?;
-        Ok(Volume { dims: [n, t, h, w, c], data: Arc::new(data), id: None })
     }
 
     /// A convolution with its normalisation, and the statistics of the batch if it went by them.
