@@ -1,7 +1,8 @@
 //! Fast forward and gradient kernels for training on CPUs, in f32.
 //!
-//! Each operation is a candle custom operation with its own backward pass. The versions made of candle's
-//! operations, [`crate::reference`], are what they are tested against and what other devices and types use.
+//! The kernels work on volumes (n, t, h, w, c). A [`Tape`] leads these from layer to layer; the operations on candle's
+//! tensors, with backward passes of their own, rearrange them on the way in and out. The versions made of candle's operations,
+//! [`crate::reference`], are what they are tested against and what other devices and types use.
 
 mod convolution;
 mod direct;
