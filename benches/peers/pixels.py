@@ -51,7 +51,7 @@ def resize(plane, mode):
 
 def unclipped_rgb(planes):
     """BT.601, limited range, in 0-255 but for values beyond."""
-    y, u, v = (planes.astype(np.float32) / 257).transpose(1, 0, 2, 3)
+    y, u, v = (planes.astype(np.float32) / 256).transpose(1, 0, 2, 3)
     y, u, v = (y - 16) * (255 / 219), (u - 128) * (255 / 224), (v - 128) * (255 / 224)
     return np.stack([y + 1.402 * v, y - 0.344136 * u - 0.714136 * v, y + 1.772 * u], axis=1)
 
