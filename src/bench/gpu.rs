@@ -58,7 +58,7 @@ impl GpuModel {
         batches.dedup();
         let max_batch = batches.last().copied().unwrap_or(1);
         let options = PlanOptions {
-            precision: precision.into(),
+            precision,
             batches,
             candidates,
             cache,

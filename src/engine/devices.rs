@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use candle_conv3d::Precision;
+
 use super::{Build, CpuExecutor, EngineConfig, Executor, ExecutorError};
 use crate::model::file::Model;
 
@@ -31,20 +33,6 @@ impl FromStr for DeviceRequest {
             }
         }
     }
-}
-
-/// What GPUs compute with. CPUs compute in f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Precision {
-    /// Brain floats.
-    #[default]
-    Bf16,
-    /// Half floats.
-    F16,
-    /// Floats.
-    F32,
-    /// Floats whose products are rounded to 10 bits of mantissa.
-    Tf32,
 }
 
 /// Why models can't run on the devices that were asked for.
@@ -180,17 +168,6 @@ impl fmt::Display for Devices {
                 write!(f, "{} ({precision})", names.join(", "))
             }
         }
-    }
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-            Self::F32 => "f32",
-            Self::Tf32 => "tf32",
-        })
     }
 }
 

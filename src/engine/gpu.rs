@@ -4,11 +4,12 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_conv3d::cuda::{self, Clips, CudaError, Lane, Plan, PlanOptions};
+use candle_conv3d::Precision;
+use candle_conv3d::cuda::{Clips, CudaError, Lane, Plan, PlanOptions};
 use candle_conv3d::plan::{Input, PlanOptions as CpuPlanOptions};
 use tracing::{info, warn};
 
-use super::devices::{Precision, ReadModel};
+use super::devices::ReadModel;
 use super::{EngineConfig, Executor, ExecutorError, Outputs};
 use crate::model::counter::CounterStream;
 use crate::model::file::Model;
@@ -81,7 +82,7 @@ impl Gpus {
         let (plan, difference) = largest_that_fits(self.config.max_batch, |max_batch| {
             let table = model.spec.preprocessing.lookup_table();
             let options = PlanOptions {
-                precision: self.precision.into(),
+                precision: self.precision,
                 cache: self.cache.clone(),
                 ..PlanOptions::new(slot.ordinal, max_batch, table)
             };
@@ -238,22 +239,11 @@ impl Executor for GpuExecutor {
     }
 }
 
-impl From<Precision> for cuda::Precision {
-    fn from(precision: Precision) -> Self {
-        match precision {
-            Precision::Bf16 => Self::Bf16,
-            Precision::F16 => Self::F16,
-            Precision::F32 => Self::F32,
-            Precision::Tf32 => Self::Tf32,
-        }
-    }
-}
-
 /// How far a score may be from a CPU's.
-fn tolerance(precision: cuda::Precision) -> f32 {
+fn tolerance(precision: Precision) -> f32 {
     match precision {
-        cuda::Precision::F32 => 1e-4,
-        cuda::Precision::Bf16 | cuda::Precision::F16 | cuda::Precision::Tf32 => 5e-3,
+        Precision::F32 => 1e-4,
+        Precision::Bf16 | Precision::F16 | Precision::Tf32 => 5e-3,
     }
 }
 
@@ -338,7 +328,7 @@ mod tests {
         assert!(clips == 2 && check.clips.iter().all(|clip| clip.len() == model.spec.clip.rgb_len()));
         assert_eq!(check.scores.len(), clips * classes);
         assert!((check.scores.iter().sum::<f32>() - clips as f32).abs() < 1e-4);
-        let tolerance = tolerance(cuda::Precision::Bf16);
+        let tolerance = tolerance(Precision::Bf16);
         let far =
             (0..classes).any(|class| (check.scores[class] - check.scores[classes + class]).abs() > 2.0 * tolerance);
         assert!(far, "{:?}", check.scores);

@@ -26,7 +26,8 @@ use crate::model::file::Model;
 use crate::model::spec::ModelSpec;
 use batcher::{BatchPolicy, Batcher, Priority, VideoId};
 
-pub use devices::{DeviceError, DeviceRequest, Devices, Precision};
+pub use candle_conv3d::Precision;
+pub use devices::{DeviceError, DeviceRequest, Devices};
 pub use executor::{CpuExecutor, Executor, ExecutorError, Outputs};
 
 /// Builds a worker's executor, at the start and after each failure.

@@ -41,6 +41,7 @@ pub mod cuda;
 mod geometry;
 mod max_pool3d;
 pub mod plan;
+mod precision;
 pub mod reference;
 mod train;
 
@@ -49,4 +50,5 @@ pub use batch_norm::{Activation, BatchNormOutput, add_relu, batch_norm, fixed_no
 pub use conv3d::{Conv3d, Conv3dConfig, conv3d, conv3d_no_bias};
 pub use geometry::GeometryError;
 pub use max_pool3d::{MaxPool3d, MaxPool3dConfig};
+pub use precision::Precision;
 pub use train::{BatchStatistics, ConvNormLayer, Following, Statistics, Tape, Volume};

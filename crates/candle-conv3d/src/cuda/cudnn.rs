@@ -16,7 +16,8 @@ use cudarc::cudnn::sys::{
 
 use super::CudaError;
 use super::device;
-use super::shape::{Element, Precision, Signature};
+use super::shape::{Element, Signature};
+use crate::Precision;
 
 /// Below, 3D convolutions were seen to be wrong.
 const LEAST_VERSION: usize = 91_500;

@@ -25,4 +25,3 @@ mod testing;
 pub use device::{GpuInfo, gpus};
 pub use error::CudaError;
 pub use plan::{Clips, Lane, LayerChoice, Plan, PlanOptions};
-pub use shape::Precision;

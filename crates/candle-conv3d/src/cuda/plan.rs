@@ -11,11 +11,12 @@ use std::time::Duration;
 use cudarc::driver::sys::CUevent_flags;
 use cudarc::driver::{CudaContext, CudaEvent, CudaSlice, CudaStream, DevicePtr, PinnedHostSlice, result};
 
+use super::CudaError;
 use super::device::{self, GpuInfo};
 use super::lower::ConvStep;
 use super::program::{Gpu, Program, Source};
 use super::search::{Choice, Remembered};
-use super::{CudaError, Precision};
+use crate::Precision;
 use crate::plan::graph::{GraphBuilder, Node};
 
 /// How to build a plan.

@@ -14,8 +14,9 @@ use super::device::{self, GpuInfo};
 use super::kernels::{DirectShape, Kernels};
 use super::lower::{Constant, ConvStep, Network, StemForm, Step, ValueId, lower, stem_node};
 use super::search::{Choice, Remembered, Trial, fastest};
-use super::shape::{Precision, Signature};
+use super::shape::Signature;
 use super::{CudaError, LayerChoice, PlanOptions};
+use crate::Precision;
 use crate::plan::graph::{GraphBuilder, Node};
 
 /// Runs in one timed graph: enough that its launch does not count.

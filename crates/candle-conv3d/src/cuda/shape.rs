@@ -1,20 +1,8 @@
-//! Element types, and what a convolution looks like to a GPU.
+//! How elements are stored, and what a convolution looks like to a GPU.
 
 use std::fmt;
 
-/// What a plan computes with. Sums are f32 in all of them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum Precision {
-    /// Brain floats on tensor cores.
-    #[default]
-    Bf16,
-    /// Half floats on tensor cores.
-    F16,
-    /// Floats without tensor cores.
-    F32,
-    /// Floats that tensor cores round to 10 bits of mantissa before they multiply.
-    Tf32,
-}
+use crate::Precision;
 
 impl Precision {
     pub(crate) fn element(self) -> Element {
@@ -33,17 +21,6 @@ impl Precision {
             Self::F16 | Self::Tf32 => 4e-3,
             Self::F32 => 1e-4,
         }
-    }
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Bf16 => "bf16",
-            Self::F16 => "f16",
-            Self::F32 => "f32",
-            Self::Tf32 => "tf32",
-        })
     }
 }
 

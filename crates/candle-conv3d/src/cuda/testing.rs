@@ -14,17 +14,22 @@ pub(crate) fn noise(seed: u64, len: usize) -> Vec<f32> {
         .collect()
 }
 
-/// A 3D ResNet of one block a stage, with shortcut A, on clips of shape `dims`. Outputs logits and features.
-pub(crate) fn residual_network(dims: [usize; 4], widths: [usize; 4]) -> (GraphBuilder<'static>, Vec<Node>) {
-    let mut graph = GraphBuilder::new(dims).unwrap();
-    let mut seed = 0;
-    let mut conv = |from: usize, to: usize, kernel: [usize; 3], gain: f32| {
+/// Makes one convolution after the other, with random weights and biases of their own, for (in channels, out channels, kernel,
+/// gain).
+fn convolutions(mut seed: u64) -> impl FnMut(usize, usize, [usize; 3], f32) -> ConvSpec<'static> {
+    move |from, to, kernel, gain| {
         seed += 1;
         let fan_in = from * kernel.iter().product::<usize>();
         let scale = gain * (6.0 / fan_in as f32).sqrt();
         let weight: Vec<f32> = noise(seed, to * fan_in).iter().map(|w| scale * w).collect();
         ConvSpec::new(format!("conv{seed}"), to, kernel, weight, noise(100 + seed, to))
-    };
+    }
+}
+
+/// A 3D ResNet of one block a stage, with shortcut A, on clips of shape `dims`. Outputs logits and features.
+pub(crate) fn residual_network(dims: [usize; 4], widths: [usize; 4]) -> (GraphBuilder<'static>, Vec<Node>) {
+    let mut graph = GraphBuilder::new(dims).unwrap();
+    let mut conv = convolutions(0);
     let (padding, relu) = ([1; 3], true);
     let stem = ConvSpec { stride: [1, 2, 2], padding: [3; 3], relu, ..conv(dims[0], widths[0], [7; 3], 0.02) };
     let mut x = graph.conv(graph.input(), stem).unwrap();
@@ -49,14 +54,7 @@ pub(crate) fn residual_network(dims: [usize; 4], widths: [usize; 4]) -> (GraphBu
 /// As above with bottlenecks and shortcut B.
 pub(crate) fn bottleneck_network(dims: [usize; 4], width: usize) -> (GraphBuilder<'static>, Vec<Node>) {
     let mut graph = GraphBuilder::new(dims).unwrap();
-    let mut seed = 200;
-    let mut conv = |from: usize, to: usize, kernel: [usize; 3], gain: f32| {
-        seed += 1;
-        let fan_in = from * kernel.iter().product::<usize>();
-        let scale = gain * (6.0 / fan_in as f32).sqrt();
-        let weight: Vec<f32> = noise(seed, to * fan_in).iter().map(|w| scale * w).collect();
-        ConvSpec::new(format!("conv{seed}"), to, kernel, weight, noise(100 + seed, to))
-    };
+    let mut conv = convolutions(200);
     let relu = true;
     let stem = ConvSpec { stride: [1, 2, 2], padding: [1, 3, 3], relu, ..conv(dims[0], width, [3, 7, 7], 0.02) };
     let mut x = graph.conv(graph.input(), stem).unwrap();
