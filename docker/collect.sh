@@ -1,6 +1,6 @@
 #!/bin/sh
-# Puts what the runtime stage takes over into /out, and the names of the distribution's packages that it needs into /packages.
-# The arguments are cargo's.
+# Puts what the runtime stage takes over into /out, the names of the distribution's packages that it needs into /packages, and
+# what the program is made of into /parts.json, for sbom.sh. The arguments are cargo's.
 set -eu
 mkdir -p /out/usr/local/bin /out/usr/local/lib /out/usr/share/doc/kinetoscope /out/etc/kinetoscope
 # Symbols stay: panics name functions by them.
@@ -31,3 +31,20 @@ cargo tree --locked --edges normal,no-proc-macro --no-dedupe --prefix none --for
             esac
         done
     done | gzip -9n >/out/usr/share/doc/kinetoscope/licences-of-crates.txt.gz
+
+# Of crates only what is linked: neither macros nor what the build alone runs.
+{
+    cargo tree --locked --edges normal,no-proc-macro --no-dedupe --prefix none --format '{p}|{l}' "$@" | sort -u |
+        jq -R 'split("|") as [$crate, $licence] | ($crate | split(" ")) as [$name, $v] | $v[1:] as $version |
+            {type: "library", name: $name, version: $version, purl: "pkg:cargo/\($name)@\($version | @uri)"} +
+            if $licence == "" then {} else {licenses: [{expression: ($licence | gsub("/"; " OR "))}]} end'
+    if [ -f /usr/local/share/doc/ffmpeg/version ]; then
+        . /etc/os-release
+        jq -n --arg version "$(cat /usr/local/share/doc/ffmpeg/version)" --arg id "$ID" --arg release "$ID-$VERSION_ID" '
+            {type: "library", name: "ffmpeg", version: $version, licenses: [{expression: "LGPL-2.1-or-later"}],
+            description: "trimmed, built from the source package",
+            purl: "pkg:deb/\($id)/ffmpeg@\($version | @uri)?arch=source&distro=\($release)"}'
+    fi
+    rustc --version | jq -R 'split(" ")[1] | {type: "library", name: "rust-std", version: .,
+        licenses: [{expression: "MIT OR Apache-2.0"}]}'
+} | jq -s . >/parts.json

@@ -53,11 +53,12 @@ RUN --mount=type=bind,from=build,source=/packages,target=/packages \
 COPY --from=build /out/ /
 RUN ldconfig && kinetoscope --version
 
-FROM build AS sbom
-ARG CARGO_FLAGS="--features cuda"
-COPY --from=runtime /var/lib/dpkg /usr/local/src/dpkg
-RUN --mount=type=cache,target=/usr/local/cargo/registry \
-    docker/sbom.sh /usr/local/src/dpkg ${CARGO_FLAGS} >/usr/local/src/sbom.cdx.json
+FROM ${BASE_IMAGE} AS sbom
+RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends jq
+COPY docker/sbom.sh /usr/local/src/
+RUN --mount=type=bind,from=build,source=/parts.json,target=/parts.json \
+    --mount=type=bind,from=runtime,source=/var/lib/dpkg,target=/dpkg \
+    /usr/local/src/sbom.sh /parts.json /dpkg >/usr/local/src/sbom.cdx.json
 
 FROM runtime
 COPY --from=sbom /usr/local/src/sbom.cdx.json /usr/share/doc/kinetoscope/
