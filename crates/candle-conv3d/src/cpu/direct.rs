@@ -5,7 +5,7 @@
 //! are skipped, since all rows of one block belong to the same output frame.
 
 use super::memory::{Buffer, Slot};
-use super::microkernel::{accumulate, for_rows, packed_index, panels, row_blocks};
+use super::microkernel::{Ahead, accumulate, for_rows, packed_index, panels, row_blocks};
 use super::program::{Context, Epilogue};
 use super::simd::{Kernel, PANEL_VECTORS, Simd};
 use super::team::Team;
@@ -13,6 +13,9 @@ use super::{Shape, Window, padded_channels};
 
 /// Output positions a work item covers: enough for a panel of weights to be worth loading into the second-level cache.
 const POSITIONS: usize = 96;
+
+/// Weights are asked for this many floats ahead.
+const AHEAD: usize = 4 << 10;
 
 /// How the input is stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -235,9 +238,10 @@ unsafe fn block<S: Simd, const MR: usize, const NV: usize>(
 ) {
     let mut acc = [[S::splat(0.0); NV]; MR];
     let tap_len = run * NV * S::LANES;
+    let mut ahead = Ahead::new::<S>(b.wrapping_add(AHEAD), NV * S::LANES, MR);
     for tap in 0..taps {
         let rows = table.add((2 + tap) * MR).cast::<[*const f32; MR]>().read();
-        accumulate::<S, MR, NV>(&mut acc, &rows, b.add(tap * tap_len), run);
+        accumulate::<S, MR, NV>(&mut acc, &rows, b.add(tap * tap_len), run, &mut ahead);
     }
     for (row, sums) in acc.iter().enumerate() {
         let result = *table.add(row);

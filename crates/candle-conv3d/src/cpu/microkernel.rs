@@ -5,7 +5,7 @@
 //! wide. Whatever the block size, each result is summed over `k` in order by one chain of fused multiply-adds, so it
 //! does not depend, to the last bit, on which rows share a block.
 
-use super::simd::{Kernel, PANEL_VECTORS, Simd};
+use super::simd::{Kernel, PANEL_VECTORS, Simd, prefetch_early};
 
 /// Rows of `k` handled at once in [`Gemm`]: a panel of them, 16 or 32 KiB, stays in the first-level cache.
 const K_BLOCK: usize = 256;
@@ -59,6 +59,35 @@ macro_rules! for_rows {
 }
 pub(crate) use for_rows;
 
+/// Weights that are used soon and asked for now: processors look ahead too little by themselves, and not beyond a page.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead {
+    next: *const f32,
+    /// Floats for each row of `k` that is multiplied meanwhile.
+    step: usize,
+}
+
+impl Ahead {
+    /// Floats of a cache line.
+    const LINE: usize = 16;
+
+    /// The `width` columns of a panel from `next` on, in equal parts by each register block of `rows` rows.
+    #[inline(always)]
+    pub(crate) fn new<S: Simd>(next: *const f32, width: usize, rows: usize) -> Self {
+        Self { next, step: width.div_ceil(rows.div_ceil(S::MAX_ROWS)) }
+    }
+
+    #[inline(always)]
+    fn advance(&mut self) {
+        prefetch_early(self.next);
+        // A step is a panel's width at most: two lines.
+        if self.step > Self::LINE {
+            prefetch_early(self.next.wrapping_add(Self::LINE));
+        }
+        self.next = self.next.wrapping_add(self.step);
+    }
+}
+
 /// `acc[i] += a[i][0..k] * b`, with `b` a panel of `NV` vectors.
 ///
 /// # Safety
@@ -69,8 +98,10 @@ pub(crate) unsafe fn accumulate<S: Simd, const MR: usize, const NV: usize>(
     a: &[*const f32; MR],
     b: *const f32,
     k: usize,
+    ahead: &mut Ahead,
 ) {
     for step in 0..k {
+        ahead.advance();
         let b = b.add(step * NV * S::LANES);
         let mut columns = [S::splat(0.0); NV];
         for (v, column) in columns.iter_mut().enumerate() {
@@ -111,14 +142,15 @@ impl Kernel for Gemm {
             let panel = self.b.add(column * self.k);
             for k in (0..self.k).step_by(K_BLOCK) {
                 let k_len = K_BLOCK.min(self.k - k);
+                let b = panel.add(k * width);
+                let mut ahead = Ahead::new::<S>(b.wrapping_add(2 * k_len * width), width, self.rows);
                 for (row, rows) in row_blocks(self.rows, S::MAX_ROWS) {
                     let a = self.a.add(row * self.lda + k);
-                    let b = panel.add(k * width);
                     let c = self.c.add(row * self.ldc + column);
                     if width == PANEL_VECTORS * S::LANES {
-                        for_rows!(S, rows, block, 2, (a, self.lda, k_len, b, c, self.ldc, k > 0));
+                        for_rows!(S, rows, block, 2, (a, self.lda, k_len, b, c, self.ldc, k > 0, &mut ahead));
                     } else {
-                        for_rows!(S, rows, block, 1, (a, self.lda, k_len, b, c, self.ldc, k > 0));
+                        for_rows!(S, rows, block, 1, (a, self.lda, k_len, b, c, self.ldc, k > 0, &mut ahead));
                     }
                 }
             }
@@ -136,6 +168,7 @@ unsafe fn block<S: Simd, const MR: usize, const NV: usize>(
     c: *mut f32,
     ldc: usize,
     add: bool,
+    ahead: &mut Ahead,
 ) {
     let mut acc = [[S::splat(0.0); NV]; MR];
     if add {
@@ -149,7 +182,7 @@ unsafe fn block<S: Simd, const MR: usize, const NV: usize>(
     for (row, pointer) in rows.iter_mut().enumerate() {
         *pointer = a.add(row * lda);
     }
-    accumulate::<S, MR, NV>(&mut acc, &rows, b, k);
+    accumulate::<S, MR, NV>(&mut acc, &rows, b, k, ahead);
     for (row, sums) in acc.iter().enumerate() {
         for (v, &sum) in sums.iter().enumerate() {
             S::store(c.add(row * ldc + v * S::LANES), sum);

@@ -73,6 +73,18 @@ pub(crate) fn prefetch(address: *const f32) {
     let _ = address;
 }
 
+/// As [`prefetch`], into the second-level cache: for what is needed a little later.
+#[inline(always)]
+pub(crate) fn prefetch_early(address: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every x86-64 processor has the instruction, and it never faults.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(address.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
+}
+
 /// As [`prefetch`], for a line that is about to be written.
 #[inline(always)]
 pub(crate) fn prefetch_to_write(address: *const f32) {

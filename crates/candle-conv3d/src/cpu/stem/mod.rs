@@ -89,7 +89,7 @@ pub(crate) struct Stem {
     output: Slot,
     tiles: [usize; 2],
     time: Time,
-    /// `[spatial point][temporal set]`, each packed in panels.
+    /// `[spatial point]`, the temporal sets of each packed together in panels.
     weights: Buffer,
     /// -1/2 in the channels whose phase has four taps along an axis, `[h, w]`, 0 in the others.
     minus_half: [[f32; CHANNEL_BLOCK]; 2],

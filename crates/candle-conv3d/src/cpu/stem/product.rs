@@ -1,7 +1,7 @@
 //! The matrix products of a spatial point, their inner dimension in runs that lie apart.
 
 use super::super::CHANNEL_BLOCK;
-use super::super::microkernel::{accumulate, for_rows, panels, row_blocks};
+use super::super::microkernel::{Ahead, accumulate, for_rows, panels, row_blocks};
 use super::super::simd::{Kernel, PANEL_VECTORS, Simd};
 use super::time::Time;
 use super::transform::{POINTS, inverse};
@@ -34,13 +34,14 @@ impl Kernel for TapProduct {
     unsafe fn run<S: Simd>(self) {
         for (column, width) in panels(self.columns, S::LANES) {
             let b = self.b.add((column * self.all_taps + self.first_tap * width) * self.run);
+            let mut ahead = Ahead::new::<S>(b.wrapping_add(2 * self.taps * self.run * width), width, self.rows);
             for (row, rows) in row_blocks(self.rows, S::MAX_ROWS) {
                 let a = self.a.add(row * self.lda);
                 let c = self.c.add(row * self.columns + column);
                 if width == PANEL_VECTORS * S::LANES {
-                    for_rows!(S, rows, block, 2, (&self, a, b, c));
+                    for_rows!(S, rows, block, 2, (&self, a, b, c, &mut ahead));
                 } else {
-                    for_rows!(S, rows, block, 1, (&self, a, b, c));
+                    for_rows!(S, rows, block, 1, (&self, a, b, c, &mut ahead));
                 }
             }
         }
@@ -53,9 +54,10 @@ unsafe fn block<S: Simd, const MR: usize, const NV: usize>(
     a: *const f32,
     b: *const f32,
     c: *mut f32,
+    ahead: &mut Ahead,
 ) {
     let TapProduct { lda, tap_stride, taps, run, columns, .. } = *product;
-    let acc = sum_taps::<S, MR, NV>(a, lda, tap_stride, taps, run, b);
+    let acc = sum_taps::<S, MR, NV>(a, lda, tap_stride, taps, run, b, ahead);
     for (row, sums) in acc.iter().enumerate() {
         for (v, &sum) in sums.iter().enumerate() {
             S::store(c.add(row * columns + v * S::LANES), sum);
@@ -78,7 +80,7 @@ pub(super) struct TileProducts<'a> {
     pub(super) tap_stride: usize,
     pub(super) rows: usize,
     pub(super) run: usize,
-    /// The weights of each point after those of the last, packed.
+    /// Packed for `columns` columns and as many rows as all points together have.
     pub(super) b: *const f32,
     pub(super) columns: usize,
     /// [`PRODUCTS`] floats.
@@ -97,12 +99,15 @@ impl Kernel for TileProducts<'_> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
+        let k = self.time.weight_taps() * self.run;
         for (column, width) in panels(self.columns, S::LANES) {
+            let b = self.b.add(column * k);
+            let mut ahead = Ahead::new::<S>(b.wrapping_add(2 * k * width), width, self.rows);
             for (row, rows) in row_blocks(self.rows, S::MAX_ROWS) {
                 if width == PANEL_VECTORS * S::LANES {
-                    for_rows!(S, rows, tile_block, 2, (&self, row, column));
+                    for_rows!(S, rows, tile_block, 2, (&self, row, column, b, &mut ahead));
                 } else {
-                    for_rows!(S, rows, tile_block, 1, (&self, row, column));
+                    for_rows!(S, rows, tile_block, 1, (&self, row, column, b, &mut ahead));
                 }
             }
         }
@@ -110,14 +115,20 @@ impl Kernel for TileProducts<'_> {
 }
 
 #[inline(always)]
-unsafe fn tile_block<S: Simd, const MR: usize, const NV: usize>(tile: &TileProducts, row: usize, column: usize) {
+unsafe fn tile_block<S: Simd, const MR: usize, const NV: usize>(
+    tile: &TileProducts,
+    row: usize,
+    column: usize,
+    b: *const f32,
+    ahead: &mut Ahead,
+) {
     const { assert!(POINTS * MR * NV * S::LANES <= PRODUCTS) };
-    let TileProducts { a, tap_stride, run, b, columns, products, .. } = *tile;
+    let TileProducts { a, tap_stride, run, columns, products, .. } = *tile;
     let a = a.add(row * CHANNEL_BLOCK);
     let (mut tap, mut points) = (0, 0);
     for taps in tile.time.sets() {
-        let b = b.add((tap * columns + column * taps) * run);
-        let acc = sum_taps::<S, MR, NV>(a.add(tap * tap_stride), CHANNEL_BLOCK, tap_stride, taps, run, b);
+        let b = b.add(tap * run * NV * S::LANES);
+        let acc = sum_taps::<S, MR, NV>(a.add(tap * tap_stride), CHANNEL_BLOCK, tap_stride, taps, run, b, ahead);
         for (i, &sum) in acc.as_flattened().iter().enumerate() {
             S::store(products.add((points * MR * NV + i) * S::LANES), sum);
         }
@@ -146,6 +157,7 @@ unsafe fn sum_taps<S: Simd, const MR: usize, const NV: usize>(
     taps: usize,
     run: usize,
     b: *const f32,
+    ahead: &mut Ahead,
 ) -> [[S::V; NV]; MR] {
     let mut acc = [[S::splat(0.0); NV]; MR];
     for tap in 0..taps {
@@ -153,7 +165,7 @@ unsafe fn sum_taps<S: Simd, const MR: usize, const NV: usize>(
         for (row, pointer) in rows.iter_mut().enumerate() {
             *pointer = a.add(tap * tap_stride + row * lda);
         }
-        accumulate::<S, MR, NV>(&mut acc, &rows, b.add(tap * run * NV * S::LANES), run);
+        accumulate::<S, MR, NV>(&mut acc, &rows, b.add(tap * run * NV * S::LANES), run, ahead);
     }
     acc
 }

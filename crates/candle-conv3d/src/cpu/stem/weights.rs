@@ -7,8 +7,8 @@ use super::time::Time;
 use super::transform::{POINTS, weights_four, weights_three};
 use super::{KERNEL, phase, point_phases};
 
-/// Transforms `weight`, (out, in, kt, 7, 7), to `[spatial point][temporal set]`, each packed for vectors of `lanes`.
-/// Computed in f64: the transform's own rounding would add to that of every product.
+/// Transforms `weight`, (out, in, kt, 7, 7), to `[spatial point]`, the temporal sets of each packed together for vectors of
+/// `lanes`. Computed in f64: the transform's own rounding would add to that of every product.
 pub(super) fn transform(weight: &[f32], [oc, ic]: [usize; 2], time: Time, lanes: usize) -> Buffer {
     let columns = padded_channels(oc);
     let taps = weight.len() / (oc * ic);
@@ -36,13 +36,9 @@ pub(super) fn transform(weight: &[f32], [oc, ic]: [usize; 2], time: Time, lanes:
                     let channel = (phase(py, px) - first) * ic + i;
                     let in_time: Vec<f64> = frames.iter().map(|frame| frame[qy][qx]).collect();
                     let values = time.weights(&in_time);
-                    let mut begin = 0;
-                    for set in time.sets() {
-                        for tap in 0..set {
-                            let place = packed_index(set * run, columns, lanes, tap * run + channel, o);
-                            packed[begins[qy][qx] + begin * run * columns + place] = values[begin + tap] as f32;
-                        }
-                        begin += set;
+                    for (tap, &value) in values.iter().enumerate() {
+                        let place = packed_index(values.len() * run, columns, lanes, tap * run + channel, o);
+                        packed[begins[qy][qx] + place] = value as f32;
                     }
                 }
             }
