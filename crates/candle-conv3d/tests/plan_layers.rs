@@ -199,13 +199,14 @@ fn pooled_features_and_logits_come_from_one_run() {
     }
 }
 
-/// A first convolution of (kt, 7, 7), stride (1, 2, 2), padding (kt / 2, 3, 3).
+/// A first convolution of (kt, 7, 7), stride (1, 2, 2), padding (kt / 2, 3, 3), and the max pooling of video networks.
 #[derive(Clone, Debug)]
 struct StemCase {
     /// (c, t, h, w)
     input: [usize; 4],
     out_channels: usize,
     kt: usize,
+    pooled: bool,
     batch: usize,
     threads: usize,
     instruction_set: InstructionSet,
@@ -213,11 +214,14 @@ struct StemCase {
 
 impl StemCase {
     fn run(&self, winograd: bool, threads: usize, max_batch: usize, values: &[f32]) -> (Algorithm, Vec<f32>) {
-        let Self { input, out_channels, kt, instruction_set, .. } = *self;
+        let Self { input, out_channels, kt, pooled, instruction_set, .. } = *self;
         let (weight, bias) = self.parameters();
         let mut graph = GraphBuilder::new(input).unwrap();
         let spec = ConvSpec::new("conv1", out_channels, [kt, 7, 7], &weight, &bias);
-        let x = graph.conv(graph.input(), ConvSpec { stride: [1, 2, 2], padding: [kt / 2, 3, 3], ..spec }).unwrap();
+        let mut x = graph.conv(graph.input(), ConvSpec { stride: [1, 2, 2], padding: [kt / 2, 3, 3], ..spec }).unwrap();
+        if pooled {
+            x = graph.max_pool(x, [3; 3], [2; 3], [1; 3]).unwrap();
+        }
         let batch = values.len() / input.iter().product::<usize>();
         let mut output = vec![f32::NAN; batch * graph.shape(x).unwrap().iter().product::<usize>()];
         let options = PlanOptions { threads, max_batch, instruction_set: Some(instruction_set), winograd };
@@ -247,7 +251,11 @@ impl StemCase {
         let geometry = [[self.kt, 7, 7], [1, 2, 2], [self.kt / 2, 3, 3]];
         let mut largest = 0.0f64;
         for (clip, actual) in values.chunks(values.len() / self.batch).zip(output.chunks(output.len() / self.batch)) {
-            largest = largest.max(error(actual, &Volume::new(self.input, clip).conv(&weight, &bias, geometry).data));
+            let mut expected = Volume::new(self.input, clip).conv(&weight, &bias, geometry);
+            if self.pooled {
+                expected = expected.max_pool([[3; 3], [2; 3], [1; 3]]);
+            }
+            largest = largest.max(error(actual, &expected.data));
         }
         (largest, algorithm == Algorithm::Winograd { tile: 4 })
     }
@@ -262,9 +270,9 @@ const RANDOM_STEM_TOLERANCE: f64 = 2.0 * STEM_TOLERANCE;
 #[test]
 fn stems_of_video_networks_take_winograd_unless_told_not_to() {
     for instruction_set in InstructionSet::available() {
-        for kt in [3, 5, 7] {
+        for (kt, pooled) in [(3, false), (5, true), (7, false), (7, true)] {
             let input = [3, 9, 38, 35];
-            let case = StemCase { input, out_channels: 20, kt, batch: 2, threads: 2, instruction_set };
+            let case = StemCase { input, out_channels: 20, kt, pooled, batch: 2, threads: 2, instruction_set };
             let (error, fast) = case.largest_error();
             assert!(fast && error < STEM_TOLERANCE, "{error:e} of {case:?}");
             assert_eq!(case.run(false, 1, 2, &case.values()).0, Algorithm::Direct);
@@ -275,9 +283,9 @@ fn stems_of_video_networks_take_winograd_unless_told_not_to() {
 #[test]
 fn stems_give_the_same_bits_whatever_the_batch_and_the_threads() {
     for instruction_set in InstructionSet::available() {
-        for kt in [3, 7] {
+        for (kt, pooled) in [(3, false), (7, false), (7, true)] {
             let input = [3, 6, 30, 33];
-            let case = StemCase { input, out_channels: 24, kt, batch: 5, threads: 1, instruction_set };
+            let case = StemCase { input, out_channels: 24, kt, pooled, batch: 5, threads: 1, instruction_set };
             let values = case.values();
             let (algorithm, expected) = case.run(true, 1, 5, &values);
             assert_eq!(algorithm, Algorithm::Winograd { tile: 4 });
@@ -294,16 +302,16 @@ fn stems_give_the_same_bits_whatever_the_batch_and_the_threads() {
 fn any_stem() -> impl Strategy<Value = StemCase> {
     let kt = prop_oneof![Just(7), Just(3), Just(1), Just(5)];
     let sets = prop::sample::select(InstructionSet::available());
-    ((1..5usize, 1..10usize, 1..42usize, 1..42usize), 1..40usize, kt, 1..10usize, 1..4usize, sets).prop_map(
-        |((c, t, h, w), out_channels, kt, batch, threads, instruction_set)| StemCase {
+    ((1..5usize, 1..10usize, 1..42usize, 1..42usize), 1..40usize, kt, any::<bool>(), 1..10usize, 1..4usize, sets)
+        .prop_map(|((c, t, h, w), out_channels, kt, pooled, batch, threads, instruction_set)| StemCase {
             input: [c, t, h, w],
             out_channels,
             kt,
+            pooled,
             batch,
             threads,
             instruction_set,
-        },
-    )
+        })
 }
 
 fn any_case() -> impl Strategy<Value = Case> {

@@ -55,7 +55,7 @@ impl Step {
     fn scratch_len(&self, threads: usize) -> usize {
         match self {
             Self::Direct(step) => step.scratch_len() * threads,
-            Self::Stem(step) => step.scratch_len() * threads,
+            Self::Stem(step) => step.scratch_len(threads),
             Self::Winograd(step) => step.scratch_len(threads),
             _ => 0,
         }

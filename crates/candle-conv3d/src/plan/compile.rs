@@ -26,7 +26,7 @@ const DIRECT_ADVANTAGE: f64 = 0.6;
 
 impl GraphBuilder<'_> {
     /// Compiles the part of the graph that `outputs` need.
-    pub fn compile(self, outputs: &[Node], options: PlanOptions) -> Result<Plan, PlanError> {
+    pub fn compile(mut self, outputs: &[Node], options: PlanOptions) -> Result<Plan, PlanError> {
         let PlanOptions { threads, max_batch, instruction_set, winograd } = options;
         check_option("threads", threads, MAX_THREADS)?;
         check_option("max_batch", max_batch, MAX_BATCH)?;
@@ -39,6 +39,7 @@ impl GraphBuilder<'_> {
             outputs.iter().map(|&node| self.shape_of("output", node)).collect::<Result<_, _>>()?;
         let input = self.layers[0].shape;
         let input_layout = self.input_layout(outputs, winograd);
+        let pooled = if input_layout == Layout::Phases { self.merge_pooling(outputs) } else { None };
         let last_reads = self.last_reads(outputs);
         let mut compiler = Compiler {
             team: Team::new(threads)?,
@@ -57,7 +58,8 @@ impl GraphBuilder<'_> {
                 continue;
             };
             let reads: Vec<Node> = layer.operation.reads().collect();
-            compiler.add(layer.name, layer.operation, layer.shape);
+            let unpooled = pooled.filter(|&(node, _)| node == index).map(|(_, shape)| shape);
+            compiler.add(layer.name, layer.operation, layer.shape, unpooled);
             for node in reads {
                 if last_reads[node.0] == Some(index) {
                     compiler.free(node);
@@ -78,6 +80,27 @@ impl GraphBuilder<'_> {
             instruction_set,
             max_batch,
         })
+    }
+
+    /// Makes one layer of a convolution of the input and the max pooling that alone reads it, where one kernel does both.
+    /// Returns the pooling's node, which has become the convolution, and the shape before pooling.
+    fn merge_pooling(&mut self, outputs: &[Node]) -> Option<(usize, Shape)> {
+        let is_first =
+            |operation: &Operation| matches!(operation, Operation::Conv { input: Node(0), residual: None, .. });
+        let first = self.layers.iter().position(|layer| is_first(&layer.operation))?;
+        let mut readers =
+            (0..self.layers.len()).filter(|&i| self.layers[i].operation.reads().any(|node| node.0 == first));
+        let (Some(only), None) = (readers.next(), readers.next()) else { return None };
+        match &self.layers[only].operation {
+            Operation::MaxPool { window, .. } if Stem::pools(window) && !outputs.contains(&Node(first)) => {}
+            _ => return None,
+        }
+        let name = format!("{} + {}", self.layers[first].name, self.layers[only].name);
+        // Nobody reads the node any more, so it is not compiled.
+        let convolution = std::mem::replace(&mut self.layers[first].operation, Operation::Input);
+        self.layers[only].operation = convolution;
+        self.layers[only].name = name;
+        Some((only, self.layers[first].shape))
     }
 
     /// For each node the last layer that reads it (the number of layers for an output), or `None` if nothing that
@@ -135,7 +158,8 @@ struct Compiler {
 }
 
 impl Compiler {
-    fn add(&mut self, name: String, operation: Operation<'_>, shape: Shape) {
+    /// `unpooled` is the shape before max pooling of a convolution that includes it.
+    fn add(&mut self, name: String, operation: Operation<'_>, shape: Shape, unpooled: Option<Shape>) {
         let clip_len = match operation {
             Operation::Input => self.input_layout.clip_len(shape),
             _ => shape.stored_len(),
@@ -151,15 +175,17 @@ impl Compiler {
             }
             Operation::Conv { input: node, window, weight, bias, residual, relu } => {
                 let residual = residual.map(|(node, stride)| ResidualSource { slot: self.slot(node), stride });
-                let epilogue = Epilogue::new(&bias, relu, residual, shape);
+                let result = unpooled.unwrap_or(shape);
+                let epilogue = Epilogue::new(&bias, relu, residual, result);
                 let layout = if node.0 == 0 { self.input_layout } else { Layout::Activation };
-                let multiply_adds = (shape.len() * weight.len() / shape.c) as u64;
-                let algorithm = self.choose(from, shape, window, layout);
+                let multiply_adds = (result.len() * weight.len() / result.c) as u64;
+                let algorithm = self.choose(from, result, window, layout);
                 let (lanes, team) = (self.lanes, &mut self.team);
                 let step = match algorithm {
                     Algorithm::Winograd { .. } if layout == Layout::Phases => {
                         let batch = self.max_batch;
-                        Step::Stem(Stem::new(input, output, window, &weight, epilogue, batch, lanes, team))
+                        let stem = Stem::new(input, output, unpooled, window, &weight, epilogue, batch, lanes, team);
+                        Step::Stem(stem)
                     }
                     Algorithm::Winograd { tile } => {
                         let kt = window.kernel[0];

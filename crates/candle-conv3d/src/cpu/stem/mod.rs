@@ -4,8 +4,10 @@
 //! four of the one phase and three of the other. Both kinds take F(4, .) at shared points, so that a spatial point is
 //! one product over the channels of all phases it has. A group of tiles goes through three phases on one thread, as in
 //! [`winograd`](super::winograd): the spatial data transform, the products with the temporal transforms around them, and
-//! the spatial inverse.
+//! the spatial inverse. A max pooling that follows is computed from the results of a group while they are in registers: the
+//! convolution's own, the largest of the whole network, are never stored.
 
+mod pool;
 mod product;
 mod time;
 mod transform;
@@ -16,6 +18,7 @@ use super::program::{Context, Epilogue};
 use super::simd::{Kernel, Simd, prefetch, prefetch_to_write};
 use super::team::Team;
 use super::{CHANNEL_BLOCK, Shape, Window};
+use pool::{NoFrameYet, PoolingInverse, Seam};
 use time::Time;
 use transform::{INPUTS, POINTS, THREE_TAP_POINTS, TILE, data_four, inverse};
 
@@ -83,10 +86,14 @@ fn tiles(input: Shape) -> [usize; 2] {
     [input.h, input.w].map(|len| len.div_ceil(2).div_ceil(TILE))
 }
 
-/// The convolution of a clip with bias, residual and ReLU.
+/// The convolution of a clip with bias, residual and ReLU, or with bias, ReLU and max pooling.
 pub(crate) struct Stem {
     input: Slot,
     output: Slot,
+    /// Of the convolution's result.
+    shape: Shape,
+    /// Whether the output is that after max pooling over 3 x 3 x 3, stride 2, padding 1.
+    pooled: bool,
     tiles: [usize; 2],
     time: Time,
     /// `[spatial point]`, the temporal sets of each packed together in panels.
@@ -96,6 +103,7 @@ pub(crate) struct Stem {
     epilogue: Epilogue,
     /// Tiles of a group.
     group: usize,
+    max_batch: usize,
 }
 
 impl Stem {
@@ -112,10 +120,18 @@ impl Stem {
             && products(Time::new(kernel[0], padding[0], from.t, to.t)) <= to.h * to.w * direct
     }
 
-    /// `weight` is (out, in, kt, 7, 7); groups are sized for `max_batch` clips and the team.
+    /// Whether [`Stem`] can do a max pooling of its result.
+    pub(crate) fn pools(window: &Window) -> bool {
+        *window == Window { kernel: [3; 3], stride: [2; 3], padding: [1; 3] }
+    }
+
+    /// `weight` is (out, in, kt, 7, 7); where max pooling follows, `unpooled` is the shape before it. Groups are sized for
+    /// `max_batch` clips and the team.
+    #[expect(clippy::too_many_arguments, reason = "one call site; each has its own meaning")]
     pub(crate) fn new(
         input: Slot,
         output: Slot,
+        unpooled: Option<Shape>,
         window: Window,
         weight: &[f32],
         epilogue: Epilogue,
@@ -123,10 +139,11 @@ impl Stem {
         lanes: usize,
         team: &Team,
     ) -> Self {
+        let (shape, pooled) = (unpooled.unwrap_or(output.shape), unpooled.is_some());
         let channels = input.shape.c;
         let tiles = tiles(input.shape);
-        let time = Time::new(window.kernel[0], window.padding[0], input.shape.t, output.shape.t);
-        let weights = weights::transform(weight, [output.shape.c, channels], time, lanes);
+        let time = Time::new(window.kernel[0], window.padding[0], input.shape.t, shape.t);
+        let weights = weights::transform(weight, [shape.c, channels], time, lanes);
         let mut minus_half = [[0.0; CHANNEL_BLOCK]; 2];
         for (y, x) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
             for c in 0..channels {
@@ -135,11 +152,13 @@ impl Stem {
                 minus_half[1][channel] = if x == 1 { -0.5 } else { 0.0 };
             }
         }
-        let floats = POINTS * POINTS * (time.padded_frames() * CHANNEL_BLOCK + TILE * output.shape.cp());
+        let floats = POINTS * POINTS * (time.padded_frames() * CHANNEL_BLOCK + TILE * shape.cp());
         let all = max_batch * tiles[0] * tiles[1];
+        // Pooling takes whole rows of tiles.
+        let unit = if pooled { tiles[1] } else { 1 };
         // At least two groups a thread, or the last ones leave threads idle.
-        let group = (GROUP / floats).min(all / (2 * team.threads())).max(1);
-        Self { input, output, tiles, time, weights, minus_half, epilogue, group }
+        let group = ((GROUP / floats).min(all / (2 * team.threads())) / unit).max(1) * unit;
+        Self { input, output, shape, pooled, tiles, time, weights, minus_half, epilogue, group, max_batch }
     }
 
     pub(crate) fn weight_bytes(&self) -> usize {
@@ -149,7 +168,7 @@ impl Stem {
     /// Floats between two spatial points before and after the products. Odd numbers of cache lines: with a power of two
     /// the points of one channel would compete for the same few lines of the first-level cache.
     fn point_strides(&self) -> [usize; 2] {
-        [self.time.padded_frames() * CHANNEL_BLOCK, TILE * self.output.shape.cp()]
+        [self.time.padded_frames() * CHANNEL_BLOCK, TILE * self.shape.cp()]
             .map(|floats| ((self.group * floats / 16) | 1) * 16)
     }
 
@@ -157,25 +176,35 @@ impl Stem {
         self.time.scratch_len(self.group).next_multiple_of(16)
     }
 
-    /// Floats of scratch a thread needs.
-    pub(crate) fn scratch_len(&self) -> usize {
+    /// Floats of scratch a thread needs for itself.
+    fn thread_len(&self) -> usize {
         let [before, after] = self.point_strides();
-        POINTS * POINTS * (before + after) + self.product_len()
+        POINTS * POINTS * (before + after) + self.product_len() + self.partials_len()
+    }
+
+    /// Floats of scratch that all threads need together.
+    pub(crate) fn scratch_len(&self, threads: usize) -> usize {
+        threads * self.thread_len() + self.seams_len()
     }
 
     /// # Safety
-    /// As [`Context`] says; the scratch has [`scratch_len`](Self::scratch_len) floats a thread.
+    /// As [`Context`] says; the scratch has [`scratch_len`](Self::scratch_len) floats.
     #[inline(always)]
     pub(crate) unsafe fn run<S: Simd>(&self, context: &Context) {
         let member = context.member;
-        let count = context.batch * self.tiles[0] * self.tiles[1];
-        let groups = count.div_ceil(self.group);
-        let v = context.scratch.at(member.index() * self.scratch_len());
+        let unit = if self.pooled { self.tiles[1] } else { 1 };
+        let count = context.batch * self.tiles[0] * self.tiles[1] / unit;
+        let groups = (count * unit).div_ceil(self.group);
+        let v = context.scratch.at(member.index() * self.thread_len());
         member.share(groups, |index| {
             // Balanced: no short group at the end.
-            let (begin, end) = (count * index / groups, count * (index + 1) / groups);
+            let (begin, end) = (count * index / groups * unit, count * (index + 1) / groups * unit);
             S::call(Group { layer: self, context, begin, end, v });
         });
+        if self.pooled {
+            member.barrier();
+            member.share(context.batch * self.tiles[0], |row| S::call(Seam { layer: self, context, row }));
+        }
     }
 
     /// Clip, row and column of a tile.
@@ -193,7 +222,7 @@ struct Group<'a> {
     context: &'a Context<'a>,
     begin: usize,
     end: usize,
-    /// `scratch_len` floats of this thread.
+    /// `thread_len` floats of this thread.
     v: *mut f32,
 }
 
@@ -207,9 +236,13 @@ impl Kernel for Group<'_> {
         let [v_stride, m_stride] = layer.point_strides();
         let m = self.v.add(POINTS * POINTS * v_stride);
         let scratch = m.add(POINTS * POINTS * m_stride);
+        let partials = scratch.add(layer.product_len());
         self.clear_padding(tiles * CHANNEL_BLOCK, v_stride);
         S::call(DataTransform { group: self });
-        let (channels, columns) = (layer.input.shape.c, layer.output.shape.cp());
+        let (channels, columns) = (layer.input.shape.c, layer.shape.cp());
+        if layer.pooled {
+            S::call(NoFrameYet { group: self, partials });
+        }
         for frames in layer.time.blocks() {
             let mut weights = layer.weights.as_ptr();
             for point in 0..POINTS * POINTS {
@@ -220,7 +253,11 @@ impl Kernel for Group<'_> {
                 layer.time.multiply::<S>(v, tiles, channels, weights, columns, frames.clone(), m, scratch);
                 weights = weights.add(layer.time.weight_taps() * run * columns);
             }
-            S::call(InverseTransform { group: self, m, begin: frames.start, end: frames.end });
+            if layer.pooled {
+                S::call(PoolingInverse { group: self, m, partials, begin: frames.start, end: frames.end });
+            } else {
+                S::call(InverseTransform { group: self, m, begin: frames.start, end: frames.end });
+            }
         }
     }
 }
@@ -271,7 +308,9 @@ impl Kernel for DataTransform<'_> {
                     for row in 0..INPUTS {
                         let mut d = [zero; INPUTS];
                         for (column, d) in d.iter_mut().enumerate() {
-                            *d = S::load(from.add((row * columns + column) * CHANNEL_BLOCK + c));
+                            let from = from.add((row * columns + column) * CHANNEL_BLOCK + c);
+                            prefetch(from.wrapping_add(TILE * CHANNEL_BLOCK));
+                            *d = S::load(from);
                         }
                         let points = data_four::<S>(&d, half_x);
                         for qx in 0..POINTS {
@@ -310,10 +349,9 @@ impl Kernel for InverseTransform<'_> {
     unsafe fn run<S: Simd>(self) {
         let Self { group, m, begin, end } = self;
         let layer = group.layer;
-        let shape @ Shape { h, w, .. } = layer.output.shape;
+        let shape @ Shape { h, w, .. } = layer.shape;
         let cp = shape.cp();
         let stride = layer.point_strides()[1];
-        let zero = S::splat(0.0);
         let mut from = m;
         for t in begin..end {
             for tile in group.begin..group.end {
@@ -324,20 +362,7 @@ impl Kernel for InverseTransform<'_> {
                 let corner = ((t * h + y) * w + x) * cp;
                 let to = group.context.arena.at(layer.output.offset + clip * layer.output.clip_len + corner);
                 for c in (0..cp).step_by(S::LANES) {
-                    // [row][qx]
-                    let mut half_way = [[zero; POINTS]; TILE];
-                    for qx in 0..POINTS {
-                        let mut p = [zero; POINTS];
-                        for (qy, p) in p.iter_mut().enumerate() {
-                            let from = from.add((qy * POINTS + qx) * stride + c);
-                            prefetch(from.wrapping_add(cp));
-                            *p = S::load(from);
-                        }
-                        let results = inverse::<S>(&p);
-                        for row in 0..TILE {
-                            half_way[row][qx] = results[row];
-                        }
-                    }
+                    let half_way = inverse_columns::<S>(from.add(c), stride, cp);
                     for (row, points) in half_way.iter().enumerate().take(rows) {
                         for (column, &result) in inverse::<S>(points).iter().enumerate().take(columns) {
                             let residual = layer.epilogue.residual_at(group.context, clip, t, y + row, x + column);
@@ -351,4 +376,28 @@ impl Kernel for InverseTransform<'_> {
             }
         }
     }
+}
+
+/// The vertical half of a tile's inverse transform, `[row][qx]`: the points of one vector of channels are `stride` apart
+/// from `from` on, those that come next `ahead` floats behind them.
+///
+/// # Safety
+/// All points are readable.
+#[inline(always)]
+unsafe fn inverse_columns<S: Simd>(from: *const f32, stride: usize, ahead: usize) -> [[S::V; POINTS]; TILE] {
+    let zero = S::splat(0.0);
+    let mut half_way = [[zero; POINTS]; TILE];
+    for qx in 0..POINTS {
+        let mut p = [zero; POINTS];
+        for (qy, p) in p.iter_mut().enumerate() {
+            let from = from.add((qy * POINTS + qx) * stride);
+            prefetch(from.wrapping_add(ahead));
+            *p = S::load(from);
+        }
+        let results = inverse::<S>(&p);
+        for row in 0..TILE {
+            half_way[row][qx] = results[row];
+        }
+    }
+    half_way
 }
