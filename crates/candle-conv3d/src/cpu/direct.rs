@@ -7,9 +7,10 @@
 use super::memory::{Buffer, Slot};
 use super::microkernel::{Ahead, accumulate, for_rows, packed_index, panels, row_blocks};
 use super::program::{Context, Epilogue};
-use super::simd::{Kernel, PANEL_VECTORS, Simd};
+use super::simd::{Kernel, PANEL_VECTORS, Simd, prefetch_early};
 use super::team::Team;
-use super::{Shape, Window, padded_channels};
+use super::{CHANNEL_BLOCK, Shape, Window, padded_channels};
+use std::ops::Range;
 
 /// Output positions a work item covers: enough for a panel of weights to be worth loading into the second-level cache.
 const POSITIONS: usize = 96;
@@ -27,12 +28,21 @@ pub(crate) enum Storage {
     Haloed,
 }
 
+/// Frames of the kernel between the first and the last that meet data anywhere in the output.
+fn kernel_frames(from: Shape, to: Shape, window: &Window) -> Range<usize> {
+    let valid = (0..to.t).map(|t| window.valid_taps(0, t, from.t)).filter(|(begin, end)| begin < end);
+    let [first, last] = valid.fold([usize::MAX, 0], |[first, last], (begin, end)| [first.min(begin), last.max(end)]);
+    first.min(last)..last
+}
+
 /// A convolution with bias, residual and ReLU.
 pub(crate) struct Direct {
     input: Slot,
     output: Slot,
     window: Window,
     storage: Storage,
+    /// Frames of the kernel that ever meet data. The others have no weights here.
+    kernel_frames: Range<usize>,
     /// Taps of one temporal kernel position.
     frame_taps: usize,
     /// Contiguous floats a tap.
@@ -44,6 +54,13 @@ pub(crate) struct Direct {
 }
 
 impl Direct {
+    /// Multiplications of one clip and floats of weights.
+    pub(crate) fn cost(from: Shape, to: Shape, window: &Window) -> (usize, usize) {
+        let taps = window.kernel[1] * window.kernel[2] * from.cp() * to.cp();
+        let frames: usize = (0..to.t).map(|t| window.valid_taps(0, t, from.t)).map(|(begin, end)| end - begin).sum();
+        (to.h * to.w * frames * taps, kernel_frames(from, to, window).len() * taps)
+    }
+
     /// `weight` is (out, in, kt, kh, kw).
     pub(crate) fn new(
         input: Slot,
@@ -61,26 +78,30 @@ impl Direct {
             Storage::Activation => (kh * kw, padded_channels(ic)),
             Storage::Haloed => (kh, kw * ic),
         };
-        let k_len = kt * frame_taps * run;
+        let kernel_frames = kernel_frames(input.shape, output.shape, &window);
+        let k_len = kernel_frames.len() * frame_taps * run;
         let columns = output.shape.cp();
         let mut weights = Buffer::zeroed(k_len * columns);
         let packed = weights.shared();
         team.run(&|member| {
             member.share(output.shape.c, |oc| {
                 for i in 0..ic {
-                    for tap in 0..kt * kh * kw {
+                    let taps = &weight[(oc * ic + i) * kt * kh * kw..][..kt * kh * kw];
+                    let taps = &taps[kernel_frames.start * kh * kw..kernel_frames.end * kh * kw];
+                    for (tap, &value) in taps.iter().enumerate() {
                         let k = match storage {
                             Storage::Activation => tap * run + i,
                             Storage::Haloed => tap / kw * run + tap % kw * ic + i,
                         };
                         let index = packed_index(k_len, columns, lanes, k, oc);
                         // SAFETY: index < k_len * columns; each output channel is packed by one thread.
-                        unsafe { *packed.at(index) = weight[(oc * ic + i) * kt * kh * kw + tap] };
+                        unsafe { *packed.at(index) = value };
                     }
                 }
             });
         });
-        Self { input, output, window, storage, frame_taps, run, weights, epilogue, zeros: Buffer::zeroed(run) }
+        let zeros = Buffer::zeroed(run);
+        Self { input, output, window, storage, kernel_frames, frame_taps, run, weights, epilogue, zeros }
     }
 
     /// Floats of scratch a thread needs: for each position of an item the address of its result, its residual and its
@@ -140,7 +161,7 @@ impl Kernel for Item<'_> {
         let layer = self.layer;
         let (tap_begin, tap_end) = layer.window.valid_taps(0, self.frame, layer.input.shape.t);
         let taps = (tap_end - tap_begin) * layer.frame_taps;
-        let all_taps = layer.window.kernel[0] * layer.frame_taps;
+        let all_taps = layer.kernel_frames.len() * layer.frame_taps;
         // A block of R rows takes R * (2 + taps) addresses.
         for (row, rows) in row_blocks(self.end - self.begin, S::MAX_ROWS) {
             let table = self.scratch.add(row * (2 + taps));
@@ -160,7 +181,10 @@ impl Kernel for Item<'_> {
             if column < self.first || column >= self.last {
                 continue;
             }
-            let b = layer.weights.as_ptr().add((column * all_taps + tap_begin * layer.frame_taps * width) * layer.run);
+            // Within the weights even where no tap is left.
+            let first_frame = tap_begin.saturating_sub(layer.kernel_frames.start).min(layer.kernel_frames.len());
+            let first_tap = first_frame * layer.frame_taps;
+            let b = layer.weights.as_ptr().add((column * all_taps + first_tap * width) * layer.run);
             for (row, rows) in row_blocks(self.end - self.begin, S::MAX_ROWS) {
                 let table = self.scratch.add(row * (2 + taps));
                 if width == PANEL_VECTORS * S::LANES {
@@ -181,7 +205,7 @@ impl Direct {
         context: &Context,
         frame: usize,
         position: usize,
-        kt: std::ops::Range<usize>,
+        kt: Range<usize>,
         table: *mut *const f32,
         rows: usize,
         i: usize,
@@ -241,6 +265,14 @@ unsafe fn block<S: Simd, const MR: usize, const NV: usize>(
     let mut ahead = Ahead::new::<S>(b.wrapping_add(AHEAD), NV * S::LANES, MR);
     for tap in 0..taps {
         let rows = table.add((2 + tap) * MR).cast::<[*const f32; MR]>().read();
+        if column == 0 && tap + 1 < taps {
+            // Later panels find them in the cache.
+            for next in table.add((3 + tap) * MR).cast::<[*const f32; MR]>().read() {
+                for i in (0..run).step_by(CHANNEL_BLOCK) {
+                    prefetch_early(next.wrapping_add(i));
+                }
+            }
+        }
         accumulate::<S, MR, NV>(&mut acc, &rows, b.add(tap * tap_len), run, &mut ahead);
     }
     for (row, sums) in acc.iter().enumerate() {

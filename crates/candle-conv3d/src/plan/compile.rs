@@ -17,12 +17,17 @@ use crate::cpu::{CHANNEL_BLOCK, InstructionSet, Shape, Window};
 const MAX_THREADS: usize = 1024;
 const MAX_BATCH: usize = 4096;
 
-/// Rates behind the choice of algorithms: multiply-adds of two cores at the peak of AVX2, and reading weights from
-/// memory. Measured on Zen 3 and Zen 4; only their ratio matters.
-const PRODUCTS_PER_SECOND: f64 = 90e9;
+/// Reading weights from memory, by two cores; behind the choice of algorithms, as [`products_per_second`].
 const WEIGHT_BYTES_PER_SECOND: f64 = 25e9;
-/// Direct convolution spends no time on transforms.
-const DIRECT_ADVANTAGE: f64 = 0.6;
+
+/// Multiply-adds of two cores, with what goes on around them. Measured on Zen 3, Zen 4 and Sapphire Rapids; only the
+/// ratio to [`WEIGHT_BYTES_PER_SECOND`] matters.
+fn products_per_second(instruction_set: InstructionSet) -> f64 {
+    match instruction_set.lanes() {
+        16 => 160e9,
+        _ => 90e9,
+    }
+}
 
 impl GraphBuilder<'_> {
     /// Compiles the part of the graph that `outputs` need.
@@ -45,6 +50,7 @@ impl GraphBuilder<'_> {
             team: Team::new(threads)?,
             arena: Arena::new(max_batch),
             lanes: instruction_set.lanes(),
+            products_per_second: products_per_second(instruction_set),
             winograd,
             max_batch,
             slots: Vec::new(),
@@ -148,6 +154,7 @@ struct Compiler {
     team: Team,
     arena: Arena,
     lanes: usize,
+    products_per_second: f64,
     winograd: bool,
     max_batch: usize,
     /// Of each node seen so far.
@@ -226,14 +233,13 @@ impl Compiler {
         }
         let channels = [from.cp(), to.cp()];
         let seconds = |(products, weights): (usize, usize)| {
-            (self.max_batch * products) as f64 / PRODUCTS_PER_SECOND + (4 * weights) as f64 / WEIGHT_BYTES_PER_SECOND
+            (self.max_batch * products) as f64 / self.products_per_second
+                + (4 * weights) as f64 / WEIGHT_BYTES_PER_SECOND
         };
-        let taps = window.kernel.iter().product::<usize>() * channels[0] * channels[1];
-        let positions = to.t * to.h * to.w;
         [
             (Algorithm::Winograd { tile: 4 }, seconds(Winograd::cost(to, channels, window.kernel[0], 4))),
             (Algorithm::Winograd { tile: 2 }, seconds(Winograd::cost(to, channels, window.kernel[0], 2))),
-            (Algorithm::Direct, DIRECT_ADVANTAGE * seconds((positions * taps, taps))),
+            (Algorithm::Direct, seconds(Direct::cost(from, to, &window))),
         ]
         .into_iter()
         .min_by(|a, b| a.1.total_cmp(&b.1))
