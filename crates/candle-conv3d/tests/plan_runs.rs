@@ -145,6 +145,26 @@ fn bytes_through_the_table_equal_normalised_values() {
 }
 
 #[test]
+fn bytes_of_odd_sides_equal_normalised_values() {
+    let (table, [h, w]) = (table(), [15, 17]);
+    let bytes: Vec<u8> = (0..h * w * 3).map(|i| (i * 37 % 256) as u8).collect();
+    let values: Vec<f32> = (0..3)
+        .flat_map(|c| bytes.chunks(3).map(move |pixel| (c, pixel[c])))
+        .map(|(c, b)| table[c][b as usize])
+        .collect();
+    let weight = he_weights(1, 20, 3 * 49);
+    let mut graph = GraphBuilder::new([3, 1, h, w]).unwrap();
+    let spec = ConvSpec::new("conv1", 20, [1, 7, 7], weight, noise_vec(2, 20));
+    let x = graph.conv(graph.input(), ConvSpec { stride: [1, 2, 2], padding: [0, 3, 3], ..spec }).unwrap();
+    let len = graph.shape(x).unwrap().iter().product();
+    let mut plan = graph.compile(&[x], PlanOptions::default()).unwrap();
+    let [mut from_bytes, mut from_values] = [vec![f32::NAN; len], vec![f32::NAN; len]];
+    plan.run(Input::Rgb { clips: &[&bytes], table: &table }, &mut [&mut from_bytes]).unwrap();
+    plan.run(Input::F32 { values: &values, batch: 1 }, &mut [&mut from_values]).unwrap();
+    assert_eq!(bits(&from_bytes), bits(&from_values));
+}
+
+#[test]
 fn slices_and_batches_that_do_not_fit_are_refused_and_the_plan_goes_on() {
     let mut plan = network(PlanOptions { threads: 1, max_batch: 2, ..Default::default() });
     let (values, mut out, mut features) = (vec![0.0; 3 * CLIP], vec![0.0; 3 * CLASSES], vec![0.0; 3 * 64]);

@@ -11,6 +11,16 @@ const CACHE_LINE: usize = 64;
 /// streamed from memory, and with 4 KiB pages address translation costs more than the reading.
 const HUGE_PAGE: usize = 2 << 20;
 
+/// Bytes of a processor's second-level cache, or 0 if the system doesn't say.
+pub(crate) fn second_level_cache() -> usize {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    // SAFETY: sysconf takes any name.
+    let bytes = unsafe { libc::sysconf(libc::_SC_LEVEL2_CACHE_SIZE) };
+    #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+    let bytes = 0;
+    usize::try_from(bytes).unwrap_or(0)
+}
+
 /// Zeroed floats at a cache-line boundary.
 pub(crate) struct Buffer {
     data: NonNull<f32>,

@@ -14,7 +14,7 @@ mod time;
 mod transform;
 mod weights;
 
-use super::memory::{Buffer, Slot};
+use super::memory::{Buffer, Slot, second_level_cache};
 use super::program::{Context, Epilogue};
 use super::simd::Simd;
 use super::team::Team;
@@ -23,8 +23,9 @@ use phases::{Phase, PointProducts, Transform};
 use time::Time;
 use transform::Axis;
 
-/// Floats of `V` of a group that one thread takes through all phases: it should stay in the second-level cache.
-const PRIVATE_GROUP: usize = 160 << 10;
+/// Bytes of `V` of a group that one thread takes through all phases: at least so many, or three quarters of a larger
+/// second-level cache, in which it should stay.
+const PRIVATE_GROUP: usize = 640 << 10;
 /// Floats of `V` of a group that the team shares: it should stay in the last-level cache.
 const SHARED_GROUP: usize = 2 << 20;
 /// Weights up to this many floats are read once a private group.
@@ -87,11 +88,10 @@ impl Winograd {
         let weights = weights::transform(weight, [c, input.shape.c], kt, [y.points(), x.points()], time, lanes, team);
         let tile_floats = y.points() * x.points() * t * input.shape.cp().max(output.shape.cp());
         let all_tiles = max_batch * y.tiles() * x.tiles();
-        let private_tiles = (PRIVATE_GROUP / tile_floats).max(1);
+        let private_len = PRIVATE_GROUP.max(second_level_cache() / 4 * 3) / size_of::<f32>();
         // At least two groups a thread, or the last ones leave threads idle.
-        let private = weights.len() <= PRIVATE_WEIGHTS
-            && private_tiles >= 4
-            && all_tiles.div_ceil(private_tiles) >= 2 * team.threads();
+        let private_tiles = (private_len / tile_floats).min(all_tiles / (2 * team.threads()));
+        let private = weights.len() <= PRIVATE_WEIGHTS && private_tiles >= 4;
         let group = if private { private_tiles } else { (SHARED_GROUP / tile_floats).max(8) }.min(all_tiles);
         Self { input, output, y, x, time, weights, epilogue, group, private }
     }
@@ -130,7 +130,11 @@ impl Winograd {
     pub(crate) unsafe fn run<S: Simd>(&self, context: &Context) {
         let member = context.member;
         let tiles = context.batch * self.y.tiles() * self.x.tiles();
-        let groups = tiles.div_ceil(self.group);
+        let mut groups = tiles.div_ceil(self.group);
+        if self.private {
+            // As many a thread.
+            groups = groups.next_multiple_of(member.threads()).min(tiles);
+        }
         // Balanced: no short group at the end.
         let group_at =
             |index: usize, v: *mut f32| Group { begin: tiles * index / groups, end: tiles * (index + 1) / groups, v };

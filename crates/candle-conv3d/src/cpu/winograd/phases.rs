@@ -2,7 +2,7 @@
 
 use super::super::Shape;
 use super::super::program::Context;
-use super::super::simd::{Kernel, Simd, prefetch, prefetch_to_write};
+use super::super::simd::{Kernel, Simd, prefetch, prefetch_early, prefetch_to_write};
 use super::transform::{POINTS, data, inverse};
 use super::{Group, Winograd};
 
@@ -41,7 +41,8 @@ pub(super) enum Phase {
 }
 
 /// A spatial transform of the items `begin..end` of a group: frame after frame, and each tile by tile, so that the rows
-/// of the maps and the points of `V` are walked in the order they are stored in.
+/// of the maps and the points of `V` are walked in the order they are stored in. Of the maps the next tile is asked for,
+/// and in a private group, which is small, this tile of the next frame.
 #[derive(Clone, Copy)]
 pub(super) struct Transform<'a> {
     pub(super) layer: &'a Winograd,
@@ -83,8 +84,8 @@ impl Kernel for Transform<'_> {
         };
         let (begin, end) = (before(group.begin), before(group.end));
         let tiles = group.end - group.begin;
-        for item in self.begin..self.end {
-            let (index, t) = (group.begin + item % tiles, item / tiles);
+        let (mut index, mut t) = (group.begin + self.begin % tiles, self.begin / tiles);
+        for _ in self.begin..self.end {
             let (clip, ty, tx) = layer.tile_at(index);
             let ((y, my), (x, mx)) = (layer.y.tile(ty), layer.x.tile(tx));
             let own = before(index);
@@ -95,6 +96,10 @@ impl Kernel for Transform<'_> {
             match self.phase {
                 Phase::Data => for_tile!(my, mx, S, self.data(place)),
                 Phase::Inverse => for_tile!(my, mx, S, self.inverse(place)),
+            }
+            index += 1;
+            if index == group.end {
+                (index, t) = (group.begin, t + 1);
             }
         }
     }
@@ -125,6 +130,9 @@ impl Transform<'_> {
                 let row = from.wrapping_add(dy * w * cp + c);
                 for dx in 2..MX + 2 {
                     prefetch(row.wrapping_add((MX + dx) * cp));
+                    if layer.private {
+                        prefetch_early(row.wrapping_add((h * w + dx) * cp));
+                    }
                 }
                 if !left {
                     d[0] = S::load(row);
@@ -182,6 +190,9 @@ impl Transform<'_> {
                 let results = inverse::<S, MX>(&rows[oy]);
                 for ox in 0..MX {
                     prefetch_to_write(to.wrapping_add((oy * w + ox + MX) * cp + c));
+                    if layer.private {
+                        prefetch_early(to.wrapping_add(((h + oy) * w + ox) * cp + c));
+                    }
                     prefetch(residuals[oy][ox].wrapping_add(MX * cp + c));
                     layer.epilogue.finish::<S>(results[ox], to.add((oy * w + ox) * cp), residuals[oy][ox], c);
                 }
