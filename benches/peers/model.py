@@ -8,6 +8,9 @@ Kinetoscope's process is started anew for every turn.
 
 "ov latency" and "ov throughput" are OpenVINO's performance hints, "int8" is quantised by NNCF with its defaults;
 in throughput mode the time is that of all its parallel requests together, divided by their clips.
+
+--avx2 keeps all engines to vectors of 256 bits, as processors without AVX-512 have. ONNX Runtime can't be kept to them and is
+left out.
 """
 
 import argparse
@@ -32,6 +35,8 @@ NETWORKS = {
 CLASSES = 400
 ENGINES = ["kinetoscope", "torch", "torch compiled", "onnxruntime", "ov latency", "ov throughput", "ov int8 latency",
            "ov int8 throughput"]
+# What keeps PyTorch, and oneDNN in PyTorch and OpenVINO, from wider vectors.
+AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
 # Time for the spinning threads of the engine before to fall asleep.
 PAUSE_SECONDS = 0.3
 
@@ -183,7 +188,7 @@ class Peer:
         self.logits_path = work / f"{label.replace(' ', '-')}.npy"
         command = [sys.executable, __file__, "--worker", label, "--work", work, "--network", name, "--batch", str(batch),
                    "--threads", str(threads), "--seconds", str(args.seconds), "--logits", self.logits_path]
-        environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
+        environment = os.environ | {"OMP_NUM_THREADS": str(threads)} | (AVX2 if args.avx2 else {})
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                         env=environment, stderr=None if args.verbose else subprocess.DEVNULL)
         self.answer()
@@ -215,6 +220,8 @@ class Kinetoscope:
         self.path = work / "kinetoscope.f32"
         self.command = [args.kinetoscope, "bench", "model", "--model", work / f"{name}.safetensors", "--batch", str(batch),
                         "--threads", str(threads), "--seconds", str(args.seconds), "--logits", self.path, "--json"]
+        if args.avx2:
+            self.command += ["--instruction-set", "avx2"]
 
     def turn(self):
         output = subprocess.run(self.command, check=True, capture_output=True, text=True).stdout
@@ -284,6 +291,7 @@ def main():
     parser.add_argument("--batch", nargs="+", type=int, default=[1, 8])
     parser.add_argument("--threads", nargs="+", type=int, default=[os.cpu_count()])
     parser.add_argument("--engines", nargs="+", choices=ENGINES, default=ENGINES)
+    parser.add_argument("--avx2", action="store_true", help="vectors of 256 bits in all engines")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=1.0, help="least counted time of a turn")
     parser.add_argument("--work", type=Path, help="keep prepared files here")
@@ -296,7 +304,9 @@ def main():
         return serve_turns(args)
     if args.kinetoscope is None or "kinetoscope" not in args.engines:
         parser.error("--kinetoscope is needed: every ratio is against it (model.sh passes it)")
-    print(f"{processor()}, {os.cpu_count()} processors, {time.strftime('%Y-%m-%d')}")
+    if args.avx2:
+        args.engines = [label for label in args.engines if label != "onnxruntime"]
+    print(f"{processor()}{', AVX2 only' if args.avx2 else ''}, {os.cpu_count()} processors, {time.strftime('%Y-%m-%d')}")
     with tempfile.TemporaryDirectory() as temporary:
         work = args.work or Path(temporary)
         work.mkdir(parents=True, exist_ok=True)

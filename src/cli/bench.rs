@@ -8,6 +8,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use candle_conv3d::plan::{InstructionSet, PlanOptions};
 use clap::{Args as ClapArgs, Subcommand};
 use serde_json::json;
 
@@ -174,6 +175,10 @@ struct ModelArgs {
 
     #[command(flatten)]
     engine: EngineArgs,
+
+    /// On CPUs: vector instructions to keep to, as `portable`, `avx2` or `avx512`; the best there are if absent
+    #[arg(long, value_name = "SET", value_parser = parse_instruction_set)]
+    instruction_set: Option<InstructionSet>,
 
     /// On GPUs: algorithms of cuDNN that are tried for a convolution, of each kind that it proposes
     #[cfg(feature = "cuda")]
@@ -357,6 +362,14 @@ fn bench_load(args: LoadArgs) -> anyhow::Result<ExitCode> {
     Ok(if unreadable > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
+fn parse_instruction_set(name: &str) -> Result<InstructionSet, String> {
+    let available = InstructionSet::available();
+    available.iter().copied().find(|set| set.to_string() == name).ok_or_else(|| {
+        let names: Vec<String> = available.iter().map(InstructionSet::to_string).collect();
+        format!("this processor has {}", names.join(", "))
+    })
+}
+
 fn bench_model(args: ModelArgs) -> anyhow::Result<ExitCode> {
     let started = Instant::now();
     let model = match &args.model {
@@ -372,14 +385,21 @@ fn bench_model(args: ModelArgs) -> anyhow::Result<ExitCode> {
         }
     }
     let max_batch = args.batch.iter().copied().max().unwrap_or(1);
-    let mut executor = CpuExecutor::new(&model, threads, max_batch.into())?;
+    let options = PlanOptions {
+        threads,
+        max_batch: max_batch.into(),
+        instruction_set: args.instruction_set,
+        ..PlanOptions::default()
+    };
+    let mut executor = CpuExecutor::with_options(&model, options)?;
+    let instruction_set = executor.instruction_set();
     let load_seconds = started.elapsed().as_secs_f64();
     let spec = model.spec;
     drop(model.tensors);
 
     if !args.json {
         print_network(&spec);
-        println!("cpu, {threads} threads, loaded in {load_seconds:.2} s");
+        println!("cpu, {instruction_set}, {threads} threads, loaded in {load_seconds:.2} s");
         println!("{:>6} {:>12} {:>10} {:>10} {:>6}", "batch", "ms per clip", "clips/s", "GFLOP/s", "runs");
     }
     let effort = Effort { min_time: Duration::from_secs_f32(args.seconds), ..Effort::default() };
@@ -391,7 +411,8 @@ fn bench_model(args: ModelArgs) -> anyhow::Result<ExitCode> {
         let gflops = 2e-9 * executor.multiply_adds() as f64 * timing.clips_per_second;
         if args.json {
             let line = json!({
-                "model": spec.name, "device": "cpu", "batch": timing.batch, "threads": threads,
+                "model": spec.name, "device": "cpu", "instruction_set": instruction_set.to_string(),
+                "batch": timing.batch, "threads": threads,
                 "ms_per_clip": timing.ms_per_clip, "clips_per_second": timing.clips_per_second,
                 "gflops_direct_equivalent": gflops, "runs": timing.runs,
                 "peak_rss_bytes": peak_rss_bytes(), "load_seconds": load_seconds,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use candle_conv3d::plan::{Input, Layer, Plan, PlanError, PlanOptions};
+use candle_conv3d::plan::{Input, InstructionSet, Layer, Plan, PlanError, PlanOptions};
 
 use super::ClipOutput;
 use crate::model::file::Model;
@@ -88,7 +88,12 @@ pub struct CpuExecutor {
 impl CpuExecutor {
     /// Compiles the model for batches of up to `max_batch` clips on `threads` threads.
     pub fn new(model: &Model, threads: usize, max_batch: usize) -> Result<Self, ExecutorError> {
-        let plan = plan::compile(model, PlanOptions { threads, max_batch, ..PlanOptions::default() })?;
+        Self::with_options(model, PlanOptions { threads, max_batch, ..PlanOptions::default() })
+    }
+
+    /// Compiles the model.
+    pub fn with_options(model: &Model, options: PlanOptions) -> Result<Self, ExecutorError> {
+        let plan = plan::compile(model, options)?;
         let table = model.spec.preprocessing.lookup_table();
         Ok(Self { plan, classes: model.layout.classes, features: model.layout.features, table })
     }
@@ -96,6 +101,11 @@ impl CpuExecutor {
     /// The plan's layers in the order they run.
     pub fn layers(&self) -> &[Layer] {
         self.plan.layers()
+    }
+
+    /// The vector instructions in use.
+    pub fn instruction_set(&self) -> InstructionSet {
+        self.plan.instruction_set()
     }
 
     /// Multiply-adds that direct convolution would take for a clip, those with zero padding included.

@@ -24,6 +24,8 @@ pub(crate) mod stem;
 pub(crate) mod team;
 pub(crate) mod winograd;
 
+use std::fmt;
+
 /// Activations hold a multiple of this many channels: one AVX-512 vector, two AVX2 vectors.
 pub(crate) const CHANNEL_BLOCK: usize = 16;
 
@@ -43,6 +45,18 @@ pub enum InstructionSet {
     /// AVX-512F, 512 bits.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+}
+
+impl fmt::Display for InstructionSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Portable => "portable",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "avx512",
+        })
+    }
 }
 
 impl InstructionSet {
