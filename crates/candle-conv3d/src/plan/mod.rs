@@ -306,7 +306,7 @@ impl Plan {
         Ok(self.program.run(batch, clips, outputs))
     }
 
-    /// The layers in the order they run.
+    /// The layers in the order they run. A max pooling that the convolution before it does as well is one layer with it.
     pub fn layers(&self) -> &[Layer] {
         &self.layers
     }
