@@ -6,8 +6,8 @@
 #
 # Stand-ins for the public base images are made of what is here: debootstrap's Debian, and this machine's Rust toolchain. Answers
 # are compared with those of $KINETOSCOPE, or of the program that tests build. Layers stay in $IMAGE_STORAGE
-# (target/image-check): 20 GB, and 45 GB more while it builds, as the storage driver copies whole layers. A first run takes half
-# an hour on two processors. Wants root and Debian's buildah, podman, runc, debootstrap, jq and ffmpeg.
+# (target/image-check): 20 GB, and 45 GB more while it builds, as the storage driver copies whole layers. A first run takes a quarter
+# of an hour on two processors. Wants root and Debian's buildah, podman, runc, debootstrap, jq and ffmpeg.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 ffmpeg=${1:-trimmed}
