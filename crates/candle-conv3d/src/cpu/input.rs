@@ -92,34 +92,19 @@ impl LoadInput {
             // SAFETY: one frame of the slot, which only this thread writes.
             let to = std::slice::from_raw_parts_mut(to, frame_len);
             let squares = to.as_chunks_mut::<CHANNEL_BLOCK>().0;
-            if let Clips::Rgb { clips, table } = context.clips
-                && [h % 2, w % 2] == [0; 2]
-            {
-                let pixels = &clips[clip][frame * h * w * 3..][..h * w * 3];
-                return load_whole_squares(pixels, w, table, &phases, squares);
-            }
+            let values = match context.clips {
+                Clips::Rgb { clips, table } => {
+                    let pixels = &clips[clip][frame * h * w * 3..][..h * w * 3];
+                    return load_squares(pixels, w, table, &phases, squares);
+                }
+                Clips::F32 { values } => values,
+            };
             squares.fill([0.0; CHANNEL_BLOCK]);
             for y in 0..h {
-                for parity in 0..2.min(w) {
-                    let (first, channel) = phases.place(y, parity, c);
-                    let squares = squares[first..].iter_mut().zip((parity..w).step_by(2));
-                    match context.clips {
-                        Clips::Rgb { clips, table: [red, green, blue] } => {
-                            let row = &clips[clip][(frame * h + y) * w * 3..][..w * 3];
-                            for (square, x) in squares {
-                                let to = &mut square[channel..channel + 3];
-                                to[0] = red[usize::from(row[3 * x])];
-                                to[1] = green[usize::from(row[3 * x + 1])];
-                                to[2] = blue[usize::from(row[3 * x + 2])];
-                            }
-                        }
-                        Clips::F32 { values } => {
-                            for (square, x) in squares {
-                                for i in 0..c {
-                                    square[channel + i] = values[(((clip * c + i) * t + frame) * h + y) * w + x];
-                                }
-                            }
-                        }
+                for x in 0..w {
+                    let (square, channel) = phases.place(y, x, c);
+                    for i in 0..c {
+                        squares[square][channel + i] = values[(((clip * c + i) * t + frame) * h + y) * w + x];
                     }
                 }
             }
@@ -151,8 +136,9 @@ impl LoadInput {
     }
 }
 
-/// A frame of even sides, (h, w, 3): each square is written once, with its padding channels, and so are those around.
-fn load_whole_squares(
+/// A frame, (h, w, 3): each square is written once, with its padding channels, and so are those around. What a square has
+/// beyond a frame of odd sides is zero.
+fn load_squares(
     pixels: &[u8],
     w: usize,
     table: &[[f32; 256]; 3],
@@ -163,19 +149,19 @@ fn load_whole_squares(
     // First channel of each phase, `[y][x]`.
     let channels = [0, 1].map(|y| [0, 1].map(|x| phases.place(y, x, 3).1));
     let mut written = 0;
-    for (y, rows) in pixels.chunks_exact(2 * w * 3).enumerate() {
+    for (y, rows) in pixels.chunks(2 * w * 3).enumerate() {
         let (begin, _) = phases.place(2 * y, 0, 3);
         squares[written..begin].fill(ZERO);
-        written = begin + w / 2;
+        written = begin + w.div_ceil(2);
         let (upper, lower) = rows.split_at(w * 3);
-        let pairs = upper.as_chunks::<6>().0.iter().zip(lower.as_chunks::<6>().0);
-        for (square, (upper, lower)) in squares[begin..written].iter_mut().zip(pairs) {
+        for (x, square) in squares[begin..written].iter_mut().enumerate() {
             let mut values = ZERO;
             for (row, channels) in [upper, lower].into_iter().zip(channels) {
-                for (x, first) in channels.into_iter().enumerate() {
-                    for c in 0..3 {
-                        values[first + c] = table[c][usize::from(row[3 * x + c])];
-                    }
+                let pixels = row.get(6 * x..).unwrap_or_default().as_chunks::<3>().0;
+                for (&[red, green, blue], first) in pixels.iter().zip(channels) {
+                    values[first] = table[0][usize::from(red)];
+                    values[first + 1] = table[1][usize::from(green)];
+                    values[first + 2] = table[2][usize::from(blue)];
                 }
             }
             *square = values;

@@ -61,40 +61,34 @@ pub(crate) unsafe fn dispatch<K: Kernel>(instruction_set: InstructionSet, kernel
     }
 }
 
-/// Asks for the cache line at `address`, which is about to be read; any address will do.
-#[inline(always)]
-pub(crate) fn prefetch(address: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 processor has the instruction, and it never faults.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
+/// A function that hints at the cache line at an address, where the processor takes hints.
+macro_rules! prefetch {
+    ($(#[$documentation:meta])* $name:ident, $hint:ident) => {
+        $(#[$documentation])*
+        #[inline(always)]
+        pub(crate) fn $name(address: *const f32) {
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: the instruction is in every x86-64 processor, or does nothing there; it never faults.
+            unsafe {
+                std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::$hint }>(address.cast());
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            let _ = address;
+        }
+    };
 }
 
-/// As [`prefetch`], into the second-level cache: for what is needed a little later.
-#[inline(always)]
-pub(crate) fn prefetch_early(address: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: every x86-64 processor has the instruction, and it never faults.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
+prefetch! {
+    /// Asks for the cache line at `address`, which is about to be read; any address will do.
+    prefetch, _MM_HINT_T0
 }
-
-/// As [`prefetch`], for a line that is about to be written.
-#[inline(always)]
-pub(crate) fn prefetch_to_write(address: *const f32) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: processors without the instruction take it for none; it never faults.
-    unsafe {
-        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(address.cast());
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = address;
+prefetch! {
+    /// As [`prefetch`], into the second-level cache: for what is needed a little later.
+    prefetch_early, _MM_HINT_T1
+}
+prefetch! {
+    /// As [`prefetch`], for a line that is about to be written.
+    prefetch_to_write, _MM_HINT_ET0
 }
 
 /// Eight lanes of plain Rust, which the compiler turns into whatever the baseline of the target has.

@@ -91,9 +91,10 @@ impl GraphBuilder<'_> {
     /// Makes one layer of a convolution of the input and the max pooling that alone reads it, where one kernel does both.
     /// Returns the pooling's node, which has become the convolution, and the shape before pooling.
     fn merge_pooling(&mut self, outputs: &[Node]) -> Option<(usize, Shape)> {
-        let is_first =
-            |operation: &Operation| matches!(operation, Operation::Conv { input: Node(0), residual: None, .. });
-        let first = self.layers.iter().position(|layer| is_first(&layer.operation))?;
+        let first = self
+            .layers
+            .iter()
+            .position(|layer| matches!(layer.operation, Operation::Conv { input: Node(0), residual: None, .. }))?;
         let mut readers =
             (0..self.layers.len()).filter(|&i| self.layers[i].operation.reads().any(|node| node.0 == first));
         let (Some(only), None) = (readers.next(), readers.next()) else { return None };

@@ -14,7 +14,7 @@ use super::{Group, Stem, inverse_columns};
 
 /// Windows along an axis that a tile meets.
 const WINDOWS: usize = 3;
-/// Windows along an axis that begin in a tile, counting that which ends in its first two results.
+/// Windows along an axis that end in a tile.
 const STEP: usize = TILE / 2;
 
 /// The maxima of four neighbouring results in each of the windows they meet.
