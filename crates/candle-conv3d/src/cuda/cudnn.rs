@@ -590,7 +590,8 @@ fn check(call: &'static str, status: Status) -> Result<(), CudaError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::lower::{Network, StemForm, lower};
+    use super::super::lower::{Network, lower};
+    use super::super::rearrange::StemForm;
     use super::super::testing::residual_network;
     use super::*;
 

@@ -1,6 +1,7 @@
 //! Which GPUs and libraries there are.
 #![allow(unsafe_code)]
 
+#[cfg(not(feature = "candle-cuda"))]
 use std::sync::OnceLock;
 
 use cudarc::driver::{CudaContext, result, sys};
@@ -76,30 +77,41 @@ fn driver_version() -> String {
     version.to_string()
 }
 
+/// Whether a library that is loaded when it is used is there. One that the program is linked to is, or it wouldn't have
+/// started.
+macro_rules! is_present {
+    ($library:path) => {{
+        #[cfg(not(feature = "candle-cuda"))]
+        {
+            use $library as library;
+            static FOUND: OnceLock<bool> = OnceLock::new();
+            // SAFETY: loads and unloads a library of NVIDIA's, as its first use would.
+            *FOUND.get_or_init(|| unsafe { library::is_culib_present() })
+        }
+        #[cfg(feature = "candle-cuda")]
+        true
+    }};
+}
+
 /// The driver, which whoever installs the GPU installs.
 pub(super) fn require_driver() -> Result<(), CudaError> {
-    static FOUND: OnceLock<bool> = OnceLock::new();
-    // SAFETY: loads and unloads a library of NVIDIA's, as its first use would.
-    let found = FOUND.get_or_init(|| unsafe { sys::is_culib_present() });
-    require(*found, "libcuda.so.1", "the NVIDIA driver brings it")
+    require(is_present!(cudarc::driver::sys), "libcuda.so.1", "the NVIDIA driver brings it")
 }
 
 pub(super) fn require_nvrtc() -> Result<(), CudaError> {
-    static FOUND: OnceLock<bool> = OnceLock::new();
-    // SAFETY: as above.
-    let found = FOUND.get_or_init(|| unsafe { cudarc::nvrtc::sys::is_culib_present() });
     require(
-        *found,
+        is_present!(cudarc::nvrtc::sys),
         "libnvrtc.so",
         "CUDA's toolkit or the wheel nvidia-cuda-nvrtc brings it; LD_LIBRARY_PATH leads to it",
     )
 }
 
 pub(super) fn require_cudnn() -> Result<(), CudaError> {
-    static FOUND: OnceLock<bool> = OnceLock::new();
-    // SAFETY: as above.
-    let found = FOUND.get_or_init(|| unsafe { cudarc::cudnn::sys::is_culib_present() });
-    require(*found, "libcudnn.so.9", "cuDNN or the wheel nvidia-cudnn-cu13 brings it; LD_LIBRARY_PATH leads to it")
+    require(
+        is_present!(cudarc::cudnn::sys),
+        "libcudnn.so.9",
+        "cuDNN or the wheel nvidia-cudnn-cu13 brings it; LD_LIBRARY_PATH leads to it",
+    )
 }
 
 fn require(found: bool, name: &'static str, purpose: &'static str) -> Result<(), CudaError> {

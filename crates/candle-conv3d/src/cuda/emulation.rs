@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 use libloading::Library;
 
 use super::kernels::{DirectShape, SOURCE};
-use super::lower::{ConvStep, GatherShape, LoadShape, Network, PoolShape, StemForm, Step, ValueId, lower};
+use super::lower::{ConvStep, GatherShape, Network, PoolShape, Step, ValueId, lower};
+use super::rearrange::{LoadShape, StemForm};
 use super::shape::Element;
 use super::testing::{bottleneck_network, noise, residual_network};
 use crate::plan::graph::{GraphBuilder, Node};

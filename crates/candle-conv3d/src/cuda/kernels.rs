@@ -7,7 +7,8 @@ use std::sync::Arc;
 use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
 use cudarc::nvrtc::{Ptx, result, sys};
 
-use super::lower::{GatherShape, LoadShape, PoolShape};
+use super::lower::{GatherShape, PoolShape};
+use super::rearrange::LoadShape;
 use super::shape::{ConvShape, Element};
 use super::{CudaError, device};
 

@@ -17,6 +17,7 @@ mod kernels;
 mod lower;
 mod plan;
 mod program;
+mod rearrange;
 mod search;
 mod shape;
 #[cfg(test)]

@@ -12,7 +12,8 @@ use cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream, DevicePtr, r
 use super::cudnn::{Addresses, Algorithm, Bound, ConvGraph, ConvPlan, Session};
 use super::device::{self, GpuInfo};
 use super::kernels::{DirectShape, Kernels};
-use super::lower::{Constant, ConvStep, Network, StemForm, Step, ValueId, lower, stem_node};
+use super::lower::{Constant, ConvStep, Network, Step, ValueId, lower, stem_node};
+use super::rearrange::StemForm;
 use super::search::{Choice, Remembered, Trial, fastest};
 use super::shape::Signature;
 use super::{CudaError, LayerChoice, PlanOptions};
