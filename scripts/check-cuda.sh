@@ -12,23 +12,28 @@ if [ ! -e "$libraries/complete" ]; then
     python3 -m venv "$libraries/venv"
     "$libraries/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-compile --target "$libraries" \
         "nvidia-cuda-nvrtc==$nvrtc" "nvidia-cudnn-cu13==$cudnn"
-    # cuDNN wants the driver and cuBLAS to be there, if only to find no GPU with them.
-    mkdir "$libraries/no-gpu"
-    {
-        cat scripts/no-gpu-driver.c
-        # CUDA_ERROR_NO_DEVICE
-        strings -a "$libraries"/nvidia/cudnn/lib/*.so.9 | grep -E '^cu[A-Z][A-Za-z0-9]+(_v[0-9]+|_ptsz)?$' | sort -u |
-            grep -vxF -f <(sed -n 's/^int \(cu\w*\)(.*/\1/p' scripts/no-gpu-driver.c) | sed 's/.*/int &(void) { return 100; }/'
-    } >"$libraries/libcuda.c"
-    cc -w -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$libraries/no-gpu/libcuda.so.1" "$libraries/libcuda.c"
-    echo 'unsigned long cublasLtGetVersion(void) { return 130400; }' |
-        cc -shared -fPIC -Wl,-soname,libcublasLt.so.13 -o "$libraries/no-gpu/libcublasLt.so.13" -xc -
     touch "$libraries/complete"
 fi
+
+# cuDNN wants the driver and cuBLAS to be there, if only to find no GPU with them.
+names() { strings -a "$libraries"/nvidia/cudnn/lib/*.so.9 | grep -E "$1" | sort -u; }
+none=$libraries/no-gpu
+mkdir -p "$none"
+{
+    cat scripts/no-gpu-driver.c
+    # CUDA_ERROR_NO_DEVICE
+    names '^cu[A-Z][A-Za-z0-9]+(_v[0-9]+|_ptsz)?$' |
+        grep -vxF -f <(sed -n 's/^int \(cu\w*\)(.*/\1/p' scripts/no-gpu-driver.c) | sed 's/.*/int &(void) { return 100; }/'
+} | cc -w -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$none/libcuda.so.1" -xc -
+{
+    echo 'unsigned long cublasLtGetVersion(void) { return 130400; }'
+    # CUBLAS_STATUS_NOT_INITIALIZED
+    names '^cublasLt[A-Z][A-Za-z0-9]+$' | grep -vx cublasLtGetVersion | sed 's/.*/int &(void) { return 1; }/'
+} | cc -w -shared -fPIC -Wl,-soname,libcublasLt.so.13 -o "$none/libcublasLt.so.13" -xc -
 
 cargo clippy --workspace --all-targets --features cuda --quiet -- -D warnings
 cargo check --no-default-features --features cuda --quiet
 
-path=$libraries/nvidia/cu13/lib:$libraries/nvidia/cudnn/lib:$libraries/no-gpu
+path=$libraries/nvidia/cu13/lib:$libraries/nvidia/cudnn/lib:$none
 # All members, as elsewhere: for one alone cargo would build the dependencies with other features once more.
 LD_LIBRARY_PATH=$path${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} cargo test --workspace --features cuda --lib --quiet -- cuda engine::

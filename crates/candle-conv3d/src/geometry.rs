@@ -69,7 +69,7 @@ pub enum GeometryError {
     },
 }
 
-/// A sliding window over (t, h, w).
+/// A sliding window of a convolution or a pool over (t, h, w).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Window {
     pub(crate) kernel: [usize; 3],
@@ -103,6 +103,15 @@ impl Window {
         let start = place * self.stride[axis];
         let end = (start + self.kernel[axis]).saturating_sub(self.padding[axis]).min(input);
         start.saturating_sub(self.padding[axis])..end
+    }
+
+    /// Kernel positions `begin..end` along `axis` that meet data, not padding, for output position `out` of an axis of
+    /// `len` values.
+    pub(crate) fn valid_taps(&self, axis: usize, out: usize, len: usize) -> (usize, usize) {
+        let start = out * self.stride[axis];
+        let begin = self.padding[axis].saturating_sub(start).min(self.kernel[axis]);
+        let end = (len + self.padding[axis]).saturating_sub(start).min(self.kernel[axis]);
+        (begin, end.max(begin))
     }
 
     /// Refuses padding of more than half the kernel, as PyTorch's pools do.

@@ -9,7 +9,8 @@ use super::microkernel::{Ahead, accumulate, for_rows, packed_index, panels, row_
 use super::program::{Context, Epilogue};
 use super::simd::{Kernel, PANEL_VECTORS, Simd, prefetch_early};
 use super::team::Team;
-use super::{CHANNEL_BLOCK, Shape, Window, padded_channels};
+use super::{CHANNEL_BLOCK, Shape, padded_channels};
+use crate::geometry::Window;
 use std::ops::Range;
 
 /// Output positions a work item covers: enough for a panel of weights to be worth loading into the second-level cache.

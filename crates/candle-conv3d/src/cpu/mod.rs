@@ -123,22 +123,3 @@ impl Shape {
         self.c * self.t * self.h * self.w
     }
 }
-
-/// Kernel, stride and padding of a convolution or a pooling, `[t, h, w]` each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Window {
-    pub(crate) kernel: [usize; 3],
-    pub(crate) stride: [usize; 3],
-    pub(crate) padding: [usize; 3],
-}
-
-impl Window {
-    /// Kernel positions `begin..end` along `axis` that meet data, not padding, for output position `out` of an axis of
-    /// `len` values.
-    pub(crate) fn valid_taps(&self, axis: usize, out: usize, len: usize) -> (usize, usize) {
-        let start = out * self.stride[axis];
-        let begin = self.padding[axis].saturating_sub(start).min(self.kernel[axis]);
-        let end = (len + self.padding[axis]).saturating_sub(start).min(self.kernel[axis]);
-        (begin, end.max(begin))
-    }
-}

@@ -1,9 +1,10 @@
 //! Max pooling and global average pooling, channels-last.
 
+use super::Shape;
 use super::memory::Slot;
 use super::program::Context;
 use super::simd::Simd;
-use super::{Shape, Window};
+use crate::geometry::Window;
 
 /// Maximum over a window; padding never wins.
 pub(crate) struct MaxPool {

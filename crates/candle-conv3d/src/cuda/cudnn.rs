@@ -16,7 +16,7 @@ use cudarc::cudnn::sys::{
 
 use super::CudaError;
 use super::device;
-use super::shape::{Element, Signature};
+use super::shape::{Element, Pass, Signature};
 use crate::Precision;
 
 /// Below, 3D convolutions were seen to be wrong.
@@ -124,6 +124,52 @@ fn check_version() -> Result<(), CudaError> {
     Ok(())
 }
 
+/// What cuDNN calls the parts of a convolution in each pass. Input, weight and output are the same tensors in all of them or
+/// their gradients.
+struct ConvolutionNames {
+    operation: Object,
+    alpha: Name,
+    beta: Name,
+    settings: Name,
+    input: Name,
+    weight: Name,
+    output: Name,
+}
+
+impl ConvolutionNames {
+    fn of(pass: Pass) -> Self {
+        match pass {
+            Pass::Forward => Self {
+                operation: Object::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR,
+                alpha: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA,
+                beta: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA,
+                settings: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC,
+                input: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X,
+                weight: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W,
+                output: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y,
+            },
+            Pass::InputGradient => Self {
+                operation: Object::CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_DATA_DESCRIPTOR,
+                alpha: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_ALPHA,
+                beta: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_BETA,
+                settings: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_CONV_DESC,
+                input: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DX,
+                weight: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_W,
+                output: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_DATA_DY,
+            },
+            Pass::WeightGradient => Self {
+                operation: Object::CUDNN_BACKEND_OPERATION_CONVOLUTION_BACKWARD_FILTER_DESCRIPTOR,
+                alpha: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_ALPHA,
+                beta: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA,
+                settings: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_CONV_DESC,
+                input: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_X,
+                weight: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DW,
+                output: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_DY,
+            },
+        }
+    }
+}
+
 /// Names of the tensors of an operation graph.
 #[derive(Clone, Copy)]
 #[repr(i64)]
@@ -160,9 +206,9 @@ pub(crate) struct ConvGraph {
 }
 
 impl ConvGraph {
-    /// The convolution with bias, residual and ReLU (`fused`), or bare.
+    /// The convolution with bias, residual and ReLU (`fused`), or bare, as gradients always are.
     pub(crate) fn new(session: &Session, signature: &Signature, fused: bool) -> Result<Self, CudaError> {
-        let Signature { shape, batch, precision, residual, relu } = *signature;
+        let Signature { pass, shape, batch, precision, residual, relu } = *signature;
         let data = data_type(precision.element());
         let flat = shape.is_flat();
         let spatial = |dims: [usize; 3]| dims[usize::from(flat)..].iter().map(|&dim| dim as i64).collect::<Vec<_>>();
@@ -203,17 +249,17 @@ impl ConvGraph {
         let conv = conv.finalize()?;
 
         let mut operations = Vec::new();
-        let mut forward = Descriptor::new(Object::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR)?;
-        forward.set_f32(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA, 1.0)?;
-        forward.set_f32(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA, 0.0)?;
-        forward.set_descriptors(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_CONV_DESC, &[&conv])?;
-        forward.set_descriptors(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_X, &[&x])?;
-        forward.set_descriptors(Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_W, &[&w])?;
-        let name = Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_Y;
+        let names = ConvolutionNames::of(pass);
+        let mut convolution = Descriptor::new(names.operation)?;
+        convolution.set_f32(names.alpha, 1.0)?;
+        convolution.set_f32(names.beta, 0.0)?;
+        convolution.set_descriptors(names.settings, &[&conv])?;
+        convolution.set_descriptors(names.input, &[&x])?;
+        convolution.set_descriptors(names.weight, &[&w])?;
         if fused {
             let mut sum = next_inner()?;
-            forward.set_descriptors(name, &[&sum])?;
-            operations.push(forward.finalize()?);
+            convolution.set_descriptors(names.output, &[&sum])?;
+            operations.push(convolution.finalize()?);
             // What is added, and whether something follows.
             let mut added = vec![tensor(Tensor::Bias as i64, DataType::CUDNN_DATA_FLOAT, &bias, false)?];
             if residual {
@@ -237,8 +283,8 @@ impl ConvGraph {
             }
             parts.push(sum);
         } else {
-            forward.set_descriptors(name, &[&last])?;
-            operations.push(forward.finalize()?);
+            convolution.set_descriptors(names.output, &[&last])?;
+            operations.push(convolution.finalize()?);
         }
         let mut graph = Descriptor::new(Object::CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR)?;
         if session.described.is_none() {
@@ -612,7 +658,8 @@ mod tests {
         let mut all: Vec<Signature> = Vec::new();
         for conv in network.convs() {
             let (residual, relu) = (conv.residual.is_some(), conv.relu);
-            let signature = Signature { shape: conv.shape, batch, precision, residual, relu };
+            let pass = Pass::Forward;
+            let signature = Signature { pass, shape: conv.shape, batch, precision, residual, relu };
             if !all.contains(&signature) {
                 all.push(signature);
             }
@@ -666,6 +713,28 @@ mod tests {
         assert_eq!(algorithm.to_string().parse(), Ok(algorithm));
         for broken in ["", "fused", "fused:x", "other:1", "plain:1:2", "plain:1:2=y"] {
             assert_eq!(broken.parse::<Algorithm>(), Err(()), "{broken}");
+        }
+    }
+
+    /// The passes of training, of all convolutions of a network.
+    fn passes(network: &Network, batch: usize, precision: Precision) -> Vec<Signature> {
+        let convs = signatures(network, batch, precision);
+        let bare = convs.into_iter().map(|signature| Signature { residual: false, relu: false, ..signature });
+        let passes = [Pass::Forward, Pass::InputGradient, Pass::WeightGradient];
+        bare.flat_map(|signature| passes.map(|pass| Signature { pass, ..signature })).collect()
+    }
+
+    #[test]
+    fn gradients_have_plans_that_give_the_same_in_every_run() {
+        let Some(session) = session() else { return };
+        let (graph, outputs) = residual_network([3, 16, 112, 112], [64, 128, 256, 512]);
+        for (precision, batch) in
+            [(Precision::Bf16, 64), (Precision::F16, 8), (Precision::Tf32, 8), (Precision::F32, 8)]
+        {
+            let network = lower(&graph, &outputs, precision.element(), StemForm::Phases, batch).unwrap();
+            for signature in passes(&network, batch, precision) {
+                assert!(first_plan(&session, &signature, false).is_some(), "{signature}");
+            }
         }
     }
 

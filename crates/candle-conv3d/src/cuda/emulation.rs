@@ -6,29 +6,39 @@ use std::sync::OnceLock;
 
 use libloading::Library;
 
-use super::kernels::{DirectShape, SOURCE};
+use super::kernels::{DirectShape, SOURCES};
 use super::lower::{ConvStep, GatherShape, Network, PoolShape, Step, ValueId, lower};
 use super::rearrange::{LoadShape, StemForm};
 use super::shape::Element;
 use super::testing::{bottleneck_network, noise, residual_network};
+use super::train::machine;
 use crate::plan::graph::{GraphBuilder, Node};
 use crate::plan::{Input, PlanOptions};
 
-/// What CUDA C has and C++ lacks; a grid of one thread.
+/// What CUDA C has and C++ lacks. Kernels that are called run as a grid of one thread.
 const PRELUDE: &str = r#"
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <immintrin.h>
+#include <mutex>
+#include <pthread.h>
+#include <thread>
+#include <utility>
+#include <vector>
 using std::max;
 using std::min;
 #define HOST
 #define __global__
 #define __device__
+#define __shared__ static
 #define __forceinline__ inline
 #define __restrict__ __restrict
 #define __align__(n) alignas(n)
-static struct { unsigned x; } threadIdx = {0}, blockIdx = {0}, blockDim = {1}, gridDim = {1};
+struct Index { unsigned x, y; };
+static thread_local Index threadIdx = {0, 0}, blockIdx = {0, 0}, blockDim = {1, 1}, gridDim = {1, 1};
+static pthread_barrier_t barrier;
+static inline void __syncthreads() { if (blockDim.x > 1) pthread_barrier_wait(&barrier); }
 static inline float __uint_as_float(unsigned x) { float y; memcpy(&y, &x, 4); return y; }
 static inline unsigned __float_as_uint(float x) { unsigned y; memcpy(&y, &x, 4); return y; }
 #if TYPE == 1
@@ -37,19 +47,52 @@ static inline unsigned short narrow(float x) { return _cvtss_sh(x, 0); }
 #endif
 "#;
 
-const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::Bf16];
+/// Functions that run kernels by pointers to their arguments, as the driver does: block after block, the threads of a block
+/// as threads.
+const LAUNCH: &str = r#"
+template <class... A, size_t... I> void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
+    kernel(*(A*)arguments[I]...);
+}
+template <class... A> void launch(void (*kernel)(A...), void** arguments, unsigned x, unsigned y, unsigned threads) {
+    static std::mutex one_at_a_time;
+    std::unique_lock<std::mutex> lock(one_at_a_time, std::defer_lock);
+    auto blocks = [&](unsigned thread) {
+        threadIdx = {thread, 0}, blockDim = {threads, 1}, gridDim = {x, y};
+        for (unsigned block = 0; block < x * y; block++) {
+            blockIdx = {block % x, block / x};
+            call(kernel, arguments, std::index_sequence_for<A...>());
+            __syncthreads();
+        }
+        threadIdx = {0, 0}, blockIdx = {0, 0}, blockDim = {1, 1}, gridDim = {1, 1};
+    };
+    if (threads == 1) return blocks(0);
+    lock.lock();
+    pthread_barrier_init(&barrier, nullptr, threads);
+    std::vector<std::thread> all;
+    for (unsigned thread = 0; thread < threads; thread++) all.emplace_back(blocks, thread);
+    for (auto& thread : all) thread.join();
+    pthread_barrier_destroy(&barrier);
+}
+#define LAUNCH(name) \
+    extern "C" void launch_##name(void** arguments, unsigned x, unsigned y, unsigned threads) { \
+        launch(name, arguments, x, y, threads); \
+    }
+"#;
+
+pub(super) const ELEMENTS: [Element; 3] = [Element::F32, Element::F16, Element::Bf16];
 
 /// The kernels for an element; `None` where there is no compiler.
-fn library(element: Element) -> Option<&'static Library> {
+pub(super) fn library(element: Element) -> Option<&'static Library> {
     static BUILT: OnceLock<Option<Vec<Library>>> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
         let directory = tempfile::tempdir().unwrap();
         let source = directory.path().join("kernels.cpp");
-        std::fs::write(&source, format!("{PRELUDE}{SOURCE}")).unwrap();
+        let launches: String = machine::KERNELS.iter().map(|name| format!("LAUNCH({name})\n")).collect();
+        std::fs::write(&source, [PRELUDE, &SOURCES.concat(), LAUNCH, &launches].concat()).unwrap();
         let mut all = Vec::new();
         for element in ELEMENTS {
             let library = directory.path().join(format!("kernels-{element:?}.so"));
-            let arguments = ["-std=c++17", "-O2", "-mf16c", "-fPIC", "-shared", "-fno-fast-math", "-o"];
+            let arguments = ["-std=c++17", "-O2", "-mf16c", "-fPIC", "-shared", "-pthread", "-fno-fast-math", "-o"];
             let define = format!("-DTYPE={}", element.kernel_type());
             let compiler = Command::new("c++").args(arguments).arg(&library).arg(define).arg(&source).output();
             let Ok(output) = compiler else { return None };
@@ -66,13 +109,15 @@ fn library(element: Element) -> Option<&'static Library> {
     built.as_ref().map(|built| &built[index])
 }
 
+/// What memory holds that was not written: nothing may rely on it.
+pub(super) const UNWRITTEN: u128 = 0x7f3f_7f3f_7f3f_7f3f_7f3f_7f3f_7f3f_7f3f;
+
 /// Memory that is aligned as a GPU's is.
 struct Memory(Vec<u128>);
 
 impl Memory {
     fn new(bytes: usize) -> Self {
-        // Not zero: nothing may rely on what was there before.
-        Self(vec![0x7f3f_7f3f_7f3f_7f3f_7f3f_7f3f_7f3f_7f3f; bytes.div_ceil(16) + 1])
+        Self(vec![UNWRITTEN; bytes.div_ceil(16) + 1])
     }
 
     fn of(bytes: &[u8]) -> Self {

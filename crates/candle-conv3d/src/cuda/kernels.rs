@@ -1,30 +1,39 @@
 //! Compiles and launches the kernels of `kernels.cu`.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char};
+use std::collections::HashMap;
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::sync::Arc;
 
-use cudarc::driver::{CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg};
+use cudarc::driver::{
+    CudaContext, CudaFunction, CudaStream, DeviceRepr, LaunchConfig, PushKernelArg, result as driver,
+};
 use cudarc::nvrtc::{Ptx, result, sys};
 
 use super::lower::{GatherShape, PoolShape};
 use super::rearrange::LoadShape;
 use super::shape::{ConvShape, Element};
+use super::train::machine::{self, Grid};
 use super::{CudaError, device};
 
-pub(crate) const SOURCE: &str = include_str!("kernels.cu");
+/// The kernels of plans, and behind them those of training.
+pub(crate) const SOURCES: [&str; 2] = [include_str!("kernels.cu"), include_str!("train/training.cu")];
 
 const THREADS: u32 = 256;
 /// Blocks a multiprocessor that keep it busy; the kernels stride over more work than that.
 const BLOCKS_PER_PROCESSOR: u32 = 16;
 
 /// Machine code for GPUs of a compute capability. Not PTX, which a driver that is older than nvrtc refuses.
-pub(crate) fn compile(element: Element, (major, minor): (i32, i32)) -> Result<Vec<u8>, CudaError> {
+pub(crate) fn compile(element: Element, (major, minor): (i32, i32), sources: &[&str]) -> Result<Vec<u8>, CudaError> {
     device::require_nvrtc()?;
     let failed = |error: result::NvrtcError| CudaError::Compile(error.to_string());
-    let source = CString::new(SOURCE).expect("the source has no zero byte");
+    let source = CString::new(sources.concat()).expect("the source has no zero byte");
     let program = Program(result::create_program(&source, Some(c"kernels.cu")).map_err(failed)?);
-    let options = [format!("--gpu-architecture=sm_{major}{minor}"), format!("-DTYPE={}", element.kernel_type())];
+    let options = [
+        format!("--gpu-architecture=sm_{major}{minor}"),
+        format!("-DTYPE={}", element.kernel_type()),
+        "--std=c++17".to_owned(),
+    ];
     // SAFETY: a live program.
     if let Err(error) = unsafe { result::compile_program(program.0, &options) } {
         return Err(CudaError::Compile(format!("{error}\n{}", program.log())));
@@ -109,6 +118,14 @@ pub(crate) struct Kernels {
     store: CudaFunction,
     direct_conv: CudaFunction,
     noise: CudaFunction,
+    training: HashMap<&'static str, CudaFunction>,
+}
+
+/// What kernels are for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    Inference,
+    Training,
 }
 
 impl Kernels {
@@ -117,9 +134,14 @@ impl Kernels {
         stream: &Arc<CudaStream>,
         element: Element,
         compute_capability: (i32, i32),
+        purpose: Purpose,
     ) -> Result<Self, CudaError> {
         use cudarc::driver::sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
-        let code = compile(element, compute_capability)?;
+        let (sources, names) = match purpose {
+            Purpose::Inference => (&SOURCES[..1], &[][..]),
+            Purpose::Training => (&SOURCES[..], &machine::KERNELS[..]),
+        };
+        let code = compile(element, compute_capability, sources)?;
         let module = context.load_module(Ptx::from_binary(code)).map_err(CudaError::driver("cuModuleLoadData"))?;
         let function = |name| module.load_function(name).map_err(CudaError::driver("cuModuleGetFunction"));
         let processors = context
@@ -138,6 +160,7 @@ impl Kernels {
             store: function("store")?,
             direct_conv: function("direct_conv")?,
             noise: function("noise")?,
+            training: names.iter().map(|name| Ok((*name, function(name)?))).collect::<Result<_, CudaError>>()?,
         })
     }
 
@@ -305,6 +328,26 @@ impl Kernels {
         done(unsafe { launch.launch(self.grid(count)) })
     }
 
+    /// One of [`machine::KERNELS`].
+    ///
+    /// # Safety
+    /// As [`Kernels`] says; `arguments` point to values of the kernel's parameters.
+    pub(crate) unsafe fn launch(
+        &self,
+        kernel: &'static str,
+        grid: Grid,
+        arguments: &mut [*mut c_void],
+    ) -> Result<(), CudaError> {
+        let function = self.training.get(kernel).expect("a kernel that was loaded").cu_function();
+        let blocks = match grid {
+            Grid::Work(work) => self.grid(work).grid_dim,
+            Grid::Blocks([x, y]) => (x as u32, y as u32, 1),
+        };
+        let stream = self.stream.cu_stream();
+        // SAFETY: a function of a module that this struct keeps; the caller vouches for the rest.
+        done(unsafe { driver::launch_kernel(function, blocks, (THREADS, 1, 1), 0, stream, arguments) })
+    }
+
     fn grid(&self, work: usize) -> LaunchConfig {
         let blocks = (work.div_ceil(THREADS as usize).max(1)).min(self.most_blocks as usize) as u32;
         LaunchConfig { grid_dim: (blocks, 1, 1), block_dim: (THREADS, 1, 1), shared_mem_bytes: 0 }
@@ -334,7 +377,7 @@ mod tests {
         }
         for element in [Element::F32, Element::F16, Element::Bf16] {
             for capability in [(8, 0), (9, 0)] {
-                let code = compile(element, capability).unwrap();
+                let code = compile(element, capability, &SOURCES).unwrap();
                 assert!(code.starts_with(b"\x7fELF"), "{element:?}, {capability:?}");
             }
         }

@@ -22,6 +22,8 @@ mod search;
 mod shape;
 #[cfg(test)]
 mod testing;
+#[cfg_attr(not(feature = "candle-cuda"), allow(dead_code, reason = "it trains on tensors of candle's CUDA backend"))]
+pub(crate) mod train;
 
 pub use device::{GpuInfo, gpus};
 pub use error::CudaError;

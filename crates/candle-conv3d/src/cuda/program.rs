@@ -11,11 +11,11 @@ use cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream, DevicePtr, r
 
 use super::cudnn::{Addresses, Algorithm, Bound, ConvGraph, ConvPlan, Session};
 use super::device::{self, GpuInfo};
-use super::kernels::{DirectShape, Kernels};
+use super::kernels::{DirectShape, Kernels, Purpose};
 use super::lower::{Constant, ConvStep, Network, Step, ValueId, lower, stem_node};
 use super::rearrange::StemForm;
 use super::search::{Choice, Remembered, Trial, fastest};
-use super::shape::Signature;
+use super::shape::{Pass, Signature};
 use super::{CudaError, LayerChoice, PlanOptions};
 use crate::Precision;
 use crate::plan::graph::{GraphBuilder, Node};
@@ -49,7 +49,8 @@ impl Gpu {
         // module records itself.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(CudaError::driver("cuStreamCreate"))?;
-        let kernels = Kernels::load(&context, &stream, precision.element(), info.compute_capability)?;
+        let kernels =
+            Kernels::load(&context, &stream, precision.element(), info.compute_capability, Purpose::Inference)?;
         // SAFETY: `CudaContext::new` made the context current on this thread, and this struct keeps both alive longer than
         // the session.
         let session = unsafe { Session::on_stream(stream.cu_stream()) }?;
@@ -577,6 +578,6 @@ impl Search<'_> {
 
     fn signature(&self, conv: &ConvStep, batch: usize) -> Signature {
         let (precision, residual) = (self.options.precision, conv.residual.is_some());
-        Signature { shape: conv.shape, batch, precision, residual, relu: conv.relu }
+        Signature { pass: Pass::Forward, shape: conv.shape, batch, precision, residual, relu: conv.relu }
     }
 }

@@ -1,7 +1,8 @@
 //! Exact rearrangements of convolutions for GPUs: other shapes for the same sums, and where a weight stands in them.
 
 use super::shape::ConvShape;
-use crate::cpu::{Shape, Window};
+use crate::cpu::Shape;
+use crate::geometry::Window;
 
 /// Channels of activations are a multiple of this: 16 bytes of half floats, which the fast kernels read at once.
 const CHANNEL_BLOCK: usize = 8;

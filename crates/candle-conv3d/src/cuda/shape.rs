@@ -82,25 +82,54 @@ impl ConvShape {
     }
 }
 
+/// What is computed of a convolution from the other two: its output, or by the output's gradient that of input or weight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Pass {
+    Forward,
+    InputGradient,
+    WeightGradient,
+}
+
 /// All that decides which algorithm is best for a convolution on one GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Signature {
+    pub(crate) pass: Pass,
     pub(crate) shape: ConvShape,
     pub(crate) batch: usize,
     pub(crate) precision: Precision,
+    /// Forward only.
     pub(crate) residual: bool,
     pub(crate) relu: bool,
+}
+
+impl Signature {
+    /// Values of input, weight and output.
+    pub(crate) fn lens(&self) -> [usize; 3] {
+        let ConvShape { input, output, .. } = &self.shape;
+        let [input, output] = [input, output].map(|dims| self.batch * dims.iter().product::<usize>());
+        [input, self.shape.output[0] * self.shape.fan_in(), output]
+    }
+
+    /// Values of what is computed.
+    pub(crate) fn result_len(&self) -> usize {
+        let [input, weight, output] = self.lens();
+        match self.pass {
+            Pass::Forward => output,
+            Pass::InputGradient => input,
+            Pass::WeightGradient => weight,
+        }
+    }
 }
 
 impl fmt::Display for Signature {
     /// One word, for files.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { shape, batch, precision, residual, relu } = self;
+        let Self { pass, shape, batch, precision, residual, relu } = self;
         let ConvShape { input, output, kernel, stride, pre, post } = shape;
         let list = |dims: &[usize]| dims.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
         write!(
             f,
-            "{precision}:n{batch}:{}:{}:k{}:s{}:p{}:{}{}{}",
+            "{precision}:n{batch}:{}:{}:k{}:s{}:p{}:{}{}{}{}",
             list(input),
             list(output),
             list(kernel),
@@ -109,6 +138,11 @@ impl fmt::Display for Signature {
             list(post),
             if *residual { ":sum" } else { "" },
             if *relu { ":relu" } else { "" },
+            match pass {
+                Pass::Forward => "",
+                Pass::InputGradient => ":dx",
+                Pass::WeightGradient => ":dw",
+            },
         )
     }
 }

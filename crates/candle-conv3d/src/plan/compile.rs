@@ -12,7 +12,8 @@ use crate::cpu::program::{Epilogue, Program, ResidualSource, Step};
 use crate::cpu::stem::Stem;
 use crate::cpu::team::Team;
 use crate::cpu::winograd::Winograd;
-use crate::cpu::{CHANNEL_BLOCK, InstructionSet, Shape, Window};
+use crate::cpu::{CHANNEL_BLOCK, InstructionSet, Shape};
+use crate::geometry::Window;
 
 const MAX_THREADS: usize = 1024;
 const MAX_BATCH: usize = 4096;

@@ -1,7 +1,8 @@
 //! The layers of a network and their shapes.
 
 use super::PlanError;
-use crate::cpu::{Shape, Window};
+use crate::cpu::Shape;
+use crate::geometry::Window;
 use std::borrow::Cow;
 
 /// Kernel, stride and padding beyond this are refused: nothing real has them, and index sums stay far from overflow.

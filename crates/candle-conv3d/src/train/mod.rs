@@ -4,6 +4,7 @@
 //! tensors, with backward passes of their own, rearrange them on the way in and out. The versions made of candle's operations,
 //! [`crate::reference`], are what they are tested against and what other devices and types use.
 
+mod conv_norm;
 mod convolution;
 mod direct;
 mod join;
@@ -13,8 +14,9 @@ mod pool;
 mod pooled_norm;
 mod residual;
 mod scratch;
+mod shortcut;
 mod stem;
-mod tape;
+pub(crate) mod tape;
 mod tile_transform;
 mod volume;
 mod winograd;

@@ -1,17 +1,17 @@
 //! Forward passes that can be gone through backwards without candle's help.
 
+use std::fmt;
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Device, Error, Result, Tensor, Var, bail};
+use candle_core::{Device, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
-use super::convolution::Convolution;
-use super::norm::Normalization;
-use super::pooled_norm::PooledNorm;
 use super::scratch::Scratch;
 use super::volume::channels_last;
-use super::{fits, with_slices};
+use super::{conv_norm, fits, shortcut, with_slices};
+#[cfg(feature = "cuda")]
+use crate::cuda::train as gpu;
 use crate::geometry::volume_dims;
 use crate::{Activation, Conv3dConfig, MaxPool3dConfig};
 
@@ -59,9 +59,8 @@ const TASK_FLOATS: usize = 32 * 1024;
 /// ```
 #[derive(Debug, Default)]
 pub struct Tape {
-    steps: Vec<Step>,
-    /// Volumes whose gradients are wanted.
-    tracked: usize,
+    /// By the ids of their outputs.
+    steps: Vec<Box<dyn Backward>>,
     end: Option<End>,
 }
 
@@ -69,10 +68,10 @@ pub struct Tape {
 #[derive(Debug, Clone)]
 pub struct Volume {
     /// (n, t, h, w, c)
-    dims: [usize; 5],
-    data: Arc<Scratch>,
+    pub(crate) dims: [usize; 5],
+    pub(crate) data: Arc<Data>,
     /// Number among the volumes with gradients.
-    id: Option<usize>,
+    pub(crate) id: Option<usize>,
 }
 
 /// A convolution without bias, the batch normalisation behind it and what follows.
@@ -94,6 +93,18 @@ pub struct ConvNormLayer<'a> {
     pub activation: Activation,
     /// What comes between normalisation and activation, or after them.
     pub following: Following<'a>,
+}
+
+impl ConvNormLayer<'_> {
+    /// Whether its normalisation fits so many channels.
+    pub(crate) fn check(&self, channels: usize) -> Result<()> {
+        for parameter in [self.norm_weight, self.norm_bias] {
+            if parameter.dims() != [channels] {
+                bail!("{channels} channels are normalised by {:?}", parameter.shape());
+            }
+        }
+        Ok(())
+    }
 }
 
 /// What a normalisation goes by.
@@ -138,7 +149,7 @@ impl Volume {
         let [n, c, t, h, w] = volume_dims(clips)?;
         let clips = clips.contiguous()?;
         let data = with_slices(&clips, &clips, |clips, _| channels_last(clips, c, t * h * w))?;
-        Ok(Self { dims: [n, t, h, w, c], data: Arc::new(data), id: None })
+        Ok(Self { dims: [n, t, h, w, c], data: Arc::new(Data::Cpu(data)), id: None })
     }
 }
 
@@ -154,72 +165,16 @@ impl Tape {
         input: &Volume,
         layer: &ConvNormLayer<'_>,
     ) -> Result<(Volume, Option<BatchStatistics>)> {
-        let (weight, scale, bias) =
-            (layer.weight.contiguous()?, layer.norm_weight.contiguous()?, layer.norm_bias.contiguous()?);
-        let Some(convolution) = Convolution::new(input.dims, weight.dims5()?.into(), &layer.config) else {
-            bail!("a tape has no convolution of (n, t, h, w, c) {:?} by {:?}: {:?}", input.dims, weight, layer.config);
+        let made = match &*input.data {
+            Data::Cpu(_) => conv_norm::forward(input, layer)?,
+            #[cfg(feature = "cuda")]
+            Data::Gpu(activations) => gpu::conv_norm(activations, input, layer)?,
         };
-        let dims = convolution.output_dims();
-        let channels = dims[4];
-        for parameter in [&scale, &bias] {
-            if parameter.dims() != [channels] {
-                bail!("{channels} channels are normalised by {:?}", parameter.shape());
-            }
-        }
-        let mut convolved = Scratch::any(dims.iter().product());
-        with_slices(&weight, &weight, |weight, _| convolution.forward(&input.data, weight, &mut convolved))?;
-
-        let (norm, statistics) = match layer.statistics {
-            Statistics::Batch => {
-                let (norm, variance) = Normalization::of_batch(&convolved, channels, layer.epsilon);
-                let mean = Tensor::from_slice(&norm.mean, channels, &Device::Cpu)?;
-                let variance = Tensor::from_vec(variance, channels, &Device::Cpu)?;
-                let count = convolved.len() / channels;
-                (norm, Some(BatchStatistics { mean, variance, count }))
-            }
-            Statistics::Fixed { mean, variance } => {
-                (Normalization::by(mean.to_vec1()?, &variance.to_vec1::<f32>()?, layer.epsilon), None)
-            }
-        };
-        let relu = layer.activation == Activation::Relu;
-        let (following, dims, data) = with_slices(&scale, &bias, |scale, bias| {
-            let mut residual = None;
-            let following = match layer.following {
-                Following::MaxPool(config) => {
-                    let output = config.output_dims([dims[1], dims[2], dims[3]]).map_err(Error::wrap)?;
-                    let window = config.window();
-                    let input = [dims[1], dims[2], dims[3]];
-                    let pool = PooledNorm { clips: dims[0], channels, input, output, window, relu };
-                    let len = dims[0] * output.iter().product::<usize>() * channels;
-                    let (mut maxima, mut taps) = (Scratch::any(len), vec![0; len]);
-                    pool.forward(&norm, &convolved, [scale, bias], &mut maxima, &mut taps);
-                    let dims = [dims[0], output[0], output[1], output[2], channels];
-                    return Ok((Behind::MaxPool { pool, taps }, dims, maxima));
-                }
-                Following::Add(other) if other.dims != dims => {
-                    bail!("{:?} can't be added to {dims:?}, both (n, t, h, w, c)", other.dims)
-                }
-                Following::Add(other) => {
-                    residual = Some(&other.data[..]);
-                    Behind::Add { other: other.id }
-                }
-                Following::Nothing => Behind::Add { other: None },
-            };
-            let mut output = Scratch::any(convolved.len());
-            norm.forward(&convolved, [scale, bias], residual, relu, &mut output);
-            Ok((following, dims, output))
-        })??;
-
         let tracked = input.id.is_some()
-            || matches!(following, Behind::Add { other: Some(_) })
-            || [&weight, &scale, &bias].into_iter().any(Tensor::is_variable);
-        let output = Volume { dims, data: Arc::new(data), id: tracked.then(|| self.track()) };
-        if tracked {
-            let (input, output) = (input.clone(), output.clone());
-            let step = ConvNorm { convolution, weight, scale, bias, norm, input, convolved, output, relu, following };
-            self.steps.push(Step::ConvNorm(Box::new(step)));
-        }
-        Ok((output, statistics))
+            || matches!(layer.following, Following::Add(other) if other.id.is_some())
+            || [layer.weight, layer.norm_weight, layer.norm_bias].into_iter().any(Tensor::is_variable);
+        let statistics = made.statistics.clone();
+        Ok((self.track(made, tracked), statistics))
     }
 
     /// Every `stride`-th place along t, h and w, and zeros for more channels: a shortcut without weights.
@@ -229,32 +184,26 @@ impl Tape {
         }
         let [n, t, h, w, _] = input.dims;
         let dims = [n, t.div_ceil(stride), h.div_ceil(stride), w.div_ceil(stride), channels];
-        let id = input.id.map(|_| self.track());
-        let shortcut = Shortcut { input: input.dims, output: dims, stride, ids: input.id.zip(id) };
-        let mut data = Scratch::any(dims.iter().product());
-        shortcut.forward(&input.data, &mut data);
-        if id.is_some() {
-            self.steps.push(Step::Shortcut(shortcut));
-        }
-        Ok(Volume { dims, data: Arc::new(data), id })
+        let made = match &*input.data {
+            Data::Cpu(_) => shortcut::forward(input, stride, dims)?,
+            #[cfg(feature = "cuda")]
+            Data::Gpu(activations) => gpu::shortcut(activations, input, stride, dims)?,
+        };
+        Ok(self.track(made, input.id.is_some()))
     }
 
     /// The end of the pass: the mean (n, c) of each channel of each clip. A variable if there are gradients behind it.
     pub fn mean(&mut self, volume: &Volume) -> Result<Tensor> {
-        let [n, t, h, w, channels] = volume.dims;
-        let places = t * h * w;
-        let mut means = vec![0f32; n * channels];
-        for (means, clip) in means.chunks_exact_mut(channels).zip(volume.data.chunks_exact(places * channels)) {
-            let mut sums = vec![0f64; channels];
-            for place in clip.chunks_exact(channels) {
-                sums.iter_mut().zip(place).for_each(|(sum, &value)| *sum += f64::from(value));
-            }
-            means.iter_mut().zip(sums).for_each(|(mean, sum)| *mean = (sum / places as f64) as f32);
+        let features = match &*volume.data {
+            Data::Cpu(data) => means(data, volume.dims)?,
+            #[cfg(feature = "cuda")]
+            Data::Gpu(activations) => activations.means(volume.dims)?,
+        };
+        if volume.id.is_none() {
+            return Ok(features);
         }
-        let features = Tensor::from_vec(means, (n, channels), &Device::Cpu)?;
-        let Some(id) = volume.id else { return Ok(features) };
         let features = Var::from_tensor(&features)?.into_inner();
-        self.end = Some(End { features: features.clone(), id, dims: volume.dims });
+        self.end = Some(End { features: features.clone(), volume: volume.clone() });
         Ok(features)
     }
 
@@ -262,179 +211,164 @@ impl Tape {
     pub fn backward(self, gradients: &mut GradStore) -> Result<()> {
         let Some(end) = self.end else { return Ok(()) };
         let Some(upstream) = gradients.remove(&end.features) else { return Ok(()) };
-        let mut volumes = VolumeGradients((0..self.tracked).map(|_| None).collect());
-        volumes.0[end.id] = Some(end.spread(&upstream)?);
-        for step in self.steps.into_iter().rev() {
-            match step {
-                Step::ConvNorm(layer) => layer.backward(&mut volumes, gradients)?,
-                Step::Shortcut(shortcut) => shortcut.backward(&mut volumes),
+        let Volume { dims, data, id } = end.volume;
+        let upstream = match &*data {
+            Data::Cpu(_) => Data::Cpu(spread(&upstream, dims)?),
+            #[cfg(feature = "cuda")]
+            Data::Gpu(activations) => Data::Gpu(activations.spread(&upstream, dims)?),
+        };
+        drop(data);
+        let mut volumes = VolumeGradients((0..self.steps.len()).map(|_| None).collect());
+        volumes.0[id.expect("the end of a pass is tracked")] = Some(upstream);
+        for (output, step) in self.steps.into_iter().enumerate().rev() {
+            if let Some(upstream) = volumes.take(output) {
+                step.backward(upstream, &mut volumes, gradients)?;
             }
         }
         Ok(())
     }
 
-    fn track(&mut self) -> usize {
-        self.tracked += 1;
-        self.tracked - 1
+    /// The volume that a layer made, whose gradient is wanted if it is `tracked`.
+    fn track(&mut self, made: Made, tracked: bool) -> Volume {
+        let Made { dims, data, step, .. } = made;
+        let id = tracked.then_some(self.steps.len());
+        if tracked {
+            self.steps.push(step);
+        }
+        Volume { dims, data, id }
     }
 }
 
+/// What a layer made, and the way back through it.
 #[derive(Debug)]
-enum Step {
-    ConvNorm(Box<ConvNorm>),
-    Shortcut(Shortcut),
+pub(crate) struct Made {
+    /// (n, t, h, w, c)
+    pub(crate) dims: [usize; 5],
+    pub(crate) data: Arc<Data>,
+    pub(crate) statistics: Option<BatchStatistics>,
+    pub(crate) step: Box<dyn Backward>,
 }
+
+/// The way back through a layer.
+pub(crate) trait Backward: fmt::Debug + Send + Sync {
+    /// Adds to the gradients of the layer's inputs and variables, by that of its output.
+    fn backward(
+        self: Box<Self>,
+        upstream: Data,
+        volumes: &mut VolumeGradients,
+        gradients: &mut GradStore,
+    ) -> Result<()>;
+}
+
+/// Activations or their gradients, channels last.
+#[derive(Debug)]
+pub(crate) enum Data {
+    Cpu(Scratch),
+    #[cfg(feature = "cuda")]
+    Gpu(gpu::Activations),
+}
+
+impl Data {
+    /// An error for what is on a GPU.
+    pub(crate) fn host(&self) -> Result<&[f32]> {
+        match self {
+            Self::Cpu(data) => Ok(data),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => bail!("{DEVICES}"),
+        }
+    }
+
+    /// As [`host`](Self::host).
+    pub(crate) fn into_host(self) -> Result<Scratch> {
+        match self {
+            Self::Cpu(data) => Ok(data),
+            #[cfg(feature = "cuda")]
+            Self::Gpu(_) => bail!("{DEVICES}"),
+        }
+    }
+
+    fn add(&mut self, other: Self) -> Result<()> {
+        match (self, other) {
+            (Self::Cpu(sum), Self::Cpu(other)) => {
+                sum.par_chunks_mut(TASK_FLOATS).zip(other.par_chunks(TASK_FLOATS)).for_each(|(sum, other)| {
+                    sum.iter_mut().zip(other).for_each(|(sum, other)| *sum += other);
+                });
+                Ok(())
+            }
+            #[cfg(feature = "cuda")]
+            (Self::Gpu(sum), Self::Gpu(other)) => sum.add(&other),
+            #[cfg(feature = "cuda")]
+            _ => bail!("{DEVICES}"),
+        }
+    }
+}
+
+#[cfg(feature = "cuda")]
+pub(crate) const DEVICES: &str = "the volumes of a tape are on one device";
 
 /// Gradients of volumes by their ids, as far as they are known.
-struct VolumeGradients(Vec<Option<Scratch>>);
+#[derive(Debug)]
+pub(crate) struct VolumeGradients(Vec<Option<Data>>);
 
 impl VolumeGradients {
-    fn take(&mut self, id: Option<usize>) -> Option<Scratch> {
-        self.0[id?].take()
+    /// What is known of a gradient, to be added again.
+    pub(crate) fn take(&mut self, id: usize) -> Option<Data> {
+        self.0[id].take()
     }
 
-    fn add(&mut self, id: usize, gradient: Scratch) {
-        let Some(sum) = &mut self.0[id] else {
-            self.0[id] = Some(gradient);
-            return;
-        };
-        sum.par_chunks_mut(TASK_FLOATS).zip(gradient.par_chunks(TASK_FLOATS)).for_each(|(sum, gradient)| {
-            sum.iter_mut().zip(gradient).for_each(|(sum, gradient)| *sum += gradient);
-        });
+    pub(crate) fn add(&mut self, id: usize, gradient: Data) -> Result<()> {
+        match &mut self.0[id] {
+            Some(sum) => sum.add(gradient),
+            slot => {
+                *slot = Some(gradient);
+                Ok(())
+            }
+        }
     }
 }
 
-/// The mean over all places.
+/// Where a pass ends.
 #[derive(Debug)]
 struct End {
     features: Tensor,
-    id: usize,
-    dims: [usize; 5],
+    /// Whose means they are.
+    volume: Volume,
 }
 
-impl End {
-    fn spread(&self, upstream: &Tensor) -> Result<Scratch> {
-        let [_, t, h, w, channels] = self.dims;
-        let places = t * h * w;
-        let mut gradient = Scratch::any(self.dims.iter().product());
-        let upstream = upstream.flatten_all()?.to_vec1::<f32>()?;
-        for (clip, upstream) in gradient.chunks_exact_mut(places * channels).zip(upstream.chunks_exact(channels)) {
-            for place in clip.chunks_exact_mut(channels) {
-                place.iter_mut().zip(upstream).for_each(|(gradient, upstream)| *gradient = upstream / places as f32);
-            }
+/// The mean (n, c) over all places.
+fn means(data: &[f32], [n, t, h, w, channels]: [usize; 5]) -> Result<Tensor> {
+    let places = t * h * w;
+    let mut means = vec![0f32; n * channels];
+    for (means, clip) in means.chunks_exact_mut(channels).zip(data.chunks_exact(places * channels)) {
+        let mut sums = vec![0f64; channels];
+        for place in clip.chunks_exact(channels) {
+            sums.iter_mut().zip(place).for_each(|(sum, &value)| *sum += f64::from(value));
         }
-        Ok(gradient)
+        means.iter_mut().zip(sums).for_each(|(mean, sum)| *mean = (sum / places as f64) as f32);
     }
+    Tensor::from_vec(means, (n, channels), &Device::Cpu)
 }
 
-#[derive(Debug)]
-struct ConvNorm {
-    convolution: Convolution,
-    weight: Tensor,
-    scale: Tensor,
-    bias: Tensor,
-    norm: Normalization,
-    input: Volume,
-    /// What the normalisation took.
-    convolved: Scratch,
-    output: Volume,
-    relu: bool,
-    following: Behind,
-}
-
-/// What [`Following`] leaves for the way back.
-#[derive(Debug)]
-enum Behind {
-    /// Another volume was added, unless there was none or it wants no gradient.
-    Add {
-        other: Option<usize>,
-    },
-    MaxPool {
-        pool: PooledNorm,
-        taps: Vec<u32>,
-    },
-}
-
-impl ConvNorm {
-    fn backward(self, volumes: &mut VolumeGradients, gradients: &mut GradStore) -> Result<()> {
-        let Some(mut upstream) = volumes.take(self.output.id) else { return Ok(()) };
-        let Self { convolution, weight, norm, input, convolved: mut gradient, output, .. } = self;
-        let of_parameters = with_slices(&self.scale, &self.scale, |scale, _| match &self.following {
-            Behind::Add { .. } => {
-                norm.backward(&mut gradient, scale, self.relu.then_some(&output.data[..]), &mut upstream)
-            }
-            Behind::MaxPool { pool, taps } => {
-                pool.backward(&norm, &mut gradient, scale, [&output.data, &upstream], taps)
-            }
-        })?;
-        insert(gradients, &self.scale, of_parameters.weight)?;
-        insert(gradients, &self.bias, of_parameters.bias)?;
-        drop(output);
-        if let Behind::Add { other: Some(other) } = self.following {
-            volumes.add(other, upstream);
+/// The gradient of a volume from that of its means.
+fn spread(upstream: &Tensor, dims: [usize; 5]) -> Result<Scratch> {
+    let [_, t, h, w, channels] = dims;
+    let places = t * h * w;
+    let mut gradient = Scratch::any(dims.iter().product());
+    let upstream = upstream.flatten_all()?.to_vec1::<f32>()?;
+    for (clip, upstream) in gradient.chunks_exact_mut(places * channels).zip(upstream.chunks_exact(channels)) {
+        for place in clip.chunks_exact_mut(channels) {
+            place.iter_mut().zip(upstream).for_each(|(gradient, upstream)| *gradient = upstream / places as f32);
         }
-        if weight.is_variable() {
-            insert(gradients, &weight, convolution.weight_gradient(&input.data, &gradient))?;
-        }
-        if let Some(id) = input.id {
-            let mut of_input = Scratch::any(input.data.len());
-            with_slices(&weight, &weight, |weight, _| convolution.input_gradient(weight, &gradient, &mut of_input))?;
-            volumes.add(id, of_input);
-        }
-        Ok(())
     }
+    Ok(gradient)
 }
 
-/// Adds to the gradient of `variable`, unless it is no variable.
-fn insert(gradients: &mut GradStore, variable: &Tensor, gradient: Vec<f32>) -> Result<()> {
-    if variable.is_variable() {
-        let gradient = Tensor::from_vec(gradient, variable.shape(), &Device::Cpu)?;
-        let sum = match gradients.remove(variable) {
-            Some(other) => (other + gradient)?,
-            None => gradient,
-        };
-        gradients.insert(variable, sum);
-    }
+/// Adds to the gradient of a variable.
+pub(crate) fn insert_gradient(gradients: &mut GradStore, variable: &Tensor, gradient: Tensor) -> Result<()> {
+    let sum = match gradients.remove(variable) {
+        Some(other) => (other + gradient)?,
+        None => gradient,
+    };
+    gradients.insert(variable, sum);
     Ok(())
-}
-
-#[derive(Debug)]
-struct Shortcut {
-    /// (n, t, h, w, c)
-    input: [usize; 5],
-    output: [usize; 5],
-    stride: usize,
-    /// Of input and output, if gradients are wanted.
-    ids: Option<(usize, usize)>,
-}
-
-impl Shortcut {
-    fn forward(&self, input: &[f32], output: &mut [f32]) {
-        let ([_, t, h, w, channels], [_, t_out, h_out, w_out, all]) = (self.input, self.output);
-        output.par_chunks_mut(w_out * all).enumerate().for_each(|(row, output)| {
-            let [frame, y] = [row / h_out, row % h_out];
-            let frame = frame / t_out * t + frame % t_out * self.stride;
-            let input = &input[(frame * h + y * self.stride) * w * channels..];
-            for (x, place) in output.chunks_exact_mut(all).enumerate() {
-                place[..channels].copy_from_slice(&input[x * self.stride * channels..][..channels]);
-                place[channels..].fill(0.);
-            }
-        });
-    }
-
-    fn backward(self, volumes: &mut VolumeGradients) {
-        let Some((input, output)) = self.ids else { return };
-        let Some(upstream) = volumes.take(Some(output)) else { return };
-        let mut gradient = volumes.take(Some(input)).unwrap_or_else(|| Scratch::zeros(self.input.iter().product()));
-        let ([_, t, h, w, channels], [_, t_out, h_out, w_out, all]) = (self.input, self.output);
-        let clips = gradient.par_chunks_mut(t * h * w * channels);
-        clips.zip(upstream.par_chunks(t_out * h_out * w_out * all)).for_each(|(gradient, upstream)| {
-            for (place, upstream) in upstream.chunks_exact(all).enumerate() {
-                let at = [place / (h_out * w_out), place / w_out % h_out, place % w_out].map(|at| at * self.stride);
-                let gradient = &mut gradient[((at[0] * h + at[1]) * w + at[2]) * channels..][..channels];
-                gradient.iter_mut().zip(upstream).for_each(|(gradient, upstream)| *gradient += upstream);
-            }
-        });
-        volumes.0[input] = Some(gradient);
-    }
 }

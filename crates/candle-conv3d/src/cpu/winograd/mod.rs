@@ -14,11 +14,12 @@ mod time;
 mod transform;
 mod weights;
 
+use super::Shape;
 use super::memory::{Buffer, Slot, second_level_cache};
 use super::program::{Context, Epilogue};
 use super::simd::Simd;
 use super::team::Team;
-use super::{Shape, Window};
+use crate::geometry::Window;
 use phases::{Phase, PointProducts, Transform};
 use time::Time;
 use transform::Axis;
