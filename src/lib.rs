@@ -40,7 +40,6 @@ pub mod repository;
 #[cfg(feature = "video")]
 pub mod rpc;
 pub mod telemetry;
-#[cfg(feature = "video")]
 pub mod train;
 #[cfg(feature = "video")]
 pub mod uri;

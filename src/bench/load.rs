@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use candle_conv3d::Precision;
 use candle_core::{DType, Device};
 use candle_nn::{VarBuilder, VarMap, loss};
 use serde::Serialize;
@@ -71,7 +72,7 @@ pub fn time_feeding(loader: &Loader, layout: &Layout, time: Duration) -> Result<
     let mut batches = Batches::new(loader)?;
     let mut step = || -> Result<(), LoadBenchError> {
         let batch = batches.next()?;
-        let pass = network.forward_pass(&batch.clips, NormMode::Batch { stem: true, from_block: 0 })?;
+        let pass = network.forward_pass(&batch.clips, NormMode::Batch { stem: true, from_block: 0 }, Precision::F32)?;
         let loss = loss::cross_entropy(&pass.logits, &batch.labels)?;
         pass.backward(&loss)?;
         Ok(())

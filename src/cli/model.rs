@@ -49,7 +49,7 @@ impl DeviceArgs {
 
 /// What GPUs compute with.
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum PrecisionArg {
+pub(super) enum PrecisionArg {
     Bf16,
     F16,
     F32,

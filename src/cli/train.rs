@@ -9,12 +9,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use candle_conv3d::Precision;
 use candle_core::Device;
 use clap::Args as ClapArgs;
 use sha2::{Digest, Sha256};
 
 use super::data::DataArgs;
-use super::model::{self, EngineArgs};
+use super::model::{self, EngineArgs, PrecisionArg};
 use crate::engine::DeviceRequest;
 use crate::model::file::Model;
 use crate::model::spec::ClipSpec;
@@ -65,6 +66,10 @@ pub(super) struct Args {
     #[arg(long, value_name = "DEVICE", default_value = "cpu")]
     device: String,
 
+    /// What a GPU computes with, bf16 if absent; weights stay f32. CPUs compute in f32
+    #[arg(long, value_enum, value_name = "TYPE")]
+    precision: Option<PrecisionArg>,
+
     /// Threads that decode videos
     #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u16).range(1..=1024))]
     loader_threads: u16,
@@ -110,6 +115,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let out = args.out.as_deref().context("--out is missing")?;
     let model = starting_model(&args, &dataset, out)?;
     let device = parse_device(&args.device)?;
+    let precision = choose_precision(args.precision, &device)?;
     if device.is_cpu() {
         candle_conv3d::keep_freed_memory();
     }
@@ -122,6 +128,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let validation = loader(&args, &model, &part, Augment::NONE, Shard::ALL);
 
     let mut options = args.recipe.options(BatchSource::batches_per_epoch(&train), args.network.fine_tunes(), device);
+    options.precision = precision;
     options.checkpoint_interval = Duration::from_secs(args.checkpoint_minutes.saturating_mul(60));
     let data = format!("{} examples, digest {}", dataset.train.len(), digest(&dataset));
     for (name, value) in [
@@ -242,10 +249,19 @@ fn parse_device(name: &str) -> anyhow::Result<Device> {
         Ok(DeviceRequest::Gpu(number)) => number,
         Err(allowed) => bail!("device is {name:?}; {allowed}"),
     };
-    if !cfg!(feature = "candle-cuda") {
-        bail!("this program trains on the CPU only: build it with --features candle-cuda");
+    #[cfg(feature = "candle-cuda")]
+    return candle_conv3d::cuda::training_device(number).with_context(|| format!("can't use {name}"));
+    #[cfg(not(feature = "candle-cuda"))]
+    bail!("this program trains on the CPU only, not on GPU {number}: build it with --features candle-cuda");
+}
+
+fn choose_precision(asked: Option<PrecisionArg>, device: &Device) -> anyhow::Result<Precision> {
+    match (asked.map(Precision::from), device.is_cpu()) {
+        (None | Some(Precision::F32), true) => Ok(Precision::F32),
+        (Some(precision), true) => bail!("precision is {precision}; CPUs train in f32"),
+        (Some(Precision::F16), false) => bail!("precision is f16, whose range small gradients leave; bf16 is as fast"),
+        (precision, false) => Ok(precision.unwrap_or_default()),
     }
-    Device::new_cuda(number).with_context(|| format!("can't use {name}"))
 }
 
 impl WorldArgs {

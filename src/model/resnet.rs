@@ -1,7 +1,7 @@
 //! The 3D ResNet as a candle network, for training and as the reference of the inference plans.
 
 use candle_conv3d::{
-    Activation, BatchStatistics, Conv3d, Conv3dConfig, ConvNormLayer, Following, MaxPool3d, MaxPool3dConfig,
+    Activation, BatchStatistics, Conv3d, Conv3dConfig, ConvNormLayer, Following, MaxPool3d, MaxPool3dConfig, Precision,
     Statistics, Tape, Volume, add_relu, batch_norm, conv3d_no_bias, fixed_norm,
 };
 use candle_core::backprop::GradStore;
@@ -119,19 +119,21 @@ impl ResNet3d {
     }
 
     /// The way of training: [`features`](Self::features) and [`classify`](Self::classify), by a [`Tape`] where it can take
-    /// the clips.
-    pub fn forward_pass(&self, clips: &Tensor, mode: NormMode) -> Result<ForwardPass> {
+    /// the clips, which computes in `precision` then.
+    pub fn forward_pass(&self, clips: &Tensor, mode: NormMode, precision: Precision) -> Result<ForwardPass> {
         let mut tape = Tape::default();
-        let features =
-            if Tape::takes(clips) { self.record(&mut tape, clips, mode)? } else { self.features(clips, mode)? };
+        let features = if Tape::takes(clips) {
+            self.record(&mut tape, &Volume::with_precision(clips, precision)?, mode)?
+        } else {
+            self.features(clips, mode)?
+        };
         Ok(ForwardPass { logits: self.classify(&features)?, tape })
     }
 
-    fn record(&self, tape: &mut Tape, clips: &Tensor, mode: NormMode) -> Result<Tensor> {
+    fn record(&self, tape: &mut Tape, clips: &Volume, mode: NormMode) -> Result<Tensor> {
         let (stem, from_block) = mode.trained();
-        let clips = Volume::from_tensor(clips)?;
         let pool = self.max_pool.as_ref().map_or(Following::Nothing, |pool| Following::MaxPool(*pool.config()));
-        let mut x = self.stem.record(tape, &clips, stem, Activation::Relu, pool)?;
+        let mut x = self.stem.record(tape, clips, stem, Activation::Relu, pool)?;
         for (index, block) in self.blocks.iter().enumerate() {
             x = block.record(tape, &x, index >= from_block)?;
         }

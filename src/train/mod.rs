@@ -8,20 +8,30 @@
 //!   -> report      history, curves, TensorBoard
 //! ```
 //!
-//! [`trainer::Trainer`] takes batches from any [`trainer::BatchSource`]. Several processes train one network together
-//! through a [`distributed::Collective`].
+//! `trainer::Trainer` takes batches from any `trainer::BatchSource`. Several processes train one network together
+//! through a `distributed::Collective`. Without the cargo feature `video` only networks and optimisers are left.
 
 pub mod adamw;
+#[cfg(feature = "video")]
 pub mod augment;
+#[cfg(feature = "video")]
 pub mod checkpoint;
+#[cfg(feature = "video")]
 pub mod dataset;
+#[cfg(feature = "video")]
 pub mod distributed;
+#[cfg(feature = "video")]
 pub mod evaluate;
+#[cfg(feature = "video")]
 pub mod loader;
 pub mod network;
 pub mod optimizer;
+#[cfg(feature = "video")]
 pub mod prepare;
+#[cfg(feature = "video")]
 pub mod report;
+#[cfg(feature = "video")]
 pub mod schedule;
 pub mod sgd;
+#[cfg(feature = "video")]
 pub mod trainer;

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::str::FromStr;
 
+use candle_conv3d::Precision;
 use candle_core::{DType, Device, Result, Tensor, Var};
 use candle_nn::VarBuilder;
 
@@ -85,6 +86,7 @@ pub struct Network {
     /// Every parameter by its name in the checkpoint, in the order of the layers; those that don't change are plain tensors.
     parameters: Vec<(String, Tensor)>,
     mode: NormMode,
+    precision: Precision,
 }
 
 impl Network {
@@ -115,17 +117,22 @@ impl Network {
         } else {
             NormMode::Batch { stem: begin_at == Layer::Conv1, from_block: first_block.unwrap_or(usize::MAX) }
         };
-        Ok(Self { spec: model.spec.clone(), resnet, served, parameters, mode })
+        Ok(Self { spec: model.spec.clone(), resnet, served, parameters, mode, precision: Precision::F32 })
+    }
+
+    /// The network where a GPU computes in a precision of its own; weights, statistics and their gradients stay f32.
+    pub fn with_precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
     }
 
     /// A pass over `clips` in training: batch norms by the batch, running statistics moved, gradients tracked.
     pub fn train(&self, clips: &Tensor) -> Result<ForwardPass> {
-        self.resnet.forward_pass(clips, self.mode)
+        self.resnet.forward_pass(clips, self.mode, self.precision)
     }
 
     /// Logits `(n, classes)` of `clips` as when the network is served.
     pub fn evaluate(&self, clips: &Tensor) -> Result<Tensor> {
-        Ok(self.served.forward_pass(clips, NormMode::Fixed)?.logits)
+        Ok(self.served.forward_pass(clips, NormMode::Fixed, self.precision)?.logits)
     }
 
     /// What is trained: names and variables, in the order of the layers.

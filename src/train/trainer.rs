@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use candle_conv3d::Precision;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::loss::cross_entropy;
@@ -84,6 +85,8 @@ pub struct TrainOptions {
     pub checkpoint_interval: Duration,
     /// Where the network is.
     pub device: Device,
+    /// What it computes with there; CPUs compute in f32.
+    pub precision: Precision,
     /// What else must be the same when the run is resumed (data, batch size, seed), by name.
     pub settings: BTreeMap<String, String>,
 }
@@ -102,6 +105,7 @@ impl TrainOptions {
             frozen_norm: false,
             checkpoint_interval: Duration::from_secs(15 * 60),
             device,
+            precision: Precision::F32,
             settings: BTreeMap::new(),
         }
     }
@@ -236,7 +240,8 @@ impl Trainer {
         if found.is_some() && start == Start::New {
             return Err(TrainError::Exists { folder: out.to_owned() });
         }
-        let network = Network::new(model, options.begin_at, options.frozen_norm, &options.device)?;
+        let network = Network::new(model, options.begin_at, options.frozen_norm, &options.device)?
+            .with_precision(options.precision);
         let mut optimizer = Optimizer::new(network.trained(), &options.optimizer, options.backbone_factor)?;
         let initial = options.optimizer.learning_rate();
         let mut scheduler = Scheduler::new(options.schedule.clone(), initial, options.warmup_steps);
@@ -609,6 +614,7 @@ fn all_settings(options: &TrainOptions, world_size: usize) -> BTreeMap<String, S
         ("first trained layer", options.begin_at.to_string()),
         ("frozen batch norm", options.frozen_norm.to_string()),
         ("number of processes", world_size.to_string()),
+        ("precision", options.precision.to_string()),
     ] {
         settings.insert(name.to_owned(), value);
     }

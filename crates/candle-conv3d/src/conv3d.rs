@@ -64,7 +64,7 @@ impl Conv3d {
 
 impl Module for Conv3d {
     fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        let output = match train::conv3d(input, &self.weight, &self.config)? {
+        let output = match fast(input, &self.weight, &self.config)? {
             Some(output) => output,
             None => reference::conv3d(input, &self.weight, &self.config)?,
         };
@@ -75,6 +75,15 @@ impl Module for Conv3d {
         }
         output.broadcast_add(&bias.reshape((1, out_channels, 1, 1, 1))?)
     }
+}
+
+/// The convolution by this crate's own kernels, or by cuDNN; `None` where neither applies.
+fn fast(input: &Tensor, weight: &Tensor, config: &Conv3dConfig) -> Result<Option<Tensor>> {
+    #[cfg(feature = "candle-cuda")]
+    if let Some(output) = crate::cuda::train::candle::conv3d(input, weight, config)? {
+        return Ok(Some(output));
+    }
+    train::conv3d(input, weight, config)
 }
 
 /// A [`Conv3d`] with the tensors `weight` (oc, ic, kt, kh, kw) and `bias` (oc) of `vb`.

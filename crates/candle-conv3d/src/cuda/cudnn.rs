@@ -139,7 +139,7 @@ struct ConvolutionNames {
 impl ConvolutionNames {
     fn of(pass: Pass) -> Self {
         match pass {
-            Pass::Forward => Self {
+            Pass::Inference | Pass::Forward => Self {
                 operation: Object::CUDNN_BACKEND_OPERATION_CONVOLUTION_FORWARD_DESCRIPTOR,
                 alpha: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_ALPHA,
                 beta: Name::CUDNN_ATTR_OPERATION_CONVOLUTION_FORWARD_BETA,
@@ -658,7 +658,7 @@ mod tests {
         let mut all: Vec<Signature> = Vec::new();
         for conv in network.convs() {
             let (residual, relu) = (conv.residual.is_some(), conv.relu);
-            let pass = Pass::Forward;
+            let pass = Pass::Inference;
             let signature = Signature { pass, shape: conv.shape, batch, precision, residual, relu };
             if !all.contains(&signature) {
                 all.push(signature);

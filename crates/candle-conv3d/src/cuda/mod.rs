@@ -24,7 +24,10 @@ mod shape;
 mod testing;
 #[cfg_attr(not(feature = "candle-cuda"), allow(dead_code, reason = "it trains on tensors of candle's CUDA backend"))]
 pub(crate) mod train;
+mod trial;
 
 pub use device::{GpuInfo, gpus};
 pub use error::CudaError;
 pub use plan::{Clips, Lane, LayerChoice, Plan, PlanOptions};
+#[cfg(feature = "candle-cuda")]
+pub use train::candle::training_device;

@@ -9,25 +9,22 @@ use std::time::{Duration, Instant};
 use cudarc::driver::sys::{CUgraphInstantiate_flags, CUstreamCaptureMode};
 use cudarc::driver::{CudaContext, CudaGraph, CudaSlice, CudaStream, DevicePtr, result};
 
-use super::cudnn::{Addresses, Algorithm, Bound, ConvGraph, ConvPlan, Session};
+use super::cudnn::{Addresses, Bound, ConvGraph, ConvPlan, Session};
 use super::device::{self, GpuInfo};
-use super::kernels::{DirectShape, Kernels, Purpose};
+use super::kernels::{Kernels, Purpose};
 use super::lower::{Constant, ConvStep, Network, Step, ValueId, lower, stem_node};
 use super::rearrange::StemForm;
-use super::search::{Choice, Remembered, Trial, fastest};
+use super::search::{Choice, Remembered, fastest};
 use super::shape::{Pass, Signature};
+use super::trial::ConvTrial;
 use super::{CudaError, LayerChoice, PlanOptions};
 use crate::Precision;
 use crate::plan::graph::{GraphBuilder, Node};
 
 /// Runs in one timed graph: enough that its launch does not count.
-const REPEATS: usize = 8;
+pub(super) const REPEATS: usize = 8;
 /// Timed launches; the fastest counts.
 const LAUNCHES: usize = 3;
-/// Outputs of a convolution that are compared with its definition.
-const SAMPLES: usize = 4096;
-/// An algorithm that wants more scratch memory is none.
-const WORKSPACE_LIMIT: usize = 1 << 30;
 
 /// A GPU with the stream that all its work goes through.
 pub(super) struct Gpu {
@@ -49,19 +46,30 @@ impl Gpu {
         // module records itself.
         unsafe { context.disable_event_tracking() };
         let stream = context.new_stream().map_err(CudaError::driver("cuStreamCreate"))?;
-        let kernels =
-            Kernels::load(&context, &stream, precision.element(), info.compute_capability, Purpose::Inference)?;
-        // SAFETY: `CudaContext::new` made the context current on this thread, and this struct keeps both alive longer than
-        // the session.
+        Self::on(stream, info, precision, Purpose::Inference)
+    }
+
+    /// On a stream that is there.
+    pub(super) fn on(
+        stream: Arc<CudaStream>,
+        info: GpuInfo,
+        precision: Precision,
+        purpose: Purpose,
+    ) -> Result<Self, CudaError> {
+        let context = Arc::clone(stream.context());
+        context.bind_to_thread().map_err(CudaError::driver("cuCtxSetCurrent"))?;
+        let kernels = Kernels::load(&context, &stream, precision.element(), info.compute_capability, purpose)?;
+        // SAFETY: the stream's context was made current on this thread, and this struct keeps both alive longer than the
+        // session.
         let session = unsafe { Session::on_stream(stream.cu_stream()) }?;
         Ok(Self { session, kernels, stream, context, info })
     }
 
-    fn zeroed(&self, bytes: usize) -> Result<CudaSlice<u8>, CudaError> {
+    pub(super) fn zeroed(&self, bytes: usize) -> Result<CudaSlice<u8>, CudaError> {
         self.stream.alloc_zeros(bytes.max(1)).map_err(CudaError::driver("cuMemAlloc"))
     }
 
-    fn upload(&self, bytes: &[u8]) -> Result<CudaSlice<u8>, CudaError> {
+    pub(super) fn upload(&self, bytes: &[u8]) -> Result<CudaSlice<u8>, CudaError> {
         let copied = self.stream.clone_htod(bytes).map_err(CudaError::driver("cuMemcpyHtoD"))?;
         // The bytes need not live longer than this call.
         self.synchronize()?;
@@ -73,7 +81,7 @@ impl Gpu {
     }
 
     /// Captures what `enqueue` puts on the stream.
-    fn capture(&self, enqueue: impl FnOnce() -> Result<(), CudaError>) -> Result<CudaGraph, CudaError> {
+    pub(super) fn capture(&self, enqueue: impl FnOnce() -> Result<(), CudaError>) -> Result<CudaGraph, CudaError> {
         let mode = CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         self.stream.begin_capture(mode).map_err(CudaError::driver("cuStreamBeginCapture"))?;
         let enqueued = enqueue();
@@ -85,7 +93,7 @@ impl Gpu {
     }
 
     /// The shortest time of a graph's launch.
-    fn time(&self, graph: &CudaGraph) -> Result<Duration, CudaError> {
+    pub(super) fn time(&self, graph: &CudaGraph) -> Result<Duration, CudaError> {
         let launch = || graph.launch().map_err(CudaError::driver("cuGraphLaunch"));
         launch()?;
         self.synchronize()?;
@@ -100,134 +108,16 @@ impl Gpu {
     }
 }
 
-fn address(slice: &CudaSlice<u8>, stream: &CudaStream) -> u64 {
+pub(super) fn address(slice: &CudaSlice<u8>, stream: &CudaStream) -> u64 {
     // No events are tracked, so that the guard does nothing.
     slice.device_ptr(stream).0
-}
-
-/// A convolution on trial, on noise.
-struct ConvTrial<'a> {
-    gpu: &'a Gpu,
-    signature: Signature,
-    candidates: usize,
-    input: CudaSlice<u8>,
-    weight: CudaSlice<u8>,
-    bias: CudaSlice<u8>,
-    residual: Option<CudaSlice<u8>>,
-    output: CudaSlice<u8>,
-    pairs: CudaSlice<u8>,
-    graphs: [Option<ConvGraph>; 2],
-}
-
-impl<'a> ConvTrial<'a> {
-    fn new(gpu: &'a Gpu, signature: Signature, candidates: usize) -> Result<Self, CudaError> {
-        let Signature { shape, batch, precision, residual, .. } = signature;
-        let element = precision.element().bytes();
-        let len = |dims: [usize; 4]| batch * dims.iter().product::<usize>();
-        let noise = |len: usize, seed: u64, scale: f32| {
-            let slice = gpu.zeroed(len * element)?;
-            // SAFETY: memory of `len` elements that was just allocated on the same stream.
-            unsafe { gpu.kernels.noise(address(&slice, &gpu.stream), len, seed, scale)? };
-            Ok::<_, CudaError>(slice)
-        };
-        // Sums of about size one.
-        let scale = (3.0 / shape.fan_in() as f32).sqrt();
-        let input = noise(len(shape.input), 1, 1.0)?;
-        let weight = noise(shape.output[0] * shape.fan_in(), 2, scale)?;
-        let residual = residual.then(|| noise(len(shape.output), 3, 1.0)).transpose()?;
-        let biases = (0..shape.output[0]).flat_map(|k| ((k % 17) as f32 / 8.0 - 1.0).to_ne_bytes());
-        let bias = gpu.upload(&biases.collect::<Vec<u8>>())?;
-        let output = gpu.zeroed(len(shape.output) * element)?;
-        let pairs = gpu.zeroed(2 * 4 * SAMPLES)?;
-        Ok(Self { gpu, signature, candidates, input, weight, bias, residual, output, pairs, graphs: [None, None] })
-    }
-
-    fn graph(&mut self, fused: bool) -> Result<&ConvGraph, CudaError> {
-        let slot = &mut self.graphs[usize::from(fused)];
-        if slot.is_none() {
-            *slot = Some(ConvGraph::new(&self.gpu.session, &self.signature, fused)?);
-        }
-        Ok(slot.as_ref().expect("it was just made"))
-    }
-
-    fn addresses(&self, workspace: &CudaSlice<u8>) -> Addresses {
-        let of = |slice| address(slice, &self.gpu.stream);
-        Addresses {
-            input: of(&self.input),
-            weight: of(&self.weight),
-            bias: of(&self.bias),
-            residual: self.residual.as_ref().map_or(0, of),
-            output: of(&self.output),
-            workspace: of(workspace),
-        }
-    }
-
-    /// Compares outputs spread over the whole result with the convolution's definition.
-    fn verify(&self, addresses: &Addresses) -> Result<(), CudaError> {
-        let Signature { shape, batch, precision, relu, .. } = self.signature;
-        let total = batch * shape.output.iter().product::<usize>();
-        let count = total.min(SAMPLES);
-        // An odd step meets all channels and columns.
-        let every = total / count - usize::from((total / count).is_multiple_of(2));
-        let Addresses { input, weight, bias, residual, output, .. } = *addresses;
-        let (direct, pairs) = (DirectShape::new(&shape, relu), address(&self.pairs, &self.gpu.stream));
-        // SAFETY: this trial's memory, of the signature's shape; `count` times `every` is at most `total`.
-        unsafe {
-            let samples = (0, every as u64, count);
-            self.gpu.kernels.direct_conv(input, weight, bias, residual, output, pairs, &direct, samples)?;
-        }
-        let mut bytes = vec![0; 2 * 4 * SAMPLES];
-        self.gpu.stream.memcpy_dtoh(&self.pairs, &mut bytes).map_err(CudaError::driver("cuMemcpyDtoH"))?;
-        self.gpu.synchronize()?;
-        let value = |bytes: &[u8]| f32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-        for pair in bytes.chunks_exact(8).take(count) {
-            let (expected, actual) = (value(pair), value(&pair[4..]));
-            let error = (expected - actual).abs() / (1.0 + expected.abs());
-            if error.is_nan() || error > precision.convolution_tolerance() {
-                return Err(CudaError::Input(format!("a wrong result: {actual} instead of {expected}")));
-            }
-        }
-        Ok(())
-    }
-}
-
-impl Trial for ConvTrial<'_> {
-    fn algorithms(&mut self, fused: bool) -> Result<Vec<Algorithm>, CudaError> {
-        let (gpu, candidates) = (self.gpu, self.candidates);
-        self.graph(fused)?.algorithms(&gpu.session, candidates)
-    }
-
-    fn time(&mut self, algorithm: &Algorithm) -> Result<f32, CudaError> {
-        let gpu = self.gpu;
-        let plan = self.graph(algorithm.fused)?.plan(&gpu.session, algorithm)?;
-        if plan.workspace > WORKSPACE_LIMIT {
-            return Err(CudaError::Input(format!("it needs {} bytes of scratch memory", plan.workspace)));
-        }
-        let workspace = gpu.zeroed(plan.workspace)?;
-        let addresses = self.addresses(&workspace);
-        let bound = plan.bind(&addresses)?;
-        let Signature { shape, batch, relu, .. } = self.signature;
-        let values = batch * shape.output.iter().product::<usize>();
-        // SAFETY: this trial's memory, of the signature's shape, which lives until the stream is done below and longer than
-        // the graph.
-        let run = || unsafe { run_conv(gpu, &plan, &bound, &addresses, shape.output[0], relu, values) };
-        // Whatever is left of the one before must not pass for a result.
-        // SAFETY: this trial's memory, of `values` elements.
-        unsafe { gpu.kernels.noise(addresses.output, values, 5, 1e3)? };
-        run()?;
-        self.verify(&addresses)?;
-        let graph = gpu.capture(|| (0..REPEATS).try_for_each(|_| run()))?;
-        let time = gpu.time(&graph)?;
-        drop(graph);
-        Ok(1e6 * time.as_secs_f32() / REPEATS as f32)
-    }
 }
 
 /// Puts a convolution on the stream, and what follows it if that is not in it.
 ///
 /// # Safety
 /// As [`ConvPlan::run`] says, for the addresses that `bound` was made of.
-unsafe fn run_conv(
+pub(super) unsafe fn run_conv(
     gpu: &Gpu,
     plan: &ConvPlan,
     bound: &Bound,
@@ -578,6 +468,6 @@ impl Search<'_> {
 
     fn signature(&self, conv: &ConvStep, batch: usize) -> Signature {
         let (precision, residual) = (self.options.precision, conv.residual.is_some());
-        Signature { pass: Pass::Forward, shape: conv.shape, batch, precision, residual, relu: conv.relu }
+        Signature { pass: Pass::Inference, shape: conv.shape, batch, precision, residual, relu: conv.relu }
     }
 }

@@ -82,9 +82,12 @@ impl ConvShape {
     }
 }
 
-/// What is computed of a convolution from the other two: its output, or by the output's gradient that of input or weight.
+/// What is computed of a convolution: its output, or by the output's gradient that of input or weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Pass {
+    /// With bias, residual and ReLU.
+    Inference,
+    /// The bare convolution, as the gradients are.
     Forward,
     InputGradient,
     WeightGradient,
@@ -97,7 +100,7 @@ pub(crate) struct Signature {
     pub(crate) shape: ConvShape,
     pub(crate) batch: usize,
     pub(crate) precision: Precision,
-    /// Forward only.
+    /// In inference only.
     pub(crate) residual: bool,
     pub(crate) relu: bool,
 }
@@ -110,11 +113,21 @@ impl Signature {
         [input, self.shape.output[0] * self.shape.fan_in(), output]
     }
 
+    /// Products that are added for one value.
+    pub(crate) fn products(&self) -> usize {
+        let ConvShape { output: [k, to, ho, wo], kernel, .. } = &self.shape;
+        match self.pass {
+            Pass::Inference | Pass::Forward => self.shape.fan_in(),
+            Pass::InputGradient => k * kernel.iter().product::<usize>(),
+            Pass::WeightGradient => self.batch * to * ho * wo,
+        }
+    }
+
     /// Values of what is computed.
     pub(crate) fn result_len(&self) -> usize {
         let [input, weight, output] = self.lens();
         match self.pass {
-            Pass::Forward => output,
+            Pass::Inference | Pass::Forward => output,
             Pass::InputGradient => input,
             Pass::WeightGradient => weight,
         }
@@ -139,7 +152,8 @@ impl fmt::Display for Signature {
             if *residual { ":sum" } else { "" },
             if *relu { ":relu" } else { "" },
             match pass {
-                Pass::Forward => "",
+                Pass::Inference => "",
+                Pass::Forward => ":y",
                 Pass::InputGradient => ":dx",
                 Pass::WeightGradient => ":dw",
             },

@@ -4,16 +4,16 @@ use std::fmt;
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Device, Result, Tensor, Var, bail};
+use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
 use super::scratch::Scratch;
 use super::volume::channels_last;
-use super::{conv_norm, fits, shortcut, with_slices};
+use super::{conv_norm, shortcut, with_slices};
 #[cfg(feature = "cuda")]
 use crate::cuda::train as gpu;
 use crate::geometry::volume_dims;
-use crate::{Activation, Conv3dConfig, MaxPool3dConfig};
+use crate::{Activation, Conv3dConfig, MaxPool3dConfig, Precision};
 
 /// Floats that a task adds.
 const TASK_FLOATS: usize = 32 * 1024;
@@ -144,19 +144,38 @@ pub struct BatchStatistics {
 }
 
 impl Volume {
-    /// The input of a network: `clips` (n, c, t, h, w), which get no gradient.
+    /// The input of a network: `clips` (n, c, t, h, w) in f32, which get no gradient.
     pub fn from_tensor(clips: &Tensor) -> Result<Self> {
+        Self::with_precision(clips, Precision::F32)
+    }
+
+    /// The same where a GPU computes in another precision: activations and the operands of convolutions have its type,
+    /// statistics, variables and their gradients stay f32. CPUs compute in f32 only.
+    pub fn with_precision(clips: &Tensor, precision: Precision) -> Result<Self> {
         let [n, c, t, h, w] = volume_dims(clips)?;
+        if clips.dtype() != DType::F32 {
+            bail!("a tape takes clips in f32, and not in {:?}", clips.dtype());
+        }
         let clips = clips.contiguous()?;
-        let data = with_slices(&clips, &clips, |clips, _| channels_last(clips, c, t * h * w))?;
-        Ok(Self { dims: [n, t, h, w, c], data: Arc::new(Data::Cpu(data)), id: None })
+        let data = match clips.device() {
+            Device::Cpu if precision != Precision::F32 => bail!("CPUs train in f32 only, and not in {precision}"),
+            Device::Cpu => Data::Cpu(with_slices(&clips, &clips, |clips, _| channels_last(clips, c, t * h * w))?),
+            #[cfg(feature = "candle-cuda")]
+            Device::Cuda(device) => {
+                let machine = gpu::candle::machine(device, precision)?;
+                Data::Gpu(gpu::Activations::clips(machine, clips))
+            }
+            device => bail!("a tape takes no clips of {:?}", device.location()),
+        };
+        Ok(Self { dims: [n, t, h, w, c], data: Arc::new(data), id: None })
     }
 }
 
 impl Tape {
-    /// Whether a tape can take `clips`: f32 on the CPU.
+    /// Whether a tape can take `clips`: f32 on the CPU, or on a GPU of candle's with the feature `candle-cuda`.
     pub fn takes(clips: &Tensor) -> bool {
-        fits(clips)
+        clips.dtype() == DType::F32
+            && (clips.device().is_cpu() || cfg!(feature = "candle-cuda") && clips.device().is_cuda())
     }
 
     /// A convolution with its normalisation, and the statistics of the batch if it went by them.

@@ -152,11 +152,17 @@ pub(crate) const KERNELS: [&str; 22] = [
     "direct_conv",
 ];
 
+/// Pointers to values, as launches take them.
+macro_rules! arguments {
+    ($($argument:expr),+ $(,)?) => { &mut [$(std::ptr::from_ref(&$argument).cast_mut().cast()),+] };
+}
+pub(crate) use arguments;
+
 /// Launches a kernel with values as its parameters.
 macro_rules! launch {
     ($machine:expr, $kernel:ident, $grid:expr, $($argument:expr),+ $(,)?) => {{
         let grid = $crate::cuda::train::machine::Grid::check($grid)?;
-        $machine.launch(stringify!($kernel), grid, &mut [$(std::ptr::from_ref(&$argument).cast_mut().cast()),+])
+        $machine.launch(stringify!($kernel), grid, $crate::cuda::train::machine::arguments!($($argument),+))
     }};
 }
 pub(super) use launch;

@@ -6,9 +6,12 @@
 //! training.cu.
 #![allow(unsafe_code)]
 
+#[cfg(feature = "candle-cuda")]
+pub(crate) mod candle;
 mod convolution;
 pub(super) mod machine;
 mod norm;
+mod plain;
 #[cfg(test)]
 mod stand_in;
 

@@ -331,6 +331,7 @@ impl Pool {
 
 /// What [`Following`] leaves for the way back.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant, reason = "one a layer")]
 enum Behind {
     /// Another volume was added, unless there was none or it wants no gradient.
     Add {

@@ -87,7 +87,7 @@ impl Machine for StandIn {
         // SAFETY: the caller vouches for the operands; there is room for a pair of each value.
         let result = unsafe {
             match signature.pass {
-                Pass::Forward => {
+                Pass::Inference | Pass::Forward => {
                     launch!(
                         self,
                         direct_conv,
