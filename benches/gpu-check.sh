@@ -8,6 +8,10 @@
 # is built, which takes Rust and more time. A binary for a machine without FFmpeg and Rust is built elsewhere by
 #
 #     cargo build --release --locked --no-default-features --features cuda
+#
+# TRAINING_STEP names the example training_step, for training on the GPU; it is built too where nvcc is. Elsewhere
+#
+#     cargo build --release --locked --no-default-features --features candle-cuda --example training_step
 set -euo pipefail
 cd "$(dirname "$0")/.."
 report=${1:-gpu-check.md}
@@ -15,6 +19,12 @@ report=${1:-gpu-check.md}
 if [ -z "${KINETOSCOPE:-}" ]; then
     cargo build --release --locked --no-default-features --features cuda
     KINETOSCOPE=${CARGO_TARGET_DIR:-target}/release/kinetoscope
+    if [ -z "${TRAINING_STEP:-}" ] && command -v nvcc >/dev/null; then
+        # Apart: candle's CUDA backend links what the other program loads.
+        cargo build --release --locked --no-default-features --features candle-cuda --example training_step \
+            --target-dir "${CARGO_TARGET_DIR:-target}/candle-cuda"
+        TRAINING_STEP=${CARGO_TARGET_DIR:-target}/candle-cuda/release/examples/training_step
+    fi
 fi
 if [ -z "${PYTHON:-}" ]; then
     venv=benches/peers/.venv-gpu
@@ -30,4 +40,5 @@ print(":".join(str(folder) for folder in sorted(site.glob("nvidia/*/lib"))))
 PYTHON
 )
 export LD_LIBRARY_PATH=$libraries${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
-exec timeout 540 "$PYTHON" benches/peers/gpu.py --kinetoscope "$KINETOSCOPE" --report "$report"
+exec timeout 540 "$PYTHON" benches/peers/gpu.py --kinetoscope "$KINETOSCOPE" \
+    ${TRAINING_STEP:+--training-step "$TRAINING_STEP"} --report "$report"

@@ -1,4 +1,6 @@
-"""The measurement of training_step.rs in PyTorch: python training_step.py [BATCH] [STEPS] [THREADS]"""
+"""The measurement of training_step.rs in PyTorch: python training_step.py [BATCH] [STEPS] [THREADS] [PRECISION]
+
+PRECISION puts it on the GPU, channels last: bf16 (autocast), tf32 or f32."""
 
 import sys
 import time
@@ -51,21 +53,33 @@ class Network(nn.Module):
 
 
 def main():
-    batch, steps, threads = [int(arg) for arg in sys.argv[1:]] + [8, 5, 2][len(sys.argv) - 1 :]
+    positional = [int(arg) for arg in sys.argv[1:4]]
+    batch, steps, threads = positional + [8, 5, 2][len(positional) :]
+    precision = sys.argv[4] if len(sys.argv) > 4 else None
     torch.set_num_threads(threads)
-    network = Network()
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
-    clips, labels = torch.randn(batch, 3, 16, 112, 112), torch.arange(batch)
+    device = "cpu" if precision is None else "cuda"
+    wait = torch.cuda.synchronize if precision else lambda: None
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision != "f32"
+    network = Network().to(device)
+    clips, labels = torch.randn(batch, 3, 16, 112, 112, device=device), torch.arange(batch, device=device)
+    if precision:
+        network, clips = network.to(memory_format=torch.channels_last_3d), clips.to(memory_format=torch.channels_last_3d)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3)
     for step in range(steps + 1):
+        wait()
         start = time.perf_counter()
-        loss = F.cross_entropy(network(clips), labels)
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+            loss = F.cross_entropy(network(clips), labels)
         forward = time.perf_counter() - start
         optimizer.zero_grad()
         loss.backward()
         backward = time.perf_counter() - start - forward
         optimizer.step()
+        wait()
         total = time.perf_counter() - start
-        print(f"step {step}: {total:.3f} s (forward {forward:.3f}, backward {backward:.3f}), loss {loss.item():.4f}", flush=True)
+        print(f"step {step}: {total:.4f} s (forward {forward:.4f}, backward {backward:.4f}), loss {loss.item():.4f}",
+              flush=True)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ One network, 3D ResNet-34 with shortcut A in full width, the same weights and cl
 * clips a second in bf16 at batch 64 and the time of a batch of one, Kinetoscope and PyTorch (eager, compiled with
   max-autotune, and replayed from a CUDA graph) in turns, channels last, clips on the GPU already;
 * the way from 8-bit clips in the host's memory to logits there;
-* the matrix products that PyTorch reaches on the same GPU in the same minutes.
+* the matrix products that PyTorch reaches on the same GPU in the same minutes;
+* with --training-step, gradients beside the CPU's, and a training step at batch 64 beside PyTorch's in turns.
 
 PyTorch's processes stay, and wait while others are measured; Kinetoscope's is started anew for each turn. The report is
 Markdown; each line with a bar says whether it was met.
@@ -33,6 +34,11 @@ CLASSES = 400
 BATCHES = [1, 64]
 PEERS = ["eager", "graph", "compiled"]
 TOLERANCES = {"bf16": 5e-3, "f16": 5e-3, "f32": 1e-4, "tf32": 5e-3}
+TRAINED_BATCH = 64
+# Distance of a step's gradients from the CPU's over their length.
+TRAINING_TOLERANCES = {"bf16": 0.2, "tf32": 2e-2, "f32": 2e-3}
+# After so many no other training is begun.
+TRAINING_SECONDS = 430
 # For a network that PyTorch compiles; without it the others are measured all the same.
 COMPILE_SECONDS = 240
 
@@ -280,7 +286,39 @@ def measure(args, report, model, peers):
     report.bar("batch 1 from the host beside PyTorch eager on the GPU", f"{waited / eager:.2f}x (at most 0.5x)",
                waited <= 0.5 * eager)
     report.bar("from the host beside the GPU alone", f"{100 * host / device:.1f}% (at least 90%)", host >= 0.9 * device)
-    report.say("\nTraining on a GPU is not measured: there is no CUDA convolution with gradients yet.")
+
+
+def step_times(command):
+    """Lines and seconds of the steps of a training step's program, its first ones left out: they choose algorithms."""
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{command[0]}: {done.stderr.strip().splitlines()[-1:]}")
+    lines = done.stdout.splitlines()
+    seconds = [float(line.split()[2]) for line in lines if line.startswith("step ")]
+    return lines, statistics.median(seconds[len(seconds) // 2:])
+
+
+def train(args, report, started):
+    report.say(f"\n## Training, batch {TRAINED_BATCH}, a step of SGD\n")
+    if args.training_step is None:
+        report.say("* not tried: TRAINING_STEP names no program")
+        return
+    peer = ROOT / "examples" / "training_step.py"
+    for precision, tolerance in TRAINING_TOLERANCES.items():
+        if time.perf_counter() - started > TRAINING_SECONDS:
+            report.say(f"* not tried: {precision}: no time is left")
+            continue
+        own, others = [], []
+        for _ in range(args.rounds if precision == "bf16" else 1):
+            lines, seconds = step_times([args.training_step, TRAINED_BATCH, 20, 0, precision])
+            own.append(seconds)
+            others.append(step_times([sys.executable, peer, TRAINED_BATCH, 20, 4, precision])[1])
+        beside = next(line for line in lines if "beside the CPU" in line)
+        difference = float(beside.split("gradients ")[1].split()[0])
+        report.bar(f"{precision}, gradients", f"{beside} (at most {tolerance:.0e})", difference <= tolerance)
+        own, other = statistics.median(own), statistics.median(others)
+        figure = f"{1e3 * own:.1f} ms, PyTorch {1e3 * other:.1f} ms: {other / own:.2f}x (at least 1x)"
+        report.bar(f"{precision}, a step", figure, other >= own)
 
 
 def layers(args, report, model):
@@ -293,6 +331,7 @@ def layers(args, report, model):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kinetoscope", type=Path, help="the binary, built with --features cuda")
+    parser.add_argument("--training-step", type=Path, help="the example training_step, built with --features candle-cuda")
     parser.add_argument("--report", type=Path, default=Path("gpu-check.md"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peer", choices=PEERS, help=argparse.SUPPRESS)
@@ -335,6 +374,9 @@ def main():
                         one.stop()
                 measure(args, report, model, ready)
                 layers(args, report, model)
+                for one in peers:
+                    one.stop()
+                train(args, report, started)
         except RuntimeError as error:
             report.bar("the run", str(error), False)
         finally:

@@ -128,9 +128,11 @@ fn turn(direction: &Tensor, gradient: &Tensor, weight: &Tensor, turn: Turn) -> R
     if on_cpu(direction) {
         return direction.inplace_op3(gradient, weight, &turn);
     }
-    let decayed = (gradient + (weight * turn.weight_decay)?)?;
-    let turned = ((direction * turn.momentum)? + (decayed * turn.rate)?)?;
-    direction.slice_set(&turned, 0, 0)
+    let mut turned = (gradient + (weight * turn.weight_decay)?)?;
+    if turn.rate != 1.0 {
+        turned = (turned * turn.rate)?;
+    }
+    direction.slice_set(&((direction * turn.momentum)? + turned)?, 0, 0)
 }
 
 fn descend(weight: &Tensor, gradient: &Tensor, direction: Option<&Tensor>, descent: Descent) -> Result<()> {
@@ -141,11 +143,15 @@ fn descend(weight: &Tensor, gradient: &Tensor, direction: Option<&Tensor>, desce
             None => weight.inplace_op2(gradient, &descent),
         };
     }
-    let mut step = ((gradient + (weight * weight_decay)?)? * along_gradient)?;
-    if let Some(direction) = direction {
-        step = (step + (direction * momentum)?)?;
+    // Each operation passes over all weights: those that would add zeros are left out.
+    let mut moved = weight.clone();
+    if along_gradient != 0.0 {
+        moved = (moved - ((gradient + (weight * weight_decay)?)? * (along_gradient * learning_rate))?)?;
     }
-    weight.slice_set(&(weight - (step * learning_rate)?)?, 0, 0)
+    if let Some(direction) = direction {
+        moved = (moved - (direction * (momentum * learning_rate))?)?;
+    }
+    weight.slice_set(&moved, 0, 0)
 }
 
 fn on_cpu(tensor: &Tensor) -> bool {

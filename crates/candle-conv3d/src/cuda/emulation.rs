@@ -53,8 +53,8 @@ const LAUNCH: &str = r#"
 template <class... A, size_t... I> void call(void (*kernel)(A...), void** arguments, std::index_sequence<I...>) {
     kernel(*(A*)arguments[I]...);
 }
+static std::mutex one_at_a_time;
 template <class... A> void launch(void (*kernel)(A...), void** arguments, unsigned x, unsigned y, unsigned threads) {
-    static std::mutex one_at_a_time;
     std::unique_lock<std::mutex> lock(one_at_a_time, std::defer_lock);
     auto blocks = [&](unsigned thread) {
         threadIdx = {thread, 0}, blockDim = {threads, 1}, gridDim = {x, y};

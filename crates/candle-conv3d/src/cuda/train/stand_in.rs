@@ -13,7 +13,8 @@ use super::super::kernels::DirectShape;
 use super::super::shape::{Pass, Signature};
 use super::super::testing::noise;
 use super::machine::{Grid, Machine, Memory, Owner, launch};
-use super::{Activations, Data};
+use super::plain::{self, PlainConvolution};
+use super::{Activations, DEVICES, Data};
 use crate::{
     Activation, BatchStatistics, Conv3dConfig, ConvNormLayer, Following, MaxPool3dConfig, Precision, Statistics, Tape,
     Volume,
@@ -279,4 +280,78 @@ fn a_tape_gives_on_a_gpu_what_it_gives_on_the_cpu() {
             }
         }
     }
+}
+
+#[test]
+fn convolutions_of_tensors_give_on_a_gpu_what_they_give_on_the_cpu() {
+    // Channels that are padded, windows that skip places, a kernel that meets padding first, a single place.
+    for (input, weight, stride, padding) in [
+        ([2, 3, 5, 9, 8], [12, 3, 3, 5, 3], [1, 2, 2], [1, 2, 1]),
+        ([1, 12, 4, 7, 7], [20, 12, 3, 3, 3], [2, 2, 2], [1, 1, 1]),
+        ([2, 16, 1, 4, 4], [8, 16, 3, 3, 3], [1, 1, 1], [1, 1, 1]),
+        ([3, 8, 2, 3, 5], [9, 8, 1, 1, 1], [2, 2, 2], [0, 0, 0]),
+        ([1, 8, 1, 1, 1], [8, 8, 3, 3, 3], [1, 1, 1], [1, 1, 1]),
+    ] {
+        let config = Conv3dConfig { stride, padding };
+        let bound = (3.0 / weight[1..].iter().product::<usize>() as f32).sqrt();
+        let (x, w) = (variable(&tensor(1, &input, 0.0, 1.0)), variable(&tensor(2, &weight, 0.0, bound)));
+        let y = crate::reference::conv3d(&x, &w, &config).unwrap();
+        let upstream = tensor(3, y.dims(), 0.0, 1.0);
+        let gradients = (&y * &upstream).unwrap().sum_all().unwrap().backward().unwrap();
+        let expected = [&y, gradients.get(&x).unwrap(), gradients.get(&w).unwrap()];
+        for (dtype, tolerance) in [(DType::F32, 1e-5), (DType::F16, 2e-3), (DType::BF16, 2e-2)] {
+            let Some(machine) = stand_in(plain::precision(dtype).unwrap()) else { return };
+            let [x, w, upstream] = [&x, &w, &upstream].map(|tensor| tensor.detach().to_dtype(dtype).unwrap());
+            let convolution = PlainConvolution::new(&machine, &x, &w, &config).unwrap().unwrap();
+            let forward = convolution.forward(&x, &w).unwrap();
+            let actual = [
+                machine.to_tensor(forward, &convolution.output_shape(), dtype).unwrap(),
+                convolution.input_gradient(&w, &upstream).unwrap(),
+                convolution.weight_gradient(&x, &upstream).unwrap(),
+            ];
+            for (actual, expected) in actual.iter().zip(expected) {
+                assert_eq!(actual.dtype(), dtype);
+                let error = error(&actual.to_dtype(DType::F32).unwrap(), expected);
+                assert!(error < tolerance, "{dtype:?}, {input:?}, {weight:?}, {:?}: {error:e}", expected.shape());
+            }
+        }
+    }
+}
+
+#[test]
+fn shapes_that_do_not_fit_are_errors() {
+    let Some(machine) = stand_in(Precision::F32) else { return };
+    let clips = tensor(1, &[1, 3, 4, 8, 8], 0.0, 1.0);
+    let mut tape = Tape::default();
+    let layer = Layer::new(1, [12, 4, 3, 3, 3], 1, true, false);
+    fn conv_norm(
+        machine: &Arc<dyn Machine>,
+        clips: &Tensor,
+        layer: &Layer,
+        tape: &mut Tape,
+        following: Following<'_>,
+    ) -> Result<Volume> {
+        let layer = ConvNormLayer {
+            weight: &layer.weight,
+            config: layer.config,
+            norm_weight: &layer.scale,
+            norm_bias: &layer.bias,
+            statistics: Statistics::Batch,
+            epsilon: 1e-5,
+            activation: Activation::Relu,
+            following,
+        };
+        tape.conv_norm(&on(machine, clips), &layer).map(|(volume, _)| volume)
+    }
+    let others = on(&machine, &clips);
+    let elsewhere = Volume::from_tensor(&tensor(2, &[1, 12, 4, 8, 8], 0.0, 1.0)).unwrap();
+    let mut run = |layer, following| conv_norm(&machine, &clips, layer, &mut tape, following);
+    assert!(run(&layer, Following::Nothing).is_err(), "four channels of three");
+    let layer = Layer::new(1, [12, 3, 3, 3, 3], 1, true, false);
+    let volume = run(&layer, Following::Nothing).unwrap();
+    assert!(run(&layer, Following::Add(&others)).is_err(), "other dimensions");
+    let error = run(&layer, Following::Add(&elsewhere)).unwrap_err().to_string();
+    assert!(error.contains(DEVICES), "{error}");
+    assert!(run(&layer, Following::Add(&volume)).is_ok());
+    assert!(tape.strided_shortcut(&on(&machine, &clips), 2, 8).is_err(), "clips are read by convolutions only");
 }
