@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Checks the CUDA engine on a machine without a GPU: lints, both builds, every kernel compiled by nvrtc for two kinds of
-# GPUs and run on the processor, and cuDNN's plans for a GPU that is only described.
+# Checks the CUDA engine and training on GPUs on a machine without one: lints, builds, every kernel compiled by nvrtc for two
+# kinds of GPUs and run on the processor, and cuDNN's plans for a GPU that is only described.
 # NVIDIA's libraries are wheels from PyPI, pinned, downloaded once: 600 MB, 1.1 GB unpacked.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -33,6 +33,9 @@ mkdir -p "$none"
 
 cargo clippy --workspace --all-targets --features cuda --quiet -- -D warnings
 cargo check --no-default-features --features cuda --quiet
+# Training on candle's CUDA tensors, without compiling candle's kernels.
+NVCC=$PWD/scripts/no-gpu-nvcc.sh CUDA_COMPUTE_CAP=90 cargo clippy --workspace --all-targets --features candle-cuda --quiet -- \
+    -D warnings
 
 path=$libraries/nvidia/cu13/lib:$libraries/nvidia/cudnn/lib:$none
 # All members, as elsewhere: for one alone cargo would build the dependencies with other features once more.

@@ -33,6 +33,9 @@ impl Conv3dConfig {
 }
 
 /// A 3D convolution layer over (n, ic, t, h, w), differentiable in input, weight and bias.
+///
+/// On CPUs in f32 it runs by this crate's kernels, with the feature `candle-cuda` on CUDA tensors by cuDNN, and by candle's
+/// operations otherwise.
 #[derive(Debug, Clone)]
 pub struct Conv3d {
     weight: Tensor,

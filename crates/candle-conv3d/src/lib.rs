@@ -30,7 +30,8 @@
 //!
 //! A global average pool needs no layer: `x.flatten_from(2)?.mean(2)?` is (n, c).
 //!
-//! On CPUs a [`Tape`] trains residual networks faster than layers on tensors do, and [`plan`] runs them.
+//! A [`Tape`] trains residual networks faster than layers on tensors do, and [`plan`] runs them on CPUs. With the feature `cuda`,
+//! `cuda` runs them on NVIDIA GPUs; with `candle-cuda` convolutions of candle's CUDA tensors and tapes go through cuDNN.
 
 mod allocator;
 mod batch_norm;

@@ -125,6 +125,7 @@ pub(crate) struct Kernels {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Purpose {
     Inference,
+    #[cfg_attr(not(feature = "candle-cuda"), allow(dead_code))]
     Training,
 }
 

@@ -18,7 +18,7 @@ use crate::{Activation, Conv3dConfig, MaxPool3dConfig, Precision};
 /// Floats that a task adds.
 const TASK_FLOATS: usize = 32 * 1024;
 
-/// A forward pass of a residual network on the CPU in f32, and the way back.
+/// A forward pass of a residual network, and the way back: on the CPU in f32, and with the feature `candle-cuda` on NVIDIA GPUs.
 ///
 /// Layers can be trained as operations on tensors too ([`conv3d`](crate::conv3d), [`batch_norm`](crate::batch_norm)). A
 /// tape is faster: activations keep the kernels' own order of dimensions from layer to layer, what stands around a
