@@ -43,6 +43,22 @@ struct __align__(16) Eight { T v[8]; };
 #define STRIDED(i, count) \
     for (unsigned i = blockIdx.x * blockDim.x + threadIdx.x; i < (unsigned)(count); i += gridDim.x * blockDim.x)
 
+// Where value `i` of volumes (clip, t, h, w, c) stands.
+struct Place { u64 clip; int t, h, w, c; };
+
+template <class Index> __device__ __forceinline__ Place place_of(Index i, int t, int h, int w, int c) {
+    Place place;
+    place.c = (int)(i % c);
+    i /= c;
+    place.w = (int)(i % w);
+    i /= w;
+    place.h = (int)(i % h);
+    i /= h;
+    place.t = (int)(i % t);
+    place.clip = i / t;
+    return place;
+}
+
 // How a clip is stored for the first layer: column q holds `phases` pixels, those at q * step - offset + 0, 1, ...,
 // `channels` values each.
 struct Load {
@@ -96,22 +112,17 @@ struct Pool {
 };
 
 extern "C" __global__ void max_pool(const T* __restrict__ x, T* __restrict__ y, Pool s, int n) {
-    unsigned groups = s.channels / 8;
+    int groups = s.channels / 8;
     STRIDED(i, n * s.to * s.ho * s.wo * groups) {
-        int group = (int)(i % groups);
-        unsigned rest = i / groups;
-        int ow = (int)(rest % s.wo);
-        rest /= s.wo;
-        int oh = (int)(rest % s.ho);
-        rest /= s.ho;
-        int ot = (int)(rest % s.to);
-        u64 clip = rest / s.to;
+        Place out = place_of(i, s.to, s.ho, s.wo, groups);
         float most[8];
         for (int k = 0; k < 8; k++) most[k] = __uint_as_float(0xff800000u);
-        for (int t = max(ot * s.st - s.pt, 0); t < min(ot * s.st - s.pt + s.kt, s.t); t++)
-            for (int h = max(oh * s.sh - s.ph, 0); h < min(oh * s.sh - s.ph + s.kh, s.h); h++)
-                for (int w = max(ow * s.sw - s.pw, 0); w < min(ow * s.sw - s.pw + s.kw, s.w); w++) {
-                    Eight value = *(const Eight*)(x + (((clip * s.t + t) * s.h + h) * s.w + w) * s.channels + group * 8);
+        int left = out.w * s.sw - s.pw, top = out.h * s.sh - s.ph, front = out.t * s.st - s.pt;
+        for (int t = max(front, 0); t < min(front + s.kt, s.t); t++)
+            for (int h = max(top, 0); h < min(top + s.kh, s.h); h++)
+                for (int w = max(left, 0); w < min(left + s.kw, s.w); w++) {
+                    u64 at = ((out.clip * s.t + t) * s.h + h) * s.w + w;
+                    Eight value = *(const Eight*)(x + at * s.channels + out.c * 8);
                     for (int k = 0; k < 8; k++) most[k] = fmaxf(most[k], widen(value.v[k]));
                 }
         Eight result;
@@ -129,23 +140,19 @@ struct Gather {
 };
 
 extern "C" __global__ void gather(const T* __restrict__ x, T* __restrict__ y, Gather s, int n) {
-    unsigned groups = s.channels / 8;
+    int groups = s.channels / 8;
     STRIDED(i, n * s.t * s.h * s.w * groups) {
-        int channel = (int)(i % groups) * 8;
-        unsigned rest = i / groups;
-        int w = (int)(rest % s.w);
-        rest /= s.w;
-        int h = (int)(rest % s.h);
-        rest /= s.h;
-        int t = (int)(rest % s.t);
-        u64 clip = rest / s.t;
+        Place to = place_of(i, s.t, s.h, s.w, groups);
+        int channel = to.c * 8;
         Eight value;
         if (channel < s.channels_in) {
-            value = *(const Eight*)(x + clip * s.in_n + (u64)t * s.in_t + (u64)h * s.in_h + (u64)w * s.in_w + channel);
+            u64 frame = to.clip * s.in_n + (u64)to.t * s.in_t;
+            value = *(const Eight*)(x + frame + (u64)to.h * s.in_h + (u64)to.w * s.in_w + channel);
         } else {
             for (int k = 0; k < 8; k++) value.v[k] = narrow(0.0f);
         }
-        *(Eight*)(y + clip * s.out_n + (u64)t * s.out_t + (u64)h * s.out_h + (u64)w * s.out_w + channel) = value;
+        u64 frame = to.clip * s.out_n + (u64)to.t * s.out_t;
+        *(Eight*)(y + frame + (u64)to.h * s.out_h + (u64)to.w * s.out_w + channel) = value;
     }
 }
 
@@ -216,33 +223,26 @@ extern "C" __global__ void direct_conv(const T* __restrict__ x, const T* __restr
                                        int count) {
     STRIDED(i, count) {
         u64 index = first + i * every;
-        int k = (int)(index % s.k);
-        u64 rest = index / s.k;
-        int ow = (int)(rest % s.wo);
-        rest /= s.wo;
-        int oh = (int)(rest % s.ho);
-        rest /= s.ho;
-        int ot = (int)(rest % s.to);
-        u64 clip = rest / s.to;
+        Place out = place_of(index, s.to, s.ho, s.wo, s.k);
         float sum = 0.0f;
         for (int kt = 0; kt < s.kt; kt++) {
-            int t = ot * s.st - s.pt + kt;
+            int t = out.t * s.st - s.pt + kt;
             if (t < 0 || t >= s.t) continue;
             for (int kh = 0; kh < s.kh; kh++) {
-                int h = oh * s.sh - s.ph + kh;
+                int h = out.h * s.sh - s.ph + kh;
                 if (h < 0 || h >= s.h) continue;
                 for (int kw = 0; kw < s.kw; kw++) {
-                    int w = ow * s.sw - s.pw + kw;
+                    int w = out.w * s.sw - s.pw + kw;
                     if (w < 0 || w >= s.w) continue;
-                    const T* pixel = x + (((clip * s.t + t) * s.h + h) * s.w + w) * s.c;
-                    const T* taps = weight + ((((u64)k * s.kt + kt) * s.kh + kh) * s.kw + kw) * s.c;
+                    const T* pixel = x + (((out.clip * s.t + t) * s.h + h) * s.w + w) * s.c;
+                    const T* taps = weight + ((((u64)out.c * s.kt + kt) * s.kh + kh) * s.kw + kw) * s.c;
                     float part = 0.0f;
                     for (int c = 0; c < s.c; c++) part += widen(pixel[c]) * widen(taps[c]);
                     sum += part;
                 }
             }
         }
-        if (bias) sum += bias[k];
+        if (bias) sum += bias[out.c];
         if (residual) sum += widen(residual[index]);
         pairs[2 * i] = s.relu ? fmaxf(sum, 0.0f) : sum;
         pairs[2 * i + 1] = widen(y[index]);

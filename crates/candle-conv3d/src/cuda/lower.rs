@@ -10,7 +10,7 @@
 //! * The stem's 3 channels are too few for tensor cores. See [`StemForm`].
 
 use super::CudaError;
-use super::rearrange::{LoadShape, POINTWISE, Rearranged, Source, StemForm, padded};
+use super::rearrange::{LoadShape, POINTWISE, Rearranged, STEM_CHANNELS, Source, StemForm, padded};
 use super::shape::{ConvShape, Element};
 use crate::cpu::Shape;
 use crate::plan::graph::{GraphBuilder, Node, Operation};
@@ -223,7 +223,7 @@ pub(crate) fn lower(
     lowering.finish(graph.layers[0].shape.dims(), stored, max_batch)
 }
 
-/// The convolution that is the only reader of an input of at most 4 channels.
+/// The convolution that is the only reader of an input of few channels.
 pub(crate) fn stem_node(graph: &GraphBuilder<'_>, outputs: &[Node]) -> Option<Node> {
     let readers: Vec<usize> = graph
         .layers
@@ -237,7 +237,7 @@ pub(crate) fn stem_node(graph: &GraphBuilder<'_>, outputs: &[Node]) -> Option<No
         Operation::Conv { residual, .. } => residual.is_none_or(|(node, _)| node.0 != 0),
         _ => false,
     };
-    (is_conv && graph.layers[0].shape.c <= 4 && !outputs.contains(&Node(0))).then_some(Node(only))
+    (is_conv && graph.layers[0].shape.c <= STEM_CHANNELS && !outputs.contains(&Node(0))).then_some(Node(only))
 }
 
 /// An activation that has been made.

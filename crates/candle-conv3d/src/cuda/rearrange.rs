@@ -6,6 +6,9 @@ use crate::geometry::Window;
 
 /// Channels of activations are a multiple of this: 16 bytes of half floats, which the fast kernels read at once.
 const CHANNEL_BLOCK: usize = 8;
+/// A clip of no more channels is read in a form of its own.
+pub(super) const STEM_CHANNELS: usize = 4;
+
 /// How the first convolution reads a clip of few channels; which is fastest depends on the GPU.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum StemForm {

@@ -19,7 +19,7 @@ use super::super::cudnn::{Addresses, ConvGraph, ConvPlan};
 use super::super::device;
 use super::super::kernels::Purpose;
 use super::super::program::{Gpu, address};
-use super::super::search::fastest;
+use super::super::search::{Choice, Trial, fastest};
 use super::super::shape::Signature;
 use super::super::trial::ConvTrial;
 use super::machine::{Grid, Machine, Memory, Owner};
@@ -90,7 +90,7 @@ struct State {
 
 struct Planned {
     plan: ConvPlan,
-    micros: f32,
+    choice: Choice,
 }
 
 // SAFETY: cuDNN's objects belong to no thread, and a mutex lets one at a time use them.
@@ -139,15 +139,25 @@ impl CandleGpu {
 }
 
 impl State {
-    /// Sees to it that a convolution has a plan: by the fastest algorithm.
+    /// Sees to it that a convolution has a plan: by the fastest algorithm, or the one that other batches have. Measuring all
+    /// for a last batch of a few clips would take longer than it saves.
     fn plan(&mut self, signature: &Signature) -> std::result::Result<&Planned, CudaError> {
         if !self.planned.contains_key(signature) {
+            let same = |other: &Signature| Signature { batch: signature.batch, ..*other } == *signature;
+            let known = self.planned.iter().find(|(other, _)| same(other));
             let mut trial = ConvTrial::new(&self.gpu, *signature, CANDIDATES)?;
-            let choice = fastest(&signature.to_string(), &mut trial, 0, true)?;
+            let known = known.and_then(|(_, Planned { choice, .. })| {
+                let algorithm = choice.algorithm.clone();
+                trial.time(&algorithm).ok().map(|micros| Choice { algorithm, micros })
+            });
+            let choice = match known {
+                Some(choice) => choice,
+                None => fastest(&signature.to_string(), &mut trial, 0, true)?,
+            };
             drop(trial);
             let session = &self.gpu.session;
             let plan = ConvGraph::new(session, signature, false)?.into_plan(session, &choice.algorithm)?;
-            self.planned.insert(*signature, Planned { plan, micros: choice.micros });
+            self.planned.insert(*signature, Planned { plan, choice });
         }
         Ok(&self.planned[signature])
     }
@@ -161,7 +171,13 @@ impl Machine for CandleGpu {
     fn allocate(&self, bytes: usize) -> Result<Memory> {
         // SAFETY: bytes may hold anything; whoever asks writes before it reads.
         let slice = unsafe { self.stream.alloc::<u8>(bytes.max(1)) };
-        let slice = slice.map_err(CudaError::driver("cuMemAlloc")).map_err(Error::wrap)?;
+        let slice = match slice.map_err(CudaError::driver("cuMemAlloc")) {
+            Ok(slice) => slice,
+            Err(error) if error.is_out_of_memory() => {
+                bail!("the GPU has no memory for {bytes} bytes more: take fewer clips a batch")
+            }
+            Err(error) => return Err(Error::wrap(error)),
+        };
         Ok(Memory::new(address(&slice, &self.stream), bytes, Owner::Gpu(slice)))
     }
 
@@ -200,7 +216,7 @@ impl Machine for CandleGpu {
 
     fn micros(&self, signature: &Signature) -> Result<f32> {
         let mut state = self.state().map_err(Error::wrap)?;
-        Ok(state.plan(signature).map_err(Error::wrap)?.micros)
+        Ok(state.plan(signature).map_err(Error::wrap)?.choice.micros)
     }
 }
 

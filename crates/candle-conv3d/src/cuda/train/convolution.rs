@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use candle_core::{DType, Result, Tensor};
 
-use super::super::rearrange::{LoadShape, Packing, Source, StemForm, padded};
+use super::super::rearrange::{LoadShape, Packing, STEM_CHANNELS, Source, StemForm, padded};
 use super::super::shape::{ConvShape, Pass, Signature};
 use super::machine::{Grid, Machine, Memory, launch};
 use crate::Conv3dConfig;
@@ -53,24 +53,34 @@ impl Geometry {
         self.with(machine, rearranged.shape, rearranged.packing.expect("time is not folded"))
     }
 
-    /// Of clips of few channels, (n, c, t, h, w), and how they are loaded for it: in the form that is fastest on this
-    /// machine.
+    /// Of clips (n, c, t, h, w), and how they are loaded for it: if they have few channels, in the form that is fastest on
+    /// this machine.
     pub(super) fn stem(&self, machine: &Arc<dyn Machine>, trained: bool) -> Result<(LoadShape, Convolution)> {
+        let from = self.source.from;
+        if from.c > STEM_CHANNELS {
+            return Ok((LoadShape::whole(from, padded(from.c)), self.convolution(machine)));
+        }
+        let passes = if trained { &[Pass::Forward, Pass::WeightGradient][..] } else { &[Pass::Forward] };
         let mut best: Option<(f32, LoadShape, Convolution)> = None;
+        let mut last = None;
         for form in StemForm::ALL {
             let (load, rearranged) = self.source.stem(form);
             let packing = rearranged.packing.expect("time is not folded");
             let convolution = self.with(machine, rearranged.shape, packing);
-            let mut micros = machine.micros(&convolution.signature(Pass::Forward))?;
-            if trained {
-                micros += machine.micros(&convolution.signature(Pass::WeightGradient))?;
-            }
-            if best.as_ref().is_none_or(|(least, ..)| micros < *least) {
-                best = Some((micros, load, convolution));
+            match passes.iter().map(|pass| machine.micros(&convolution.signature(*pass))).sum::<Result<f32>>() {
+                Ok(micros) => {
+                    if best.as_ref().is_none_or(|(least, ..)| micros < *least) {
+                        best = Some((micros, load, convolution));
+                    }
+                }
+                // Another form may do.
+                Err(error) => last = Some(error),
             }
         }
-        let (_, load, convolution) = best.expect("there is a form");
-        Ok((load, convolution))
+        match best {
+            Some((_, load, convolution)) => Ok((load, convolution)),
+            None => Err(last.expect("a form failed")),
+        }
     }
 
     fn with(&self, machine: &Arc<dyn Machine>, shape: ConvShape, packing: Packing) -> Convolution {

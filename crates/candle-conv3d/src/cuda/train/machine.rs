@@ -71,13 +71,13 @@ pub(crate) enum Grid {
 }
 
 impl Grid {
-    /// For sums over rows of `stored` channels; as many blocks along the first axis are as many partial sums.
-    pub(super) fn columns(rows: usize, stored: usize) -> ([usize; 2], Self) {
+    /// For sums over rows of `stored` channels, and how many partial sums of a channel there are then.
+    pub(super) fn columns(rows: usize, stored: usize) -> (usize, Self) {
         let groups = stored / 8;
         let tile = groups.min(TILE);
         let across = groups.div_ceil(tile);
         let along = rows.div_ceil(THREADS / tile * ROWS).clamp(1, (2 * MOST_BLOCKS / across).clamp(1, MOST_BLOCKS));
-        ([along, across], Self::Blocks([along, across]))
+        (along, Self::Blocks([along, across]))
     }
 
     /// For the sums of partial sums.

@@ -61,6 +61,14 @@ impl Activations {
         }
     }
 
+    /// As [`memory`](Self::memory); an error too for what another machine has.
+    fn memory_on(&self, machine: &Arc<dyn Machine>) -> Result<&Memory> {
+        if !Arc::ptr_eq(&self.machine, machine) {
+            bail!("{DEVICES}, in one precision");
+        }
+        self.memory()
+    }
+
     fn into_memory(self) -> Result<Memory> {
         match self.content {
             Content::Volume(memory) => Ok(memory),

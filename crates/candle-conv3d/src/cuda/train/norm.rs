@@ -67,7 +67,7 @@ pub(crate) fn conv_norm(from: &Activations, input: &Volume, layer: &ConvNormLaye
             bail!("{:?} can't be added to {dims:?}, both (n, t, h, w, c)", other.dims)
         }
         Following::Add(other) => {
-            let residual = other.data.gpu()?.memory()?.address();
+            let residual = other.data.gpu()?.memory_on(machine)?.address();
             (Behind::Add { other: other.id }, dims, place.normalize(&convolved, &norm.affine, residual, relu)?)
         }
         Following::Nothing => (Behind::Add { other: None }, dims, place.normalize(&convolved, &norm.affine, 0, relu)?),
@@ -150,10 +150,9 @@ impl Place {
     /// By the mean and the biased variance of each channel of `input`.
     fn of_batch(&self, input: &Memory, parameters: [&Tensor; 2], epsilon: f32) -> Result<Norm> {
         let (channels, stored, rows) = (self.channels as i32, self.stored() as i32, self.rows as u64);
-        let ([along, across], grid) = Grid::columns(self.rows, self.stored());
-        debug_assert!(across > 0);
-        let partial = self.floats(2 * along)?;
-        let (x, sums, blocks) = (input.address(), partial.address(), along as i32);
+        let (partials, grid) = Grid::columns(self.rows, self.stored());
+        let partial = self.floats(2 * partials)?;
+        let (x, sums, blocks) = (input.address(), partial.address(), partials as i32);
         // SAFETY: a volume of these rows, and room for two sums of each channel of each block.
         unsafe { launch!(self.machine, statistics, grid, x, sums, stored, rows)? };
         let one = || self.machine.allocate(4 * self.channels);
@@ -234,8 +233,8 @@ impl Place {
     /// the ReLU whose results are at `y` (0 without one). Returns the gradients of weight and bias.
     fn backward(&self, norm: &Norm, weight: &Tensor, x: &Memory, g: &Memory, y: u64) -> Result<[Tensor; 2]> {
         let (channels, stored, rows) = (self.channels as i32, self.stored() as i32, self.rows as u64);
-        let ([along, _], grid) = Grid::columns(self.rows, self.stored());
-        let partial = self.floats(2 * along)?;
+        let (partials, grid) = Grid::columns(self.rows, self.stored());
+        let partial = self.floats(2 * partials)?;
         let (gradient, volume, sums) = (g.address(), x.address(), partial.address());
         let (mean, weight) = (self.machine.address(&norm.mean)?, self.machine.address(weight)?);
         // SAFETY: volumes of these rows, a mean of each channel, and room for two sums of each channel of each block.
@@ -246,7 +245,7 @@ impl Place {
             (self.machine.allocate(4 * self.channels)?, self.machine.allocate(4 * self.channels)?);
         let terms = self.floats(3)?;
         let [to_weight, to_bias, to_terms] = [&of_weight, &of_bias, &terms].map(Memory::address);
-        let (blocks, inverse, fixed) = (along as i32, norm.inverse.address(), i32::from(norm.variance.is_none()));
+        let (blocks, inverse, fixed) = (partials as i32, norm.inverse.address(), i32::from(norm.variance.is_none()));
         let grid = Grid::partials(self.stored());
         // SAFETY: the sums of so many blocks, a mean, deviation and weight of each channel, and room for the results.
         unsafe {

@@ -283,6 +283,26 @@ fn a_tape_gives_on_a_gpu_what_it_gives_on_the_cpu() {
 }
 
 #[test]
+fn clips_of_many_channels_are_taken_as_they_are() {
+    let Some(machine) = stand_in(Precision::F32) else { return };
+    let clips = tensor(1, &[2, 11, 3, 6, 5], 0.0, 1.0);
+    let layer = Layer::new(2, [12, 11, 3, 3, 3], 1, true, false);
+    let run = |volume: &Volume| {
+        let (mut tape, mut statistics) = (Tape::default(), Vec::new());
+        let volume = layer.run(&mut tape, volume, Activation::Relu, Following::Nothing, &mut statistics);
+        let features = tape.mean(&volume).unwrap();
+        let mut gradients = features.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        tape.backward(&mut gradients).unwrap();
+        [features.detach(), gradients.get(&layer.weight).unwrap().clone()]
+    };
+    let expected = run(&Volume::from_tensor(&clips).unwrap());
+    for (actual, expected) in run(&on(&machine, &clips)).iter().zip(&expected) {
+        let error = error(actual, expected);
+        assert!(error < 1e-5, "{:?}: {error:e}", expected.shape());
+    }
+}
+
+#[test]
 fn convolutions_of_tensors_give_on_a_gpu_what_they_give_on_the_cpu() {
     // Channels that are padded, windows that skip places, a kernel that meets padding first, a single place.
     for (input, weight, stride, padding) in [
@@ -353,5 +373,9 @@ fn shapes_that_do_not_fit_are_errors() {
     let error = run(&layer, Following::Add(&elsewhere)).unwrap_err().to_string();
     assert!(error.contains(DEVICES), "{error}");
     assert!(run(&layer, Following::Add(&volume)).is_ok());
+    let precise = stand_in(Precision::F32).expect("there is one already");
+    let other = conv_norm(&precise, &clips, &layer, &mut tape, Following::Nothing).unwrap();
+    let error = conv_norm(&machine, &clips, &layer, &mut tape, Following::Add(&other)).unwrap_err().to_string();
+    assert!(error.contains(DEVICES), "{error}");
     assert!(tape.strided_shortcut(&on(&machine, &clips), 2, 8).is_err(), "clips are read by convolutions only");
 }

@@ -13,32 +13,23 @@ struct Weight {
 
 extern "C" __global__ void pack_weight(const float* __restrict__ weight, T* __restrict__ out, Weight s) {
     STRIDED(i, s.stored_k * s.taps * s.rows * s.columns * s.stored_c) {
-        int stored = (int)(i % s.stored_c);
-        unsigned rest = i / s.stored_c;
-        int j = (int)(rest % s.columns);
-        rest /= s.columns;
-        int h = (int)(rest % s.rows) + s.row;
-        rest /= s.rows;
-        int t = (int)(rest % s.taps) + s.tap, k = (int)(rest / s.taps);
-        int phase = stored / s.c, c = stored % s.c, w = j * s.step + phase - s.shift;
-        bool inside = k < s.k && phase < s.phases && w >= 0 && w < s.kw;
-        out[i] = narrow(inside ? weight[((((u64)k * s.c + c) * s.kt + t) * s.kh + h) * s.kw + w] : 0.0f);
+        Place to = place_of(i, s.taps, s.rows, s.columns, s.stored_c);
+        int t = to.t + s.tap, h = to.h + s.row, phase = to.c / s.c, w = to.w * s.step + phase - s.shift;
+        bool inside = to.clip < s.k && phase < s.phases && w >= 0 && w < s.kw;
+        u64 at = (((to.clip * s.c + to.c % s.c) * s.kt + t) * s.kh + h) * s.kw + w;
+        out[i] = narrow(inside ? weight[at] : 0.0f);
     }
 }
 
 // The gradient of a weight (k, c, kt, kh, kw) from that of a packed one; what is not in it has none.
 extern "C" __global__ void unpack_weight(const T* __restrict__ packed, float* __restrict__ gradient, Weight s) {
     STRIDED(i, s.k * s.c * s.kt * s.kh * s.kw) {
-        int w = (int)(i % s.kw) + s.shift;
-        unsigned rest = i / s.kw;
-        int h = (int)(rest % s.kh) - s.row;
-        rest /= s.kh;
-        int t = (int)(rest % s.kt) - s.tap;
-        rest /= s.kt;
-        int c = (int)(rest % s.c);
-        u64 k = rest / s.c;
+        // The dimensions of a weight in the order of a volume's.
+        Place from = place_of(i, s.c, s.kt, s.kh, s.kw);
+        int t = from.h - s.tap, h = from.w - s.row, w = from.c + s.shift;
         bool inside = t >= 0 && t < s.taps && h >= 0 && h < s.rows && w >= 0 && w / s.step < s.columns;
-        u64 at = (((k * s.taps + t) * s.rows + h) * s.columns + w / s.step) * s.stored_c + w % s.step * s.c + c;
+        u64 column = ((from.clip * s.taps + t) * s.rows + h) * s.columns + w / s.step;
+        u64 at = column * s.stored_c + w % s.step * s.c + from.t;
         gradient[i] = inside ? widen(packed[at]) : 0.0f;
     }
 }
@@ -174,29 +165,23 @@ extern "C" __global__ void normalize_pool(const T* __restrict__ x, const float* 
                                           unsigned short* __restrict__ taps, Pool s, int relu, int n) {
     unsigned groups = s.channels / 8;
     STRIDED(i, n * s.to * s.ho * s.wo * groups) {
-        int group = (int)(i % groups);
-        unsigned rest = i / groups;
-        int ow = (int)(rest % s.wo);
-        rest /= s.wo;
-        int oh = (int)(rest % s.ho);
-        rest /= s.ho;
-        int ot = (int)(rest % s.to);
-        u64 clip = rest / s.to;
-        const float* constants = affine + group * 8;
+        Place to = place_of(i, s.to, s.ho, s.wo, groups);
+        const float* constants = affine + to.c * 8;
         float most[8];
         Taps best;
         bool first = true;
         for (int kt = 0; kt < s.kt; kt++) {
-            int t = ot * s.st - s.pt + kt;
+            int t = to.t * s.st - s.pt + kt;
             if (t < 0 || t >= s.t) continue;
             for (int kh = 0; kh < s.kh; kh++) {
-                int h = oh * s.sh - s.ph + kh;
+                int h = to.h * s.sh - s.ph + kh;
                 if (h < 0 || h >= s.h) continue;
                 for (int kw = 0; kw < s.kw; kw++) {
-                    int w = ow * s.sw - s.pw + kw;
+                    int w = to.w * s.sw - s.pw + kw;
                     if (w < 0 || w >= s.w) continue;
                     unsigned short tap = (unsigned short)((kt * s.kh + kh) * s.kw + kw);
-                    Eight value = *(const Eight*)(x + (((clip * s.t + t) * s.h + h) * s.w + w) * s.channels + group * 8);
+                    u64 at = ((to.clip * s.t + t) * s.h + h) * s.w + w;
+                    Eight value = *(const Eight*)(x + at * s.channels + to.c * 8);
                     for (int k = 0; k < 8; k++) {
                         float result = widen(value.v[k]) * constants[k] + constants[s.channels + k];
                         if (first || result > most[k] || result != result) {
@@ -227,26 +212,20 @@ extern "C" __global__ void pool_gradient(const T* __restrict__ g, const T* __res
                                          const unsigned short* __restrict__ taps, T* __restrict__ out, Pool s, int n) {
     unsigned groups = s.channels / 8;
     STRIDED(i, n * s.t * s.h * s.w * groups) {
-        int group = (int)(i % groups);
-        unsigned rest = i / groups;
-        int w = (int)(rest % s.w);
-        rest /= s.w;
-        int h = (int)(rest % s.h);
-        rest /= s.h;
-        int t = (int)(rest % s.t);
-        u64 clip = rest / s.t;
+        Place from = place_of(i, s.t, s.h, s.w, groups);
         float sums[8];
         for (int k = 0; k < 8; k++) sums[k] = 0.0f;
         for (int kt = 0; kt < s.kt; kt++) {
-            int ot = t + s.pt - kt;
+            int ot = from.t + s.pt - kt;
             if (ot < 0 || ot % s.st || ot / s.st >= s.to) continue;
             for (int kh = 0; kh < s.kh; kh++) {
-                int oh = h + s.ph - kh;
+                int oh = from.h + s.ph - kh;
                 if (oh < 0 || oh % s.sh || oh / s.sh >= s.ho) continue;
                 for (int kw = 0; kw < s.kw; kw++) {
-                    int ow = w + s.pw - kw;
+                    int ow = from.w + s.pw - kw;
                     if (ow < 0 || ow % s.sw || ow / s.sw >= s.wo) continue;
-                    u64 at = (((clip * s.to + ot / s.st) * s.ho + oh / s.sh) * s.wo + ow / s.sw) * s.channels + group * 8;
+                    u64 place = ((from.clip * s.to + ot / s.st) * s.ho + oh / s.sh) * s.wo + ow / s.sw;
+                    u64 at = place * s.channels + from.c * 8;
                     int tap = (kt * s.kh + kh) * s.kw + kw;
                     Taps best = *(const Taps*)(taps + at);
                     float upstream[8];
@@ -342,20 +321,13 @@ extern "C" __global__ void shortcut_gradient(const T* __restrict__ g, T* __restr
                                              int n) {
     unsigned groups = s.channels / 8;
     STRIDED(i, n * s.t * s.h * s.w * groups) {
-        int channel = (int)(i % groups) * 8;
-        unsigned rest = i / groups;
-        int w = (int)(rest % s.w);
-        rest /= s.w;
-        int h = (int)(rest % s.h);
-        rest /= s.h;
-        int t = (int)(rest % s.t);
-        u64 clip = rest / s.t;
+        Place to = place_of(i, s.t, s.h, s.w, groups);
         Eight sum;
         for (int k = 0; k < 8; k++) sum.v[k] = narrow(0.0f);
         if (accumulate) sum = *(const Eight*)(out + (u64)i * 8);
-        if (t % s.stride == 0 && h % s.stride == 0 && w % s.stride == 0) {
-            u64 place = ((clip * s.to + t / s.stride) * s.ho + h / s.stride) * s.wo + w / s.stride;
-            Eight upstream = *(const Eight*)(g + place * s.channels_out + channel);
+        if (to.t % s.stride == 0 && to.h % s.stride == 0 && to.w % s.stride == 0) {
+            u64 place = ((to.clip * s.to + to.t / s.stride) * s.ho + to.h / s.stride) * s.wo + to.w / s.stride;
+            Eight upstream = *(const Eight*)(g + place * s.channels_out + to.c * 8);
             for (int k = 0; k < 8; k++) sum.v[k] = narrow(widen(sum.v[k]) + widen(upstream.v[k]));
         }
         *(Eight*)(out + (u64)i * 8) = sum;
@@ -398,29 +370,23 @@ extern "C" __global__ void direct_input_gradient(const T* __restrict__ x, const 
                                                  int count) {
     STRIDED(i, count) {
         u64 index = i * every;
-        int c = (int)(index % s.c);
-        u64 rest = index / s.c;
-        int w = (int)(rest % s.w);
-        rest /= s.w;
-        int h = (int)(rest % s.h);
-        rest /= s.h;
-        int t = (int)(rest % s.t);
-        u64 clip = rest / s.t;
+        Place to = place_of(index, s.t, s.h, s.w, s.c);
         double sum = 0.0;
         for (int kt = 0; kt < s.kt; kt++) {
-            int ot = t + s.pt - kt;
+            int ot = to.t + s.pt - kt;
             if (ot < 0 || ot % s.st || ot / s.st >= s.to) continue;
             for (int kh = 0; kh < s.kh; kh++) {
-                int oh = h + s.ph - kh;
+                int oh = to.h + s.ph - kh;
                 if (oh < 0 || oh % s.sh || oh / s.sh >= s.ho) continue;
                 for (int kw = 0; kw < s.kw; kw++) {
-                    int ow = w + s.pw - kw;
+                    int ow = to.w + s.pw - kw;
                     if (ow < 0 || ow % s.sw || ow / s.sw >= s.wo) continue;
-                    const T* upstream = y + (((clip * s.to + ot / s.st) * s.ho + oh / s.sh) * s.wo + ow / s.sw) * s.k;
+                    u64 place = ((to.clip * s.to + ot / s.st) * s.ho + oh / s.sh) * s.wo + ow / s.sw;
+                    const T* upstream = y + place * s.k;
                     float part = 0.0f;
                     for (int k = 0; k < s.k; k++)
                         part += widen(upstream[k]) *
-                                widen(weight[((((u64)k * s.kt + kt) * s.kh + kh) * s.kw + kw) * s.c + c]);
+                                widen(weight[((((u64)k * s.kt + kt) * s.kh + kh) * s.kw + kw) * s.c + to.c]);
                     sum += part;
                 }
             }
@@ -436,26 +402,20 @@ extern "C" __global__ void direct_weight_gradient(const T* __restrict__ x, const
                                                   int count, int n) {
     STRIDED(i, count) {
         u64 index = i * every;
-        int c = (int)(index % s.c);
-        u64 rest = index / s.c;
-        int kw = (int)(rest % s.kw);
-        rest /= s.kw;
-        int kh = (int)(rest % s.kh);
-        rest /= s.kh;
-        int kt = (int)(rest % s.kt), k = (int)(rest / s.kt);
+        Place tap = place_of(index, s.kt, s.kh, s.kw, s.c);
         double sum = 0.0;
         for (u64 frame = 0; frame < (u64)n * s.to; frame++) {
-            int t = (int)(frame % s.to) * s.st - s.pt + kt;
+            int t = (int)(frame % s.to) * s.st - s.pt + tap.t;
             if (t < 0 || t >= s.t) continue;
             for (int oh = 0; oh < s.ho; oh++) {
-                int h = oh * s.sh - s.ph + kh;
+                int h = oh * s.sh - s.ph + tap.h;
                 if (h < 0 || h >= s.h) continue;
                 float part = 0.0f;
                 for (int ow = 0; ow < s.wo; ow++) {
-                    int w = ow * s.sw - s.pw + kw;
+                    int w = ow * s.sw - s.pw + tap.w;
                     if (w < 0 || w >= s.w) continue;
-                    part += widen(x[(((frame / s.to * s.t + t) * s.h + h) * s.w + w) * s.c + c]) *
-                            widen(y[((frame * s.ho + oh) * s.wo + ow) * s.k + k]);
+                    part += widen(x[(((frame / s.to * s.t + t) * s.h + h) * s.w + w) * s.c + tap.c]) *
+                            widen(y[((frame * s.ho + oh) * s.wo + ow) * s.k + tap.clip]);
                 }
                 sum += part;
             }
