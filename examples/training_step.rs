@@ -28,7 +28,7 @@ fn main() -> Result<(), Error> {
     let (batch, steps, gpu) = (number()?.unwrap_or(8), number()?.unwrap_or(5), number()?);
     let (device, precision) = match gpu {
         None => (Device::Cpu, Precision::F32),
-        Some(gpu) => (training_device(gpu)?, precision(arguments.next().as_deref())?),
+        Some(gpu) => (network::gpu(gpu)?, precision(arguments.next().as_deref())?),
     };
     keep_freed_memory();
     let model = network::from_scratch(resnet_34(), 1)?;
@@ -88,16 +88,6 @@ fn precision(name: Option<&str>) -> Result<Precision, Error> {
     let all = [Precision::Bf16, Precision::Tf32, Precision::F32];
     let Some(name) = name else { return Ok(Precision::default()) };
     all.into_iter().find(|precision| precision.to_string() == name).ok_or_else(|| format!("no precision {name}").into())
-}
-
-#[cfg(feature = "candle-cuda")]
-fn training_device(gpu: usize) -> Result<Device, Error> {
-    Ok(candle_conv3d::cuda::training_device(gpu)?)
-}
-
-#[cfg(not(feature = "candle-cuda"))]
-fn training_device(gpu: usize) -> Result<Device, Error> {
-    Err(format!("GPU {gpu} takes the feature candle-cuda").into())
 }
 
 /// Loss and gradients of a step in evaluation mode of batch norms, whose statistics over few clips would make every rounding

@@ -16,19 +16,19 @@ if [ ! -e "$libraries/complete" ]; then
 fi
 
 # cuDNN wants the driver and cuBLAS to be there, if only to find no GPU with them.
-names() { strings -a "$libraries"/nvidia/cudnn/lib/*.so.9 | grep -E "$1" | sort -u; }
+functions=$(strings -a "$libraries"/nvidia/cudnn/lib/*.so.9 | grep -E '^cu[A-Z][A-Za-z0-9]+(_v[0-9]+|_ptsz)?$|^cublasLt[A-Z]' | sort -u)
 none=$libraries/no-gpu
 mkdir -p "$none"
 {
     cat scripts/no-gpu-driver.c
     # CUDA_ERROR_NO_DEVICE
-    names '^cu[A-Z][A-Za-z0-9]+(_v[0-9]+|_ptsz)?$' |
+    grep '^cu[A-Z]' <<<"$functions" |
         grep -vxF -f <(sed -n 's/^int \(cu\w*\)(.*/\1/p' scripts/no-gpu-driver.c) | sed 's/.*/int &(void) { return 100; }/'
 } | cc -w -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$none/libcuda.so.1" -xc -
 {
     echo 'unsigned long cublasLtGetVersion(void) { return 130400; }'
     # CUBLAS_STATUS_NOT_INITIALIZED
-    names '^cublasLt[A-Z][A-Za-z0-9]+$' | grep -vx cublasLtGetVersion | sed 's/.*/int &(void) { return 1; }/'
+    grep '^cublasLt[A-Z][A-Za-z0-9]*$' <<<"$functions" | grep -vx cublasLtGetVersion | sed 's/.*/int &(void) { return 1; }/'
 } | cc -w -shared -fPIC -Wl,-soname,libcublasLt.so.13 -o "$none/libcublasLt.so.13" -xc -
 
 cargo clippy --workspace --all-targets --features cuda --quiet -- -D warnings

@@ -249,10 +249,7 @@ fn parse_device(name: &str) -> anyhow::Result<Device> {
         Ok(DeviceRequest::Gpu(number)) => number,
         Err(allowed) => bail!("device is {name:?}; {allowed}"),
     };
-    #[cfg(feature = "candle-cuda")]
-    return candle_conv3d::cuda::training_device(number).with_context(|| format!("can't use {name}"));
-    #[cfg(not(feature = "candle-cuda"))]
-    bail!("this program trains on the CPU only, not on GPU {number}: build it with --features candle-cuda");
+    network::gpu(number).with_context(|| format!("can't use {name}"))
 }
 
 fn choose_precision(asked: Option<PrecisionArg>, device: &Device) -> anyhow::Result<Precision> {

@@ -174,6 +174,16 @@ impl Network {
     }
 }
 
+/// A GPU to train on, by the driver's number: an error in a program that is built without the feature `candle-cuda`.
+pub fn gpu(number: usize) -> Result<Device> {
+    #[cfg(feature = "candle-cuda")]
+    return candle_conv3d::cuda::training_device(number);
+    #[cfg(not(feature = "candle-cuda"))]
+    candle_core::bail!(
+        "this program trains on the CPU only, not on GPU {number}: build it with --features candle-cuda"
+    );
+}
+
 /// Whether batch norms keep it rather than an optimiser changing it.
 fn is_statistic(name: &str) -> bool {
     name.ends_with(".running_mean") || name.ends_with(".running_var")

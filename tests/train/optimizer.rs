@@ -1,6 +1,6 @@
 //! Optimisers step by step beside PyTorch's, and whole training steps.
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::loss::cross_entropy;
 use candle_nn::{Optimizer as _, ParamsAdamW};
 use kinetoscope::model::counter::CounterStream;
@@ -16,20 +16,28 @@ fn uniform(seed: u64, name: &str, len: u64) -> Vec<f32> {
     (0..len).map(|index| stream.uniform(index)).collect()
 }
 
-/// Takes the steps of `generate.py` and compares the weights after each.
-fn assert_steps<O: candle_nn::Optimizer>(case: &str, config: O::Config) {
+/// Takes the steps of `generate.py` and compares the weights after each: in f32, and in f64 by the operations that other
+/// devices take too.
+fn assert_steps<O: candle_nn::Optimizer<Config: Clone>>(case: &str, config: O::Config) {
     let path = golden::path("optimizers.safetensors");
     let golden = candle_core::safetensors::load(path, &Device::Cpu).expect("the golden is committed");
-    let weight = Var::from_vec(uniform(1, "weight", 64), 64, &Device::Cpu).unwrap();
-    let mut optimizer = O::new(vec![weight.clone()], config).unwrap();
-    for step in 0..5 {
-        let gradient = Tensor::from_vec(uniform(2, &format!("gradient {step}"), 64), 64, &Device::Cpu).unwrap();
-        // The gradient of the sum of weight times constant is the constant.
-        let gradients = (weight.as_tensor() * gradient).unwrap().sum_all().unwrap().backward().unwrap();
-        optimizer.step(&gradients).unwrap();
-        let expected = golden[&format!("{case}.{step}")].to_vec1::<f32>().unwrap();
-        for (actual, expected) in weight.to_vec1::<f32>().unwrap().into_iter().zip(expected) {
-            assert!((actual - expected).abs() <= 1e-6, "{case}, step {step}: {actual} instead of {expected}");
+    for dtype in [DType::F32, DType::F64] {
+        let tensor = |seed: u64, name: &str| {
+            Tensor::from_vec(uniform(seed, name, 64), 64, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+        };
+        let weight = Var::from_tensor(&tensor(1, "weight")).unwrap();
+        let mut optimizer = O::new(vec![weight.clone()], config.clone()).unwrap();
+        for step in 0..5 {
+            let gradient = tensor(2, &format!("gradient {step}"));
+            // The gradient of the sum of weight times constant is the constant.
+            let gradients = (weight.as_tensor() * gradient).unwrap().sum_all().unwrap().backward().unwrap();
+            optimizer.step(&gradients).unwrap();
+            let expected = golden[&format!("{case}.{step}")].to_vec1::<f32>().unwrap();
+            let actual = weight.to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
+            for (actual, expected) in actual.into_iter().zip(expected) {
+                let error = (actual - expected).abs();
+                assert!(error <= 1e-6, "{case}, {dtype:?}, step {step}: {actual} instead of {expected}");
+            }
         }
     }
 }

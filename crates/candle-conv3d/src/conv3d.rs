@@ -27,6 +27,16 @@ impl Conv3dConfig {
         self.window(kernel).output_dims(input)
     }
 
+    /// The window and (t, h, w) of the output for an input (n, t, h, w, ic) and a weight (oc, ic, kt, kh, kw), unless they
+    /// don't belong together or there is more padding than kernel: the reference takes windows without data.
+    pub(crate) fn fit(&self, input: [usize; 5], weight: [usize; 5]) -> Option<(Window, [usize; 3])> {
+        let ([_, t, h, w, in_channels], [out_channels, weight_channels, kt, kh, kw]) = (input, weight);
+        let window = self.window([kt, kh, kw]);
+        let sensible = (0..3).all(|axis| window.padding[axis] < window.kernel[axis]);
+        let output = window.output_dims([t, h, w]).ok()?;
+        (in_channels == weight_channels && out_channels > 0 && sensible).then_some((window, output))
+    }
+
     pub(crate) fn window(&self, kernel: [usize; 3]) -> Window {
         Window { kernel, stride: self.stride, padding: self.padding }
     }

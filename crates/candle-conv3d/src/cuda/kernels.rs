@@ -357,7 +357,7 @@ impl Kernels {
 
 impl LoadShape {
     /// Pieces of work of one clip.
-    fn groups(&self) -> usize {
+    pub(super) fn groups(&self) -> usize {
         [self.t, self.h, self.stored_w, self.stored_c / 4].iter().map(|&dim| dim as usize).product()
     }
 }

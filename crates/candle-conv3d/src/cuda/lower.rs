@@ -13,6 +13,7 @@ use super::CudaError;
 use super::rearrange::{LoadShape, POINTWISE, Rearranged, STEM_CHANNELS, Source, StemForm, padded};
 use super::shape::{ConvShape, Element};
 use crate::cpu::Shape;
+use crate::geometry::Window;
 use crate::plan::graph::{GraphBuilder, Node, Operation};
 
 /// Alignment of weights and activations.
@@ -22,7 +23,7 @@ const WORK_LIMIT: usize = 1 << 31;
 
 /// Where time stands in an activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Layout {
+pub(super) enum Layout {
     /// `(t, h, w, c)`
     Plain,
     /// `(h, w, t, c)`
@@ -60,6 +61,21 @@ pub(crate) struct PoolShape {
     pub(crate) padding: [i32; 3],
 }
 
+impl PoolShape {
+    /// Of a volume with so many stored channels, (t, h, w) of input and output.
+    pub(super) fn new(stored: usize, input: [usize; 3], output: [usize; 3], window: &Window) -> Self {
+        let dims = |dims: [usize; 3]| dims.map(|dim| dim as i32);
+        Self {
+            channels: stored as i32,
+            input: dims(input),
+            output: dims(output),
+            kernel: dims(window.kernel),
+            stride: dims(window.stride),
+            padding: dims(window.padding),
+        }
+    }
+}
+
 /// Mirrors `Gather` in kernels.cu.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -70,6 +86,24 @@ pub(crate) struct GatherShape {
     /// Elements between clips, frames, rows and columns.
     pub(crate) from: [i32; 4],
     pub(crate) to: [i32; 4],
+}
+
+impl GatherShape {
+    /// From every `stride`-th place of an activation to another one, each with its stored channels and layout.
+    pub(super) fn new(
+        (from, stored, layout): (Shape, usize, Layout),
+        stride: [usize; 3],
+        (to, stored_to, layout_to): (Shape, usize, Layout),
+    ) -> Self {
+        let [n, t, h, w] = strides(from, stored, layout);
+        Self {
+            channels_in: stored as i32,
+            channels: stored_to as i32,
+            dims: [to.t, to.h, to.w].map(|dim| dim as i32),
+            from: [n, t * stride[0], h * stride[1], w * stride[2]].map(|stride| stride as i32),
+            to: strides(to, stored_to, layout_to).map(|stride| stride as i32),
+        }
+    }
 }
 
 /// A convolution with its ends.
@@ -325,15 +359,7 @@ impl Lowering {
             Operation::MaxPool { input, window } => {
                 let (id, from, stored) = self.want(name, *input, Layout::Plain)?;
                 let output = self.value(shape.t * shape.h * shape.w * stored * self.element.bytes());
-                let dims = |dims: [usize; 3]| dims.map(|dim| dim as i32);
-                let pool = PoolShape {
-                    channels: stored as i32,
-                    input: dims([from.t, from.h, from.w]),
-                    output: dims([shape.t, shape.h, shape.w]),
-                    kernel: dims(window.kernel),
-                    stride: dims(window.stride),
-                    padding: dims(window.padding),
-                };
+                let pool = PoolShape::new(stored, [from.t, from.h, from.w], [shape.t, shape.h, shape.w], window);
                 self.steps.push(Step::MaxPool { input: id, output, shape: pool });
                 self.made[index].push(Value::Activation { id: output, shape, stored, layout: Layout::Plain });
             }
@@ -438,15 +464,7 @@ impl Lowering {
         layout_to: Layout,
     ) -> ValueId {
         let output = self.value(to.t * to.h * to.w * stored_to * self.element.bytes());
-        let [n, t, h, w] = strides(from, stored, layout);
-        let from = [n, t * stride[0], h * stride[1], w * stride[2]].map(|stride| stride as i32);
-        let shape = GatherShape {
-            channels_in: stored as i32,
-            channels: stored_to as i32,
-            dims: [to.t, to.h, to.w].map(|dim| dim as i32),
-            from,
-            to: strides(to, stored_to, layout_to).map(|stride| stride as i32),
-        };
+        let shape = GatherShape::new((from, stored, layout), stride, (to, stored_to, layout_to));
         self.steps.push(Step::Gather { input, output, shape });
         output
     }

@@ -73,15 +73,13 @@ pub(super) struct Packing {
 impl Packing {
     /// Index into the weight of (output channel, tap, input channel) of the packed one; `None` is zero.
     fn index(&self, k: usize, [t, h, j]: [usize; 3], c: usize) -> Option<usize> {
-        let [k, t, h, j, c] = [k, t, h, j, c].map(|index| index as i32);
-        let [kt, kh, kw] = self.kernel;
-        let (phase, channel) = (c / self.c, c % self.c);
-        let (t, h, w) = (t + self.first[0], h + self.first[1], j * self.step + phase - self.shift);
-        let inside = k < self.k && phase < self.phases && t < kt && h < kh && (0..kw).contains(&w);
-        let at = |dims: [i32; 5]| dims.map(|index| index as usize);
-        let ([k, channel, t, h, w], [_, channels, kt, kh, kw]) =
-            (at([k, channel, t, h, w]), at([0, self.c, kt, kh, kw]));
-        inside.then(|| (((k * channels + channel) * kt + t) * kh + h) * kw + w)
+        let [k, t, h, j, c] = [k, t, h, j, c].map(|index| index as i64);
+        let [channels, step, shift, phases] = [self.c, self.step, self.shift, self.phases].map(i64::from);
+        let ([kt, kh, kw], [first_t, first_h]) = (self.kernel.map(i64::from), self.first.map(i64::from));
+        let (phase, channel) = (c / channels, c % channels);
+        let (t, h, w) = (t + first_t, h + first_h, j * step + phase - shift);
+        let inside = k < i64::from(self.k) && phase < phases && t < kt && h < kh && (0..kw).contains(&w);
+        inside.then(|| ((((k * channels + channel) * kt + t) * kh + h) * kw + w) as usize)
     }
 }
 
@@ -124,15 +122,6 @@ impl Source {
         if fits { (begin, end) } else { (0, kernel[axis]) }
     }
 
-    /// Index into the weight, which is (k, c, kt, kh, kw).
-    fn index(&self) -> impl Fn(usize, usize, [usize; 3]) -> Option<usize> + use<> {
-        let ([kt, kh, kw], (c, k)) = (self.window.kernel, (self.from.c, self.to.c));
-        move |out, input, [t, h, w]| {
-            let inside = out < k && input < c && t < kt && h < kh && w < kw;
-            inside.then_some((((out * c + input) * kt + t) * kh + h) * kw + w)
-        }
-    }
-
     /// Taps cut along all axes.
     pub(super) fn plain(&self) -> Rearranged {
         let taps = [0, 1, 2].map(|axis| self.taps(axis));
@@ -151,11 +140,12 @@ impl Source {
         let flat = Source { window: self.flat_window(), ..*self };
         let shape =
             flat.shape([c * frames_in, 1, self.from.h, self.from.w], [k * frames, 1, self.to.h, self.to.w], taps);
-        let index = self.index();
+        // The time of a tap follows from the frames.
+        let packing = self.packing(&shape, [0, taps[1].0 as i32], [1, 1, -(taps[2].0 as i32)]);
         let source = move |out: usize, [_, h, w]: [usize; 3], input: usize| {
             let (frame, frame_in) = (out / k, input / c);
             let t = (frame_in + padding).checked_sub(frame * stride)?;
-            index(out % k, input % c, [t, h + taps[1].0, w + taps[2].0])
+            packing.index(out % k, [t, h, w], input % c)
         };
         Rearranged { shape, source: Box::new(source), frame_channels: k, frames, packing: None }
     }

@@ -9,9 +9,9 @@ use super::convolution::Convolution;
 use super::norm::Normalization;
 use super::pooled_norm::PooledNorm;
 use super::scratch::Scratch;
-use super::tape::insert_gradient;
 use super::tape::{
     Backward, BatchStatistics, ConvNormLayer, Data, Following, Made, Statistics, Volume, VolumeGradients,
+    insert_gradient,
 };
 use super::with_slices;
 use crate::Activation;
@@ -21,7 +21,7 @@ pub(super) fn forward(input: &Volume, layer: &ConvNormLayer<'_>) -> Result<Made>
     let (weight, scale, bias) =
         (layer.weight.contiguous()?, layer.norm_weight.contiguous()?, layer.norm_bias.contiguous()?);
     let Some(convolution) = Convolution::new(input.dims, weight.dims5()?.into(), &layer.config) else {
-        bail!("a tape has no convolution of (n, t, h, w, c) {:?} by {:?}: {:?}", input.dims, weight, layer.config);
+        return Err(layer.misfit(input.dims));
     };
     let dims = convolution.output_dims();
     let channels = dims[4];
@@ -138,10 +138,6 @@ impl Backward for ConvNorm {
     }
 }
 
-/// Adds to the gradient of `variable`, unless it is no variable.
 fn insert(gradients: &mut GradStore, variable: &Tensor, gradient: Vec<f32>) -> Result<()> {
-    if !variable.is_variable() {
-        return Ok(());
-    }
     insert_gradient(gradients, variable, Tensor::from_vec(gradient, variable.shape(), &Device::Cpu)?)
 }

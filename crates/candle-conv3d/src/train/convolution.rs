@@ -39,14 +39,8 @@ impl Convolution {
     /// together or need more padding than the kernel is large.
     pub(crate) fn new(input: [usize; 5], weight: [usize; 5], config: &Conv3dConfig) -> Option<Self> {
         let [clips, t, h, w, in_channels] = input;
-        let [out_channels, weight_channels, kt, kh, kw] = weight;
-        let window = config.window([kt, kh, kw]);
-        // More padding than kernel makes windows without data; the reference takes those.
-        let sensible = (0..3).all(|axis| window.padding[axis] < window.kernel[axis]);
-        let output = window.output_dims([t, h, w]).ok()?;
-        if in_channels != weight_channels || out_channels == 0 || !sensible {
-            return None;
-        }
+        let [out_channels, _, kt, kh, kw] = weight;
+        let (window, output) = config.fit(input, weight)?;
         // Of a short clip the first and last taps may meet padding only: with one frame, two thirds of a residual
         // block's weights. Without them it is a convolution with a shorter kernel and less padding.
         let ([stride, ..], [padding, ..]) = (window.stride, window.padding);

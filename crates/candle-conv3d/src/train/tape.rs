@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Result, Tensor, Var, bail};
+use candle_core::{DType, Device, Error, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
 use super::scratch::Scratch;
@@ -96,6 +96,12 @@ pub struct ConvNormLayer<'a> {
 }
 
 impl ConvNormLayer<'_> {
+    /// The answer to an input (n, t, h, w, c) that the convolution can't take.
+    pub(crate) fn misfit(&self, input: [usize; 5]) -> Error {
+        let Self { weight, config, .. } = self;
+        Error::msg(format!("a tape has no convolution of (n, t, h, w, c) {input:?} by {weight:?}: {config:?}"))
+    }
+
     /// Whether its normalisation fits so many channels.
     pub(crate) fn check(&self, channels: usize) -> Result<()> {
         for parameter in [self.norm_weight, self.norm_bias] {
@@ -382,8 +388,12 @@ fn spread(upstream: &Tensor, dims: [usize; 5]) -> Result<Scratch> {
     Ok(gradient)
 }
 
-/// Adds to the gradient of a variable.
+/// Adds to the gradient of `variable`, unless it is no variable.
 pub(crate) fn insert_gradient(gradients: &mut GradStore, variable: &Tensor, gradient: Tensor) -> Result<()> {
+    if !variable.is_variable() {
+        return Ok(());
+    }
+    let gradient = gradient.to_dtype(variable.dtype())?;
     let sum = match gradients.remove(variable) {
         Some(other) => (other + gradient)?,
         None => gradient,

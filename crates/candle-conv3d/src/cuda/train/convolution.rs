@@ -12,7 +12,7 @@ use crate::Conv3dConfig;
 use crate::cpu::Shape;
 
 /// A convolution of volumes (n, t, h, w, c) by a weight (oc, ic, kt, kh, kw).
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(super) struct Convolution {
     machine: Arc<dyn Machine>,
     clips: usize,
@@ -35,13 +35,8 @@ pub(super) struct Geometry {
 impl Geometry {
     /// Of an input (n, t, h, w, ic) and a weight (oc, ic, kt, kh, kw). No axis may have more padding than kernel.
     pub(super) fn new(input: [usize; 5], weight: [usize; 5], config: &Conv3dConfig) -> Option<Self> {
-        let ([clips, t, h, w, in_channels], [out_channels, weight_channels, kt, kh, kw]) = (input, weight);
-        let window = config.window([kt, kh, kw]);
-        let sensible = (0..3).all(|axis| window.padding[axis] < window.kernel[axis]);
-        let [to, ho, wo] = window.output_dims([t, h, w]).ok()?;
-        if in_channels != weight_channels || out_channels == 0 || !sensible {
-            return None;
-        }
+        let (window, [to, ho, wo]) = config.fit(input, weight)?;
+        let ([clips, t, h, w, in_channels], [out_channels, ..]) = (input, weight);
         let from = Shape { c: in_channels, t, h, w };
         let source = Source { from, to: Shape { c: out_channels, t: to, h: ho, w: wo }, window };
         Some(Self { source, clips, weight, output: [clips, to, ho, wo, out_channels] })

@@ -131,6 +131,7 @@ pub(crate) const KERNELS: [&str; 22] = [
     "add",
     "channels_first",
     "channels_last",
+    "direct_conv",
     "direct_input_gradient",
     "direct_weight_gradient",
     "finish_gradients",
@@ -149,7 +150,6 @@ pub(crate) const KERNELS: [&str; 22] = [
     "spread",
     "statistics",
     "unpack_weight",
-    "direct_conv",
 ];
 
 /// Pointers to values, as launches take them.

@@ -20,8 +20,9 @@ use std::sync::Arc;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Result, Shape, Tensor, bail};
 
-use super::lower::GatherShape;
+use super::lower::{GatherShape, Layout};
 use super::rearrange::{LoadShape, padded};
+use crate::cpu;
 use crate::train::tape::{Backward, DEVICES, Data, Made, Volume, VolumeGradients};
 use convolution::{volume_bytes, volume_len};
 use machine::{Grid, Machine, Memory, launch};
@@ -130,11 +131,12 @@ impl Data {
 /// Stores clips as a convolution reads them.
 fn load(machine: &dyn Machine, clips: &Tensor, shape: LoadShape) -> Result<Memory> {
     let n = clips.dim(0)?;
-    let [t, h, w, c] = [shape.t, shape.h, shape.stored_w, shape.stored_c].map(|dim| dim as usize);
-    let stored = machine.allocate(n * t * h * w * c * machine.precision().element().bytes())?;
+    // Of four values each.
+    let groups = n * shape.groups();
+    let stored = machine.allocate(4 * groups * machine.precision().element().bytes())?;
     let (from, to, batch) = (machine.address(clips)?, stored.address(), n as i32);
     // SAFETY: clips of this shape, and room for them as they are stored.
-    unsafe { launch!(machine, load_values, Grid::Work(n * t * h * w * c / 4), from, to, shape, batch)? };
+    unsafe { launch!(machine, load_values, Grid::Work(groups), from, to, shape, batch)? };
     Ok(stored)
 }
 
@@ -143,16 +145,9 @@ pub(crate) fn shortcut(from: &Activations, input: &Volume, stride: usize, dims: 
     let machine = &from.machine;
     let ([_, t_in, h_in, w_in, c_in], [n, t, h, w, c]) = (input.dims, dims);
     let (stored_in, stored) = (padded(c_in), padded(c));
-    let strides =
-        |t: usize, h: usize, w: usize, stored: usize| [t * h * w * stored, h * w * stored, w * stored, stored];
-    let [clip, frame, row, place] = strides(t_in, h_in, w_in, stored_in);
-    let shape = GatherShape {
-        channels_in: stored_in as i32,
-        channels: stored as i32,
-        dims: [t, h, w].map(|dim| dim as i32),
-        from: [clip, frame * stride, row * stride, place * stride].map(|stride| stride as i32),
-        to: strides(t, h, w, stored).map(|stride| stride as i32),
-    };
+    let place =
+        |c: usize, t: usize, h: usize, w: usize, stored: usize| (cpu::Shape { c, t, h, w }, stored, Layout::Plain);
+    let shape = GatherShape::new(place(c_in, t_in, h_in, w_in, stored_in), [stride; 3], place(c, t, h, w, stored));
     let memory = machine.allocate(volume_bytes(&**machine, dims))?;
     let (source, to, batch) = (from.memory()?.address(), memory.address(), n as i32);
     // SAFETY: volumes of these dimensions.

@@ -24,12 +24,7 @@ const MOST_TAPS: usize = 1 << 16;
 pub(crate) fn conv_norm(from: &Activations, input: &Volume, layer: &ConvNormLayer<'_>) -> Result<Made> {
     let machine = &from.machine;
     let Some(geometry) = Geometry::new(input.dims, layer.weight.dims5()?.into(), &layer.config) else {
-        bail!(
-            "a tape has no convolution of (n, t, h, w, c) {:?} by {:?}: {:?}",
-            input.dims,
-            layer.weight,
-            layer.config
-        );
+        return Err(layer.misfit(input.dims));
     };
     let (convolution, source) = match &from.content {
         Content::Clips(clips) => {
@@ -292,15 +287,7 @@ impl Pool {
         if config.kernel.iter().product::<usize>() > MOST_TAPS {
             bail!("a max pool of {:?} places on a GPU; at most {MOST_TAPS} in all", config.kernel);
         }
-        let dims = |dims: [usize; 3]| dims.map(|dim| dim as i32);
-        let shape = PoolShape {
-            channels: padded(c) as i32,
-            input: dims([t, h, w]),
-            output: dims([to, ho, wo]),
-            kernel: dims(config.kernel),
-            stride: dims(config.stride),
-            padding: dims(config.padding),
-        };
+        let shape = PoolShape::new(padded(c), [t, h, w], [to, ho, wo], &config.window());
         Ok(Self { shape, input, output: [n, to, ho, wo, c], relu })
     }
 
@@ -383,14 +370,14 @@ impl Backward for ConvNorm {
             }
         };
         for (variable, gradient) in [&scale, &bias].into_iter().zip(of_parameters) {
-            insert(gradients, variable, gradient)?;
+            insert_gradient(gradients, variable, gradient)?;
         }
         let gradient = convolved;
         if let Behind::Add { other: Some(other) } = self.following {
             volumes.add(other, Data::Gpu(Activations::volume(&place.machine, upstream)))?;
         }
         if weight.is_variable() {
-            insert(gradients, &weight, convolution.weight_gradient(source.memory()?, &gradient)?)?;
+            insert_gradient(gradients, &weight, convolution.weight_gradient(source.memory()?, &gradient)?)?;
         }
         if let Some(id) = self.input {
             let of_input = convolution.input_gradient(&packed, &gradient)?;
@@ -398,12 +385,4 @@ impl Backward for ConvNorm {
         }
         Ok(())
     }
-}
-
-/// Adds to the gradient of `variable`, unless it is no variable.
-fn insert(gradients: &mut GradStore, variable: &Tensor, gradient: Tensor) -> Result<()> {
-    if !variable.is_variable() {
-        return Ok(());
-    }
-    insert_gradient(gradients, variable, gradient.to_dtype(variable.dtype())?)
 }
