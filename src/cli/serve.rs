@@ -148,7 +148,8 @@ pub(super) struct Args {
     #[arg(long, env = "KINETOSCOPE_MAX_VIDEO_BYTES", value_name = "SIZE", default_value = "64MiB")]
     max_video_bytes: ByteSize,
 
-    /// Longest video that is taken
+    /// Longest time of a video that is classified: what a request leaves out by start, end, clip_stride or max_clips does not
+    /// count
     #[arg(long, env = "KINETOSCOPE_MAX_DURATION", value_name = "TIME", default_value = "30m")]
     max_duration: Duration,
 

@@ -69,8 +69,6 @@ pub enum Reason {
     TooManyBytes,
     /// The video has too many clips.
     TooManyClips,
-    /// The video changes its size or format too often.
-    TooManyFormatChanges,
     /// The video has too many frames.
     TooManyFrames,
     /// The video's frames are too large.

@@ -196,7 +196,6 @@ fn from_video_error(error: &VideoError) -> Status {
         VideoError::TooManyFrames { .. } => Reason::TooManyFrames,
         VideoError::TooManyClips { .. } => Reason::TooManyClips,
         VideoError::TooLong { .. } => Reason::VideoTooLong,
-        VideoError::TooManyFormatChanges { .. } => Reason::TooManyFormatChanges,
         VideoError::TooMuchCpuTime { .. } => Reason::TooMuchDecodeTime,
         VideoError::DecoderCrashed { .. } => Reason::DecoderCrashed,
         VideoError::OutOfMemory { .. } => Reason::DecoderOutOfMemory,

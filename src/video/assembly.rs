@@ -6,16 +6,15 @@ use std::time::Duration;
 use super::decode::{StreamInfo, TimedFrame};
 use super::error::VideoError;
 use super::frame::FrameView;
-use super::picture;
 use super::sample::{Place, SlidingWindow, loop_to_full_length};
 use super::transform::FrameTransform;
-use super::{Clip, DecodeOptions};
+use super::{Clip, DecodeOptions, VideoSummary};
 use crate::model::spec::{ClipSpec, ColorMatrix, Preprocessing};
 
 /// What decoding has come past.
 pub(super) enum Passed {
-    /// A clip that is wanted.
-    Clip(Clip),
+    /// A clip that is wanted, and what was decoded so far.
+    Clip(Clip, Box<VideoSummary>),
     /// A clip that is not, but had to be decoded.
     Unwanted,
 }
@@ -24,7 +23,7 @@ impl Passed {
     /// Hands a clip to `on_clip`, to which others mean nothing.
     pub(super) fn clip_to(self, on_clip: &mut impl FnMut(Clip) -> ControlFlow<()>) -> ControlFlow<()> {
         match self {
-            Self::Clip(clip) => on_clip(clip),
+            Self::Clip(clip, _) => on_clip(clip),
             Self::Unwanted => ControlFlow::Continue(()),
         }
     }
@@ -38,8 +37,8 @@ pub(super) trait ClipSink {
     /// Memory for `len` bytes of pixels, whatever they are now; `None` if no more clips are wanted.
     fn room(&mut self, len: usize) -> Option<Self::Pixels>;
 
-    /// Takes a clip.
-    fn pass(&mut self, clip: OpenClip<Self::Pixels>) -> ControlFlow<()>;
+    /// Takes a clip, and what was decoded so far.
+    fn pass(&mut self, clip: OpenClip<Self::Pixels>, so_far: VideoSummary) -> ControlFlow<()>;
 
     /// Learns that a clip that is not wanted had to be decoded.
     fn pass_unwanted(&mut self) -> ControlFlow<()>;
@@ -61,9 +60,9 @@ impl<F: FnMut(Passed) -> ControlFlow<()>> ClipSink for F {
         Some(vec![0; len])
     }
 
-    fn pass(&mut self, clip: OpenClip<Vec<u8>>) -> ControlFlow<()> {
+    fn pass(&mut self, clip: OpenClip<Vec<u8>>, so_far: VideoSummary) -> ControlFlow<()> {
         let OpenClip { index, frames, start, end, rgb } = clip;
-        self(Passed::Clip(Clip { index, frames, start, end, rgb }))
+        self(Passed::Clip(Clip { index, frames, start, end, rgb }, Box::new(so_far)))
     }
 
     fn pass_unwanted(&mut self) -> ControlFlow<()> {
@@ -89,7 +88,7 @@ pub(super) struct Assembly<S: ClipSink> {
     clip_stride: usize,
     max_clips: u64,
     max_clips_wanted: u64,
-    orientation: picture::Orientation,
+    info: StreamInfo,
     matrix_from_tags: bool,
     transform: FrameTransform,
     view: FrameView,
@@ -97,12 +96,12 @@ pub(super) struct Assembly<S: ClipSink> {
     open: Option<OpenClip<S::Pixels>>,
     sink: S,
     /// Start of the first frame and end of the last.
-    pub(super) span: Option<(Duration, Duration)>,
+    span: Option<(Duration, Duration)>,
     /// Displayed width and height of the first frame.
-    pub(super) size: (u32, u32),
-    pub(super) frames: u64,
+    size: (u32, u32),
+    frames: u64,
     /// Clips handed over.
-    pub(super) clips: u64,
+    clips: u64,
     /// Clips before this were handed over already.
     next_clip: usize,
 }
@@ -121,7 +120,7 @@ impl<S: ClipSink> Assembly<S> {
             clip_stride: options.clip_stride.max(1),
             max_clips: options.limits.max_clips,
             max_clips_wanted: options.max_clips_wanted.unwrap_or(u64::MAX),
-            orientation: info.orientation,
+            info: info.clone(),
             matrix_from_tags: preprocessing.color_matrix == ColorMatrix::Tagged,
             transform,
             view: FrameView::default(),
@@ -136,16 +135,40 @@ impl<S: ClipSink> Assembly<S> {
         }
     }
 
-    /// Prepares for the same frames from the first on. Clips that were handed over are not handed over again.
-    pub(super) fn start_again(&mut self) {
+    /// Prepares for the same frames from the first on, of a stream that was opened anew. Clips that were handed over are not
+    /// handed over again.
+    pub(super) fn start_again(&mut self, info: &StreamInfo) {
+        self.info = info.clone();
         (self.open, self.span, self.frames) = (None, None, 0);
+    }
+
+    /// What was decoded until now, without a word on what may be wrong with it.
+    pub(super) fn so_far(&self) -> VideoSummary {
+        let (start, end) = self.span.unwrap_or_default();
+        VideoSummary {
+            frames: self.frames,
+            clips: self.clips,
+            duration: end.saturating_sub(start),
+            corrupt_packets: 0,
+            partial: None,
+            width: self.size.0,
+            height: self.size.1,
+            codec: self.info.codec.to_string(),
+            container: self.info.container.clone(),
+            stream_index: self.info.index,
+        }
+    }
+
+    /// Start of the first frame.
+    pub(super) fn start(&self) -> Duration {
+        self.span.unwrap_or_default().0
     }
 
     /// Takes the next frame; answers with the next that is wanted.
     pub(super) fn take(&mut self, frame: TimedFrame<'_>) -> Result<u64, Stop> {
         if self.frames == 0 {
             let (width, height) = (frame.frame.width(), frame.frame.height());
-            self.size = if self.orientation.transpose { (height, width) } else { (width, height) };
+            self.size = if self.info.orientation.transpose { (height, width) } else { (width, height) };
         }
         self.frames = frame.number + 1;
         self.span.get_or_insert((frame.start, frame.end)).1 = frame.end;
@@ -165,7 +188,7 @@ impl<S: ClipSink> Assembly<S> {
         };
         let picture = self
             .view
-            .picture(frame.frame, self.orientation, self.matrix_from_tags)
+            .picture(frame.frame, self.info.orientation, self.matrix_from_tags)
             .map_err(|error| VideoError::ffmpeg("convert a frame to RGB", error))?;
         let frame_len = self.clip.size * self.clip.size * 3;
         self.transform.apply(&picture, &mut open.rgb[slot * frame_len..][..frame_len]);
@@ -189,7 +212,8 @@ impl<S: ClipSink> Assembly<S> {
         loop_to_full_length(&mut clip.rgb, self.clip.size * self.clip.size * 3, clip.frames);
         self.clips += 1;
         self.next_clip = clip.index.saturating_add(self.clip_stride);
-        go_on(self.sink.pass(clip))?;
+        let so_far = self.so_far();
+        go_on(self.sink.pass(clip, so_far))?;
         if self.clips >= self.max_clips_wanted { Err(Stop::Asked) } else { Ok(()) }
     }
 }

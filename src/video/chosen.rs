@@ -1,7 +1,7 @@
 //! One clip of a video, at a frame of the caller's choice: what training decodes.
 
 use super::assembly::{Assembly, Passed, Stop};
-use super::decode::{TimedFrame, VideoStream};
+use super::decode::{Seeking, TimedFrame, VideoStream};
 use super::error::VideoError;
 use super::transform::{Crop, FrameTransform};
 use super::{Clip, DecodeOptions, Source};
@@ -78,10 +78,10 @@ pub fn decode_chosen_clip(
             return Ok(clip);
         }
     }
-    let stream = VideoStream::open(source, &options, false)?;
+    let stream = VideoStream::open(source, &options, Seeking::Never)?;
     let size = stream.size();
     let frames = count(stream)?;
-    let stream = VideoStream::open(source, &options, false)?;
+    let stream = VideoStream::open(source, &options, Seeking::Never)?;
     let choice = within(frames, choose(Extent { frames, width: size.0, height: size.1 }));
     let codec = stream.info.codec.to_string();
     decode_from(stream, choice)?.ok_or(VideoError::NoFrames { codec, packets: 0, corrupt_packets: 0 })
@@ -105,7 +105,7 @@ fn within(frames: u64, choice: Choice) -> Choice {
 
 /// Frames of the range, by decoding them.
 fn count(stream: VideoStream) -> Result<u64, VideoError> {
-    match stream.decode(|_| Ok::<u64, Stop>(0)) {
+    match stream.decode(|_| Ok::<u64, Stop>(u64::MAX)) {
         Ok(decoded) => Ok(decoded.unwrap_or_default().frames),
         Err(Stop::Failed(error)) => Err(error),
         Err(Stop::Asked) => unreachable!("nothing asks to stop"),

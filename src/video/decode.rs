@@ -1,5 +1,7 @@
 //! From encoded bytes to frames in display order, within limits.
 
+use std::collections::VecDeque;
+use std::mem;
 use std::time::Duration;
 
 use ffmpeg_next as ffmpeg;
@@ -9,7 +11,8 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use super::DecodeOptions;
-use super::clock::{Clock, check_duration};
+use super::clock::{Clock, Stamp, ticks_of};
+use super::declared;
 use super::error::{PartialReason, Unit, VideoError};
 use super::ffmpeg as glue;
 use super::ffmpeg::OpenError;
@@ -74,8 +77,15 @@ pub(super) struct VideoStream {
     cancel: CancellationToken,
     range: TimeRange,
     clock: Clock,
-    /// Start of the first frame within the range.
-    first: Option<Duration>,
+    /// Frames, first to last, that have no time yet: what comes after them decides.
+    held: VecDeque<(ffmpeg::frame::Video, Stamp)>,
+    /// Number and start of the last frame that was wanted, and the number from which frames are wanted.
+    last_wanted: Option<(u64, Duration)>,
+    wanted: u64,
+    /// From each wanted frame to the next.
+    wanted_time: Duration,
+    /// Frames of the range that were decoded.
+    decoded_frames: u64,
     /// The frame that seeking decoded to see where it landed.
     landed_on: Option<ffmpeg::frame::Video>,
     /// All frames, where some are to be passed over without decoding them.
@@ -86,9 +96,18 @@ pub(super) struct VideoStream {
     packets_before: u64,
     packets: u64,
     decoded: Decoded,
-    last_format: Option<(u32, u32, ffmpeg::format::Pixel)>,
-    format_changes: u32,
     cpu_time_before: Duration,
+}
+
+/// Whether frames may be left out without decoding them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seeking {
+    /// All that come before are decoded.
+    Never,
+    /// Those before the range.
+    ToStart,
+    /// Also those within it that nobody wants.
+    Anywhere,
 }
 
 /// Errors in a row after which nothing more is expected of a container or decoder.
@@ -97,6 +116,9 @@ const MAX_ERRORS_IN_A_ROW: u32 = 256;
 /// How far before the wanted time to look for a place to begin, in seconds, one after the other. The index of a
 /// container leads to the right place the first time, but for streams whose marked key frames are none.
 const SEEK_BACK: [f64; 3] = [0.0, 2.0, 20.0];
+
+/// More frames are not listed: their times would take too much memory.
+const MAX_LISTED: usize = 2_000_000;
 
 /// Fewer frames in a row are decoded rather than jumped over: a jump costs the decoder what it has under way.
 const JUMP_PAYS_FROM: u64 = 8;
@@ -109,25 +131,31 @@ enum Reading {
 }
 
 impl VideoStream {
-    /// Opens the container, chooses the stream, opens its decoder and seeks to the start of the range. With `jumps`,
-    /// frames that nobody wants are not decoded where that can be done without an effect on others.
-    pub(super) fn open(source: &dyn Origin, options: &DecodeOptions, jumps: bool) -> Result<Self, VideoError> {
+    /// Opens the container, chooses the stream, opens its decoder and goes to the start of the range, by seeking where that
+    /// is allowed and known to lead to the same frames and times.
+    pub(super) fn open(source: &dyn Origin, options: &DecodeOptions, seeking: Seeking) -> Result<Self, VideoError> {
         let cpu_time_before = glue::thread_cpu_time();
         let reopen = || Self::at_start(source, options, cpu_time_before);
         let (mut stream, can_seek) = reopen()?;
-        if can_seek && jumps {
+        let start = options.range.start;
+        if !can_seek || seeking == Seeking::Never || (seeking == Seeking::ToStart && start.is_zero()) {
+            return Ok(stream);
+        }
+        // Where the index may be of another recording, the packets tell.
+        let trusts_index =
+            seeking == Seeking::ToStart && declared::is_one_recording(&mut stream.input, stream.info.index, source);
+        if !trusts_index {
+            if seeking == Seeking::ToStart {
+                stream = reopen()?.0;
+            }
             stream.table = stream.list_frames()?;
             if stream.table.is_some() && stream.jump_to(0)? {
                 return Ok(stream);
             }
-            stream = reopen()?.0;
-        }
-        let range = options.range;
-        if range.start.is_zero() || !can_seek {
-            return Ok(stream);
+            return Ok(reopen()?.0);
         }
         for back in SEEK_BACK {
-            if stream.seek(range.start.as_secs_f64() - back)? {
+            if stream.seek(start.as_secs_f64() - back)? {
                 return Ok(stream);
             }
         }
@@ -164,26 +192,15 @@ impl VideoStream {
         cpu_time_before: Duration,
     ) -> Result<(Self, bool), VideoError> {
         let DecodeOptions { limits, cancel, range, .. } = options;
-        let bytes = source.open(limits).map_err(|error| match error {
-            // How the wait for an upload ended is no news to who cancelled it.
-            _ if cancel.is_cancelled() => VideoError::Cancelled,
-            error => error,
-        })?;
-        let seekable = !bytes.in_order;
-        let token = cancel.clone();
-        let mut input = glue::open(bytes, limits, move || token.is_cancelled()).map_err(|error| match error {
-            OpenError::Video(error) => error,
-            OpenError::Ffmpeg(_) if cancel.is_cancelled() => VideoError::Cancelled,
-            OpenError::Ffmpeg(error) => explain_refusal(source, error),
-        })?;
+        let (mut input, index, seekable) = open_input(source, options)?;
+        if options.is_whole() && declared::is_too_much(&input, index, limits) {
+            declared::refuse(&mut input, index, seekable, limits)?;
+            // Looking has moved it.
+            (input, ..) = open_input(source, options)?;
+        }
         let container = input.format().name().to_string();
-        let index = choose_stream(&input, &container)?;
-        glue::keep_only(&mut input, index);
         let decoder = glue::open_decoder(&input, index, options.decoder_threads, limits)?;
         let clock = Clock::new(&input, index);
-        if *range == TimeRange::ALL {
-            check_declared(&input, index, &clock, limits)?;
-        }
         let can_seek =
             seekable && clock.has_origin() && ["mov", "matroska"].iter().any(|name| container.starts_with(name));
         let orientation = glue::orientation(&input, index);
@@ -195,15 +212,17 @@ impl VideoStream {
             cancel: cancel.clone(),
             range: *range,
             clock,
-            first: None,
+            held: VecDeque::new(),
+            last_wanted: None,
+            wanted: 0,
+            wanted_time: Duration::ZERO,
+            decoded_frames: 0,
             landed_on: None,
             table: None,
             wanted_from: i64::MIN,
             packets_before: 0,
             packets: 0,
             decoded: Decoded::default(),
-            last_format: None,
-            format_changes: 0,
             cpu_time_before,
         };
         Ok((stream, can_seek))
@@ -241,9 +260,10 @@ impl VideoStream {
     }
 
     /// Reads the whole file without decoding it. `None` if anything about it is in doubt, such as damage, of which only
-    /// decoding would tell how many frames it costs.
+    /// decoding would tell how many frames it costs, or timestamps that break, which only decoding puts in order.
     fn list_frames(&mut self) -> Result<Option<FrameTable>, VideoError> {
         let (mut frames, mut keys) = (Vec::new(), Vec::new());
+        let mut last_dts = i64::MIN;
         loop {
             let mut packet = ffmpeg::Packet::empty();
             match self.read(&mut packet)? {
@@ -258,14 +278,20 @@ impl VideoStream {
             if !glue::is_discarded(&packet) {
                 frames.push(ListedFrame { pts, duration: packet.duration() });
             }
-            if packet.is_corrupt() || frames.len() as u64 > self.limits.max_frames {
+            let dts = packet.dts().unwrap_or(last_dts);
+            if packet.is_corrupt() || dts < last_dts || frames.len() > MAX_LISTED {
                 return Ok(None);
             }
+            last_dts = dts;
         }
         if self.decoded.corrupt_packets > 0 || self.missing_packets().is_some() {
             return Ok(None);
         }
-        let table = FrameTable::new(frames, keys).within(|frame| {
+        let table = FrameTable::new(frames, keys);
+        if !self.clock.is_continuous(table.frames().map(|frame| (frame.pts, frame.duration))) {
+            return Ok(None);
+        }
+        let table = table.within(|frame| {
             let start = self.clock.time_of(frame.pts);
             start >= self.range.start && self.range.end.is_none_or(|end| start < end)
         });
@@ -287,6 +313,7 @@ impl VideoStream {
         let mut packet = ffmpeg::Packet::empty();
         let Reading::Packet = self.read(&mut packet)? else { return Ok(false) };
         let landed = packet.is_key() && packet.pts().is_some_and(|pts| pts <= key.pts && self.has_key_at(pts));
+        self.clock.restart();
         (self.wanted_from, self.decoded.frames) = (wanted.pts, number);
         Ok(landed && self.decoder.send_packet(&packet).is_ok())
     }
@@ -306,7 +333,7 @@ impl VideoStream {
     ) -> Result<Option<Decoded>, E> {
         let mut unreadable = None;
         let mut progress = match self.landed_on.take() {
-            Some(frame) => self.hand_over(&frame, &mut on_frame)?,
+            Some(mut frame) => self.arrive(&mut frame, &mut on_frame)?,
             None => Progress::Going,
         };
         if progress == Progress::Going {
@@ -330,6 +357,9 @@ impl VideoStream {
         // A decoder that refuses to be drained has nothing more to give.
         if progress == Progress::Going && self.decoder.send_eof().is_ok() {
             progress = self.receive_frames(&mut on_frame)?;
+        }
+        if progress == Progress::Going {
+            progress = self.release(true, &mut on_frame)?;
         }
         let promised = self.table.as_ref().map(FrameTable::len);
         if progress == Progress::Surprised || promised.is_some_and(|frames| frames != self.decoded.frames) {
@@ -375,7 +405,7 @@ impl VideoStream {
                     }
                     Err(_) => break,
                 }
-                let progress = self.hand_over(&frame, on_frame)?;
+                let progress = self.arrive(&mut frame, on_frame)?;
                 if progress != Progress::Going {
                     return Ok(progress);
                 }
@@ -385,16 +415,52 @@ impl VideoStream {
         Ok(Progress::Going)
     }
 
-    fn hand_over<E: From<VideoError>>(
+    /// Takes the next frame that comes out of the decoder.
+    fn arrive<E: From<VideoError>>(
         &mut self,
-        frame: &ffmpeg::frame::Video,
+        frame: &mut ffmpeg::frame::Video,
         on_frame: &mut impl FnMut(TimedFrame<'_>) -> Result<u64, E>,
     ) -> Result<Progress, E> {
         self.check_time()?;
-        if self.table.is_some() && frame.timestamp().is_some_and(|pts| pts < self.wanted_from) {
+        if self.table.is_some() && ticks_of(frame).is_some_and(|pts| pts < self.wanted_from) {
             return Ok(Progress::Going);
         }
-        let (start, end) = self.clock.place(frame);
+        glue::check_pixels(frame.width(), frame.height(), &self.limits)?;
+        let stamp = self.clock.read(frame);
+        if self.held.is_empty() {
+            // Timestamps of a table are known to be in order.
+            if let Some(time) = self.clock.place(&[stamp], self.table.is_some()) {
+                return self.hand_over(frame, time, on_frame);
+            }
+        }
+        self.held.push_back((mem::replace(frame, ffmpeg::frame::Video::empty()), stamp));
+        self.release(false, on_frame)
+    }
+
+    /// Hands over the frames that are held back, as far as their times are known.
+    fn release<E: From<VideoError>>(
+        &mut self,
+        is_end: bool,
+        on_frame: &mut impl FnMut(TimedFrame<'_>) -> Result<u64, E>,
+    ) -> Result<Progress, E> {
+        while !self.held.is_empty() {
+            let stamps: Vec<Stamp> = self.held.iter().map(|(_, stamp)| *stamp).collect();
+            let Some(time) = self.clock.place(&stamps, is_end) else { break };
+            let Some((frame, _)) = self.held.pop_front() else { break };
+            let progress = self.hand_over(&frame, time, on_frame)?;
+            if progress != Progress::Going {
+                return Ok(progress);
+            }
+        }
+        Ok(Progress::Going)
+    }
+
+    fn hand_over<E: From<VideoError>>(
+        &mut self,
+        frame: &ffmpeg::frame::Video,
+        (start, end): (Duration, Duration),
+        on_frame: &mut impl FnMut(TimedFrame<'_>) -> Result<u64, E>,
+    ) -> Result<Progress, E> {
         if start < self.range.start {
             return Ok(Progress::Going);
         }
@@ -403,14 +469,38 @@ impl VideoStream {
         }
         let number = self.decoded.frames;
         if let Some(table) = &self.table
-            && table.frame(number).map(|listed| listed.pts) != frame.timestamp()
+            && table.frame(number).map(|listed| listed.pts) != ticks_of(frame)
         {
             return Ok(Progress::Surprised);
         }
-        self.check_frame(frame)?;
-        check_duration(end.saturating_sub(*self.first.get_or_insert(start)), &self.limits)?;
-        let wanted = on_frame(TimedFrame { frame, start, end, number })?;
-        self.pass_over(number + 1, wanted).map_err(E::from)
+        self.decoded.frames += 1;
+        if frame.is_corrupt() || frame.has_decode_errors() {
+            self.decoded.corrupt_packets += 1;
+        }
+        self.check_work(number, start)?;
+        self.wanted = on_frame(TimedFrame { frame, start, end, number })?;
+        self.pass_over(number + 1, self.wanted).map_err(E::from)
+    }
+
+    /// Limits hold for what is decoded: frames that were jumped over cost nothing, and frames that nobody wants make a
+    /// video no longer.
+    fn check_work(&mut self, number: u64, start: Duration) -> Result<(), VideoError> {
+        self.decoded_frames += 1;
+        if self.decoded_frames > self.limits.max_frames {
+            return Err(VideoError::TooManyFrames { limit: self.limits.max_frames });
+        }
+        if number < self.wanted {
+            return Ok(());
+        }
+        if let Some((last, last_start)) = self.last_wanted.replace((number, start))
+            && last + 1 == number
+        {
+            self.wanted_time = self.wanted_time.saturating_add(start.saturating_sub(last_start));
+        }
+        if self.wanted_time > self.limits.max_duration {
+            return Err(VideoError::TooLong { actual: self.wanted_time, limit: self.limits.max_duration });
+        }
+        Ok(())
     }
 
     /// Leaves out the frames from `next` to before `wanted`, as far as that saves any work.
@@ -418,7 +508,6 @@ impl VideoStream {
         let Some(table) = &self.table else { return Ok(Progress::Going) };
         let Some(frame) = table.frame(wanted) else {
             let end = table.last().map(|last| self.clock.end_of(last.pts, last.duration)).unwrap_or_default();
-            check_duration(end.saturating_sub(self.first.unwrap_or_default()), &self.limits)?;
             (self.decoded.frames, self.decoded.end) = (table.len(), Some(end));
             return Ok(Progress::Enough);
         };
@@ -436,25 +525,6 @@ impl VideoStream {
         let actual = glue::thread_cpu_time().saturating_sub(self.cpu_time_before);
         if actual > self.limits.max_cpu_time {
             return Err(VideoError::TooMuchCpuTime { actual, limit: self.limits.max_cpu_time });
-        }
-        Ok(())
-    }
-
-    fn check_frame(&mut self, frame: &ffmpeg::frame::Video) -> Result<(), VideoError> {
-        glue::check_pixels(frame.width(), frame.height(), &self.limits)?;
-        self.decoded.frames += 1;
-        if self.decoded.frames > self.limits.max_frames {
-            return Err(VideoError::TooManyFrames { limit: self.limits.max_frames });
-        }
-        if frame.is_corrupt() || frame.has_decode_errors() {
-            self.decoded.corrupt_packets += 1;
-        }
-        let format = (frame.width(), frame.height(), frame.format());
-        if self.last_format.replace(format).is_some_and(|last| last != format) {
-            self.format_changes += 1;
-            if self.format_changes > self.limits.max_format_changes {
-                return Err(VideoError::TooManyFormatChanges { limit: self.limits.max_format_changes });
-            }
         }
         Ok(())
     }
@@ -502,13 +572,24 @@ enum Progress {
     Surprised,
 }
 
-/// Refuses by what the header says, before anything is decoded.
-fn check_declared(input: &Input, index: usize, clock: &Clock, limits: &Limits) -> Result<(), VideoError> {
-    let stream = input.stream(index).expect("the stream was chosen from this input");
-    if u64::try_from(stream.frames()).is_ok_and(|frames| frames > limits.max_frames) {
-        return Err(VideoError::TooManyFrames { limit: limits.max_frames });
-    }
-    check_duration(clock.length_of(stream.duration()), limits)
+/// Opens a container and chooses its stream. Also tells whether reading may go on anywhere.
+fn open_input(source: &dyn Origin, options: &DecodeOptions) -> Result<(Input, usize, bool), VideoError> {
+    let DecodeOptions { limits, cancel, .. } = options;
+    let bytes = source.open(limits).map_err(|error| match error {
+        // How the wait for an upload ended is no news to who cancelled it.
+        _ if cancel.is_cancelled() => VideoError::Cancelled,
+        error => error,
+    })?;
+    let seekable = !bytes.in_order;
+    let token = cancel.clone();
+    let mut input = glue::open(bytes, limits, move || token.is_cancelled()).map_err(|error| match error {
+        OpenError::Video(error) => error,
+        OpenError::Ffmpeg(_) if cancel.is_cancelled() => VideoError::Cancelled,
+        OpenError::Ffmpeg(error) => explain_refusal(source, error),
+    })?;
+    let index = choose_stream(&input, input.format().name())?;
+    glue::keep_only(&mut input, index);
+    Ok((input, index, seekable))
 }
 
 /// FFmpeg's best video stream that is not an attached picture.

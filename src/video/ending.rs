@@ -52,7 +52,7 @@ fn matroska_end(bytes: &mut (impl Read + Seek), len: u64) -> Option<u64> {
 }
 
 /// An EBML number and its length in bytes, which the zeros before its first one tell; without that one in a size.
-fn variable_length(bytes: &mut impl Read, is_size: bool) -> Option<(u64, u64)> {
+pub(super) fn variable_length(bytes: &mut impl Read, is_size: bool) -> Option<(u64, u64)> {
     let mut first = [0];
     bytes.read_exact(&mut first).ok()?;
     let more = first[0].leading_zeros();

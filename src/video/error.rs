@@ -103,19 +103,12 @@ pub enum VideoError {
         limit: u64,
     },
     /// Longer than [`Limits::max_duration`](super::Limits::max_duration).
-    #[error("video lasts {actual:?}; the limit is {limit:?}")]
+    #[error("video lasts at least {actual:?}; the limit is {limit:?}")]
     TooLong {
-        /// Duration found.
+        /// Duration found so far.
         actual: Duration,
         /// Duration allowed.
         limit: Duration,
-    },
-    /// The picture changed its size or pixel format more often than
-    /// [`Limits::max_format_changes`](super::Limits::max_format_changes).
-    #[error("the picture changes its size or format more than {limit} times, which is the limit")]
-    TooManyFormatChanges {
-        /// Changes allowed.
-        limit: u32,
     },
     /// More CPU time than [`Limits::max_cpu_time`](super::Limits::max_cpu_time).
     #[error("decoding took {actual:?} of CPU time; the limit is {limit:?}")]

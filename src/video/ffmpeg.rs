@@ -166,8 +166,13 @@ pub(super) fn check_pixels(width: u32, height: u32, limits: &Limits) -> Result<(
     Ok(())
 }
 
+/// FFmpeg's option `max_pixels`, which allows no more.
+fn pixel_limit(limits: &Limits) -> String {
+    limits.max_pixels.min(c_int::MAX.unsigned_abs().into()).to_string()
+}
+
 fn find_stream_info(input: &mut Input, limits: &Limits) -> Result<(), ffmpeg::Error> {
-    let pixels = CString::new(limits.max_pixels.to_string()).expect("digits hold no NUL");
+    let pixels = CString::new(pixel_limit(limits)).expect("digits hold no NUL");
     let streams = input.nb_streams() as usize;
     let mut options: Vec<*mut ffi::AVDictionary> = vec![ptr::null_mut(); streams];
     // SAFETY: `options` has one dictionary for each stream the context has now, as the function demands; each is set,
@@ -234,7 +239,7 @@ pub(super) fn open_decoder(
     context.set_packet_time_base(stream.time_base());
     let mut options = ffmpeg::Dictionary::new();
     options.set("threads", &threads.max(1).to_string());
-    options.set("max_pixels", &limits.max_pixels.to_string());
+    options.set("max_pixels", &pixel_limit(limits));
     let opened = context.open_as_with(codec, options).and_then(|opened| opened.video());
     opened.map_err(|error| match error {
         ffmpeg::Error::Other { errno: ffmpeg::error::ENOMEM } => VideoError::ffmpeg("open the decoder", error),
@@ -264,6 +269,61 @@ pub(super) fn indexed_packets(input: &Input, stream: usize) -> u64 {
     // SAFETY: the stream belongs to the open context.
     let entries = unsafe { ffi::avformat_index_get_entries_count(stream.as_ptr()) };
     entries.max(0) as u64
+}
+
+/// An entry of a container's index.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct IndexEntry {
+    /// Decoding time in the stream's ticks; in Matroska the presentation time.
+    pub(super) ticks: i64,
+    /// Byte where its packet, or what holds it, begins.
+    pub(super) position: i64,
+    /// Bytes, as far as the index says.
+    pub(super) size: u32,
+}
+
+impl IndexEntry {
+    /// The byte after its last.
+    pub(super) fn end(&self) -> Option<u64> {
+        u64::try_from(self.position).ok()?.checked_add(u64::from(self.size))
+    }
+}
+
+/// What the container's index lists of a stream so far, in order of time.
+pub(super) fn index_entries(input: &Input, stream: usize) -> Vec<IndexEntry> {
+    let count = indexed_packets(input, stream) as c_int;
+    let stream = input.stream(stream).expect("the stream was chosen from this input");
+    let entry = |n| {
+        // SAFETY: the stream belongs to the open context. The entry is null or valid until the index changes, which nothing
+        // does meanwhile; its fields are read at once.
+        unsafe {
+            let entry = ffi::avformat_index_get_entry(stream.as_ptr().cast_mut(), n).as_ref()?;
+            Some(IndexEntry { ticks: entry.timestamp, position: entry.pos, size: entry.size().max(0) as u32 })
+        }
+    };
+    (0..count).filter_map(entry).collect()
+}
+
+/// Length of the file, if its reader knows it.
+pub(super) fn byte_len(input: &Input) -> Option<u64> {
+    // SAFETY: the context is open and has the reader it was opened with; FFmpeg asks it and goes back to where it was.
+    let len = unsafe { ffi::avio_size((*input.as_ptr()).pb) };
+    u64::try_from(len).ok()
+}
+
+/// Whether the container's header says how long the video is; FFmpeg estimates it otherwise.
+pub(super) fn has_declared_duration(input: &Input) -> bool {
+    // SAFETY: reads a plain field of the open context.
+    let method = unsafe { (*input.as_ptr()).duration_estimation_method };
+    method == ffi::AVDurationEstimationMethod::AVFMT_DURATION_FROM_STREAM
+}
+
+/// Goes to byte `position`, and on to what can be read from there.
+pub(super) fn seek_byte(input: &mut Input, position: u64) -> Result<(), ffmpeg::Error> {
+    let position = i64::try_from(position).unwrap_or(i64::MAX);
+    // SAFETY: the context is open and ours.
+    let result = unsafe { ffi::av_seek_frame(input.as_mut_ptr(), -1, position, ffi::AVSEEK_FLAG_BYTE) };
+    if result < 0 { Err(ffmpeg::Error::from(result)) } else { Ok(()) }
 }
 
 /// Goes to the last key frame of the stream at or before timestamp `ticks`.

@@ -41,6 +41,11 @@ impl FrameTable {
         self
     }
 
+    /// All frames.
+    pub(super) fn frames(&self) -> impl Iterator<Item = ListedFrame> {
+        self.frames.iter().copied()
+    }
+
     /// How many frames there are.
     pub(super) fn len(&self) -> u64 {
         self.frames.len() as u64

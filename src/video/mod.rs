@@ -7,6 +7,7 @@
 mod assembly;
 mod chosen;
 mod clock;
+mod declared;
 mod decode;
 mod ending;
 mod error;
@@ -46,7 +47,7 @@ pub use transform::Crop;
 
 use crate::model::spec::{ClipSpec, Preprocessing};
 use assembly::{Assembly, ClipSink, Passed, Stop};
-use decode::VideoStream;
+use decode::{Seeking, VideoStream};
 use sample::SlidingWindow;
 use source::Origin;
 use transform::FrameTransform;
@@ -86,6 +87,11 @@ impl Default for DecodeOptions {
 }
 
 impl DecodeOptions {
+    /// Whether all of the video is asked for, so that its length says what it will cost.
+    fn is_whole(&self) -> bool {
+        self.range == TimeRange::ALL && self.clip_stride <= 1 && self.max_clips_wanted.is_none()
+    }
+
     /// Whether so many frames are passed over at a time that looking for a way around them costs less than they do.
     fn should_jump(&self, window: &SlidingWindow) -> bool {
         /// Half the distance of key frames in most files: fewer frames are seldom got around.
@@ -156,44 +162,37 @@ fn decode_origin(
 ) -> Result<VideoSummary, VideoError> {
     let transform = FrameTransform::new(clip.size, preprocessing, options.crop)?;
     let jumps = options.should_jump(&SlidingWindow::new(clip));
-    let stream = VideoStream::open(source, options, jumps)?;
-    let mut info = stream.info.clone();
-    let mut assembly = Assembly::new(&info, clip, preprocessing, options, transform, sink);
+    let stream = VideoStream::open(source, options, if jumps { Seeking::Anywhere } else { Seeking::ToStart })?;
+    let mut assembly = Assembly::new(&stream.info, clip, preprocessing, options, transform, sink);
     let mut decoded = stream.decode(|frame| assembly.take(frame));
     if let Ok(None) = decoded {
-        let stream = VideoStream::open(source, options, false)?;
-        info = stream.info.clone();
-        assembly.start_again();
+        let stream = VideoStream::open(source, options, Seeking::Never)?;
+        assembly.start_again(&stream.info);
         decoded = stream.decode(|frame| assembly.take(frame));
     }
     let decoded = match decoded {
         Ok(decoded) => {
             // Whether the caller wants more no longer matters.
             let _ = assembly.hand_over(None);
-            decoded.expect("without jumps there is no surprise")
+            decoded.expect("without seeking there is no surprise")
         }
-        Err(Stop::Asked) => decode::Decoded { frames: assembly.frames, ..Default::default() },
+        Err(Stop::Asked) => return Ok(assembly.so_far()),
         Err(Stop::Failed(error)) => return Err(error),
     };
+    let summary = assembly.so_far();
     // Of the end of these files, FFmpeg says nothing.
     let cut_off = match decoded.partial {
         None | Some(PartialReason::CorruptPackets { .. }) if decoded.to_the_end => {
-            ending::missing_bytes(source, &info.container, &options.limits)
+            ending::missing_bytes(source, &summary.container, &options.limits)
         }
         _ => None,
     };
-    let (start, end) = assembly.span.unwrap_or_default();
     Ok(VideoSummary {
         frames: decoded.frames,
-        clips: assembly.clips,
-        duration: decoded.end.unwrap_or(end).saturating_sub(start),
+        duration: decoded.end.map_or(summary.duration, |end| end.saturating_sub(assembly.start())),
         corrupt_packets: decoded.corrupt_packets,
         partial: cut_off.or(decoded.partial),
-        width: assembly.size.0,
-        height: assembly.size.1,
-        codec: info.codec.to_string(),
-        container: info.container,
-        stream_index: info.index,
+        ..summary
     })
 }
 
@@ -204,7 +203,7 @@ pub fn time_decoding(
     clips: Option<(&ClipSpec, &Preprocessing)>,
     options: &DecodeOptions,
 ) -> Result<(u64, Duration), VideoError> {
-    let stream = VideoStream::open(source, options, false)?;
+    let stream = VideoStream::open(source, options, Seeking::Never)?;
     let info = stream.info.clone();
     let before = ffmpeg::thread_cpu_time();
     let decoded = match clips {

@@ -124,7 +124,10 @@ impl DecodePool {
             let source = source.with(Arc::clone(turn) as Arc<dyn WhileWaiting>);
             let options = DecodeOptions { cancel: turn.cancel.clone(), ..options };
             decoder.decode(&source, &clip, &preprocessing, &options, |passed| match passed {
-                Passed::Clip(clip) => turn.hand_over(clip),
+                Passed::Clip(clip, so_far) => {
+                    turn.note(*so_far);
+                    turn.hand_over(clip)
+                }
                 Passed::Unwanted => turn.pass(),
             })
         })
@@ -140,7 +143,8 @@ impl DecodePool {
     ) -> Decoding {
         let (sender, clips) = mpsc::channel(CLIPS_AHEAD);
         let (send_result, result) = oneshot::channel();
-        let decoding = Decoding { clips, result, cancel: cancel.clone().drop_guard() };
+        let so_far = Arc::default();
+        let decoding = Decoding { clips, result, so_far: Arc::clone(&so_far), cancel: cancel.clone().drop_guard() };
         let Some(place) = self.place(&cancel, arriving).instrument(info_span!("decode_wait")).await else {
             let _ = send_result.send(Err(VideoError::Cancelled));
             return decoding;
@@ -149,6 +153,7 @@ impl DecodePool {
             turns: Arc::clone(&self.turns),
             held: Mutex::new(None),
             clips: sender,
+            so_far,
             cancel: cancel.clone(),
             interrupted: AtomicBool::new(false),
             runtime: Handle::current(),
@@ -230,6 +235,7 @@ fn words_of(panic: &(dyn Any + Send)) -> String {
 pub struct Decoding {
     clips: mpsc::Receiver<Clip>,
     result: oneshot::Receiver<Result<VideoSummary, VideoError>>,
+    so_far: Arc<Mutex<Option<VideoSummary>>>,
     /// Cancels when dropped.
     #[expect(dead_code, reason = "its drop is what it is for")]
     cancel: DropGuard,
@@ -249,6 +255,16 @@ impl Decoding {
         let lost = || VideoError::NoDecoder("its thread is gone".to_string());
         (&mut self.result).await.unwrap_or_else(|_| Err(lost()))
     }
+
+    /// Ends decoding at once, whatever it is in the midst of, and tells what was decoded up to the last clip; `None` before
+    /// the first.
+    pub fn stop(self) -> Option<VideoSummary> {
+        lock(&self.so_far).take()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// One decode's part in the turns, as its thread sees it.
@@ -256,6 +272,7 @@ struct Turn {
     turns: Arc<Semaphore>,
     held: Mutex<Option<OwnedSemaphorePermit>>,
     clips: mpsc::Sender<Clip>,
+    so_far: Arc<Mutex<Option<VideoSummary>>>,
     cancel: CancellationToken,
     /// A wait for bytes was ended because nobody wants more clips.
     interrupted: AtomicBool,
@@ -296,7 +313,11 @@ impl Turn {
     }
 
     fn held(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.held)
+    }
+
+    fn note(&self, so_far: VideoSummary) {
+        *lock(&self.so_far) = Some(so_far);
     }
 
     /// Hands over a clip, waiting for room out of turn, and ends the turn.

@@ -43,7 +43,7 @@ pub enum Crop {
     },
 }
 
-/// Turns decoded frames into pixels of the network's input size. Keeps the weights of the last frame layout.
+/// Turns decoded frames into pixels of the network's input size. Keeps the weights of the last few frame layouts.
 #[derive(Debug)]
 pub struct FrameTransform {
     size: usize,
@@ -52,11 +52,16 @@ pub struct FrameTransform {
     color_matrix: ColorMatrix,
     crop: Crop,
     kernel: Kernel,
-    plan: Option<(Layout, Plan)>,
+    /// The one in use comes last.
+    plans: Vec<(Layout, Plan)>,
     resized: [Vec<i16>; 3],
     scratch: Vec<i16>,
     upright: Vec<u8>,
 }
+
+/// Layouts of which the weights are kept: a recording of a window has the sizes that the window had, and comes back to them.
+/// Each takes some hundred kilobytes at most.
+const MAX_PLANS: usize = 8;
 
 /// All that depends on the layout of the frames.
 #[derive(Debug)]
@@ -88,7 +93,7 @@ impl FrameTransform {
             color_matrix: preprocessing.color_matrix,
             crop,
             kernel: Kernel::detect(),
-            plan: None,
+            plans: Vec::new(),
             resized: std::array::from_fn(|_| vec![0; size * size]),
             scratch: Vec::new(),
             upright: Vec::new(),
@@ -104,9 +109,7 @@ impl FrameTransform {
     /// Writes `picture` to `rgb`, `(size, size, 3)`.
     pub fn apply(&mut self, picture: &Picture<'_>, rgb: &mut [u8]) {
         assert_eq!(rgb.len(), self.size * self.size * 3, "rgb is (size, size, 3)");
-        if self.plan.as_ref().is_none_or(|(layout, _)| *layout != picture.layout) {
-            self.plan = Some((picture.layout, self.plan_for(&picture.layout)));
-        }
+        self.choose_plan(&picture.layout);
         self.resize(picture);
         if picture.layout.orientation.transpose {
             let mut upright = std::mem::take(&mut self.upright);
@@ -119,8 +122,20 @@ impl FrameTransform {
         }
     }
 
+    fn choose_plan(&mut self, layout: &Layout) {
+        if self.plans.last().is_some_and(|(of, _)| of == layout) {
+            return;
+        }
+        let known = self.plans.iter().position(|(of, _)| of == layout);
+        let plan = known.map(|place| self.plans.remove(place)).unwrap_or_else(|| (*layout, self.plan_for(layout)));
+        if self.plans.len() == MAX_PLANS {
+            self.plans.remove(0);
+        }
+        self.plans.push(plan);
+    }
+
     fn resize(&mut self, picture: &Picture<'_>) {
-        let Some((_, plan)) = &self.plan else { return };
+        let Some((_, plan)) = self.plans.last() else { return };
         let depth = picture.layout.depth;
         for (i, out) in self.resized.iter_mut().enumerate().take(planes_of(picture)) {
             let PlaneTaps { rows, columns } =
@@ -135,7 +150,7 @@ impl FrameTransform {
     }
 
     fn combine(&mut self, planes: usize, rgb: &mut [u8]) {
-        let Some((_, plan)) = &self.plan else { return };
+        let Some((_, plan)) = self.plans.last() else { return };
         if planes == 1 {
             self.resized[1].fill(NEUTRAL);
             self.resized[2].fill(NEUTRAL);

@@ -333,3 +333,42 @@ fn process_that_decodes_full_hd_stays_small() {
     let kilobytes: u64 = peak.split_whitespace().next().and_then(|n| n.parse().ok()).expect("a number");
     assert!(kilobytes < 120_000, "{peak}");
 }
+
+#[test]
+fn process_that_is_too_small_makes_room_for_a_larger_one() {
+    let media = Media::new();
+    let source = Source::Path(video(&media, "a.mp4", ""));
+    let decoder = isolated(workers());
+    let decode = |size| {
+        let spec = ClipSpec { size, ..ClipSpec::default() };
+        let (preprocessing, options) = (Preprocessing::AUTHORS_2018, DecodeOptions::default());
+        let keep_going = |_| ControlFlow::Continue(());
+        decoder.decode_clips(&source, &spec, &preprocessing, &options, keep_going).expect("a good video");
+        decoder.idle_processes()
+    };
+    let smallest = decode(32);
+    for size in [64, 112, 160] {
+        assert_eq!(decode(size).len(), 1, "{size}");
+    }
+    let largest = decode(160);
+    assert_ne!(smallest, largest);
+    assert_eq!(decode(32), largest, "a larger one is large enough");
+}
+
+#[test]
+fn process_that_dies_while_it_waits_is_buried() {
+    let media = Media::new();
+    let decoder = isolated(workers());
+    let path = video(&media, "a.mp4", "");
+    run(&decoder, Source::Path(path.clone()), &DecodeOptions::default()).expect("a good video");
+    let pid = decoder.idle_processes()[0];
+    Command::new("kill").args(["-9", &pid.to_string()]).status().expect("kill");
+    let begin = Instant::now();
+    while !decoder.idle_processes().is_empty() {
+        assert!(begin.elapsed() < Duration::from_secs(10), "it is dead");
+        thread::yield_now();
+    }
+    assert!(!Path::new(&format!("/proc/{pid}")).exists(), "a zombie is left");
+    run(&decoder, Source::Path(path), &DecodeOptions::default()).expect("a good video");
+    assert_eq!(decoder.lost_processes(), 0);
+}

@@ -12,3 +12,4 @@ mod pool;
 mod ranges;
 mod streaming;
 mod strides;
+mod times;

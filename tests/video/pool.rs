@@ -166,3 +166,23 @@ async fn process_outlives_the_thread_that_needed_it_first() {
     }
     assert_eq!(pool.state().worker_restarts, 0);
 }
+
+#[tokio::test]
+async fn stopping_tells_what_was_decoded_without_waiting_for_the_rest() {
+    let media = Media::new();
+    let bytes = fs::read(video(&media, 100, "160x120")).expect("made");
+    for isolation in isolations() {
+        let pool = pool(isolation, 1, 2);
+        let (mut writer, reader) = spool(SpoolOptions::default(), CancellationToken::new());
+        writer.write(&bytes[..bytes.len() / 2]).expect("wanted");
+        let mut decoding = begin(&pool, Source::Spool(reader.clone())).await;
+        assert!(decoding.next().await.is_some());
+        // The decoder waits for bytes that do not come.
+        let so_far = decoding.stop().expect("a clip was decoded");
+        assert!(so_far.frames > 16 && so_far.clips > 0 && so_far.partial.is_none(), "{so_far:?}");
+        assert_eq!((so_far.width, so_far.height, so_far.codec.as_str()), (160, 120, "h264"));
+        let before_the_first = begin(&pool, Source::Spool(reader)).await;
+        assert_eq!(before_the_first.stop(), None);
+        wait_for(&pool, PoolState::default()).await;
+    }
+}

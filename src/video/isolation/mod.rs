@@ -12,7 +12,7 @@ mod worker;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, Once, PoisonError};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
@@ -86,7 +86,7 @@ impl Decoder {
 
     /// The process numbers of the processes that wait for videos.
     pub fn idle_processes(&self) -> Vec<u32> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner).iter().map(Worker::pid).collect()
+        self.living_idle().iter().map(Worker::pid).collect()
     }
 
     /// As [`decode_clips`](super::decode_clips), which it is without isolation. With it, decoders have one thread each.
@@ -120,7 +120,7 @@ impl Decoder {
         loop {
             let mut worker = self.take(workers, clip.rgb_len(), died_before, &options.cancel)?;
             let result = worker.decode(source, clip, preprocessing, options, handed_over, |passed| {
-                if let Passed::Clip(clip) = &passed {
+                if let Passed::Clip(clip, _) = &passed {
                     handed_over = clip.index + 1;
                 }
                 on_passed(passed)
@@ -169,10 +169,14 @@ impl Decoder {
         cancel: &CancellationToken,
     ) -> Result<Worker, VideoError> {
         if !fresh {
-            let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut idle = self.living_idle();
             if let Some(place) = idle.iter().rposition(|worker| worker.fits(clip_len)) {
                 return Ok(idle.swap_remove(place));
             }
+            // The new one takes the place of one that may never fit again.
+            let too_small = idle.pop();
+            drop(idle);
+            drop(too_small);
         }
         let (worker, missing) = Worker::start(options, clip_len, cancel).map_err(|error| match error {
             _ if cancel.is_cancelled() => VideoError::Cancelled,
@@ -189,7 +193,14 @@ impl Decoder {
 
     fn put_back(&self, worker: Worker, options: &WorkerOptions) {
         if worker.videos < options.max_videos {
-            self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(worker);
+            self.living_idle().push(worker);
         }
+    }
+
+    /// The idle processes, without those that died meanwhile.
+    fn living_idle(&self) -> MutexGuard<'_, Vec<Worker>> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|worker| !worker.is_dead());
+        idle
     }
 }

@@ -133,6 +133,11 @@ impl Worker {
         lock(&self.child).id()
     }
 
+    /// Whether the process has died; if so, the kernel forgets it.
+    pub(super) fn is_dead(&self) -> bool {
+        self.died().is_some()
+    }
+
     /// How the process died, if it did.
     fn died(&self) -> Option<JobError> {
         let status = lock(&self.child).try_wait().ok().flatten()?;
@@ -191,7 +196,7 @@ impl Worker {
                     };
                     self.answer(&answer, options)?;
                 }
-                FromWorker::Clip { slot, index, frames, start, end } => {
+                FromWorker::Clip { slot, index, frames, start, end, so_far } => {
                     if slot >= SLOTS || index != next_clip || !(1..=clip.frames).contains(&frames) {
                         return Err(JobError::Lost("it sent a clip that cannot be".to_string()));
                     }
@@ -201,7 +206,8 @@ impl Worker {
                     // The next clip was on its way when the caller had enough.
                     if more && index >= skip {
                         let rgb = self.memory.read_slot(slot, clip.rgb_len()).map_err(lost)?;
-                        more = on_passed(Passed::Clip(Clip { index, frames, start, end, rgb })).is_continue();
+                        let clip = Clip { index, frames, start, end, rgb };
+                        more = on_passed(Passed::Clip(clip, so_far)).is_continue();
                     }
                     self.answer(&ToWorker::Taken { slot, more }, options)?;
                 }

@@ -65,7 +65,7 @@ pub(super) enum FromWorker {
     /// How long is the video?
     AskLength,
     /// A clip is in its slot.
-    Clip { slot: usize, index: usize, frames: usize, start: Duration, end: Duration },
+    Clip { slot: usize, index: usize, frames: usize, start: Duration, end: Duration, so_far: Box<VideoSummary> },
     /// A clip that is not wanted was decoded; it takes up a slot, so that the process gets no further ahead.
     Unwanted { slot: usize },
     /// The video is decoded.

@@ -17,7 +17,7 @@ use super::shared::{MappedMemory, Slot};
 use crate::video::assembly::{ClipSink, OpenClip};
 use crate::video::ffmpeg::{MediaBytes, thread_cpu_time};
 use crate::video::source::{HEAD, Origin};
-use crate::video::{DecodeOptions, Limits, VideoError, decode_origin};
+use crate::video::{DecodeOptions, Limits, VideoError, VideoSummary, decode_origin};
 
 /// Runs as a decoder process until its owner hangs up. The binary's hidden subcommand is nothing but this.
 pub fn run_worker() -> ExitCode {
@@ -62,7 +62,7 @@ fn serve() -> io::Result<()> {
     }
 }
 
-fn decode(owner: &Arc<Mutex<Owner>>, job: &Job) -> Result<crate::video::VideoSummary, VideoError> {
+fn decode(owner: &Arc<Mutex<Owner>>, job: &Job) -> Result<VideoSummary, VideoError> {
     {
         let mut owner = lock(owner);
         (owner.free, owner.passed, owner.stop) = ([true; SLOTS], 0, false);
@@ -119,10 +119,11 @@ impl ClipSink for &mut ToOwner<'_> {
         })
     }
 
-    fn pass(&mut self, clip: OpenClip<Slot>) -> ControlFlow<()> {
+    fn pass(&mut self, clip: OpenClip<Slot>, so_far: VideoSummary) -> ControlFlow<()> {
         let OpenClip { index, frames, start, end, .. } = clip;
-        let sent =
-            self.try_to(|owner| owner.take_up(|slot| FromWorker::Clip { slot, index, frames, start, end }).map(Some));
+        let so_far = Box::new(so_far);
+        let message = |slot| FromWorker::Clip { slot, index, frames, start, end, so_far };
+        let sent = self.try_to(|owner| owner.take_up(message).map(Some));
         if sent.is_some() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     }
 
