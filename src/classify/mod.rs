@@ -38,6 +38,8 @@ pub struct ClassifyOptions {
     pub clip_stride: usize,
     /// Clips that are classified at most; the rest of the video is not looked at.
     pub max_clips: Option<u64>,
+    /// Whether the last, shorter clip counts only as much as it has frames; as much as the others, as in the paper, if not.
+    pub weight_by_frames: bool,
     /// How this video shares the device with others.
     pub priority: Priority,
     /// When to answer with what is known by then.
@@ -69,6 +71,7 @@ impl Default for ClassifyOptions {
             range: TimeRange::ALL,
             clip_stride: 1,
             max_clips: None,
+            weight_by_frames: false,
             priority: Priority::default(),
             answer_by: None,
         }
@@ -122,6 +125,8 @@ pub struct ClipScores {
     pub start: Duration,
     /// Presentation time at which the last frame ends.
     pub end: Duration,
+    /// Different frames in it; fewer than the model takes only where a short tail was looped.
+    pub frames: usize,
     /// Softmax, one for each class.
     pub probabilities: Vec<f32>,
     /// Pooled features.
@@ -197,7 +202,7 @@ impl Classifier {
         let cancel = CancellationToken::new();
         let _cancel_on_drop = cancel.clone().drop_guard();
         let model = Arc::clone(engine.spec());
-        let mut scores = VideoScores::new(options.segments, options.embedding);
+        let mut scores = VideoScores::new(options.segments, options.embedding, options.weight_by_frames);
         let answer_by = async {
             match options.answer_by {
                 Some(at) => tokio::time::sleep_until(at.into()).await,
@@ -224,12 +229,15 @@ impl Classifier {
             ran = self.run(engine, options.priority, &mut decoding, &mut scores, clips) => { ran?; true }
             () = &mut answer_by => false,
         };
-        let video = decoding.finish().await?;
+        let video = if in_time {
+            decoding.finish().await?
+        } else {
+            // No time to wait for the decoder.
+            let so_far = decoding.stop().filter(|_| scores.clips() > 0).ok_or(ClassifyError::Deadline)?;
+            VideoSummary { clips: scores.clips(), ..so_far }
+        };
         self.metrics.stage(Stage::Decode, opened.elapsed());
         self.metrics.decoded(video.frames, video.corrupt_packets);
-        if !in_time && scores.clips() == 0 {
-            return Err(ClassifyError::Deadline);
-        }
         let partial = if in_time {
             video.partial.clone().map(Partial::Video)
         } else {
@@ -242,6 +250,10 @@ impl Classifier {
         };
         let labels = top(&scores.mean());
         let embedding = scores.mean_embedding();
+        // Clips that the stride left out at the end belong to the last one that was classified.
+        if in_time && options.max_clips.is_none_or(|max_clips| scores.clips() < max_clips) {
+            scores.end_after(video.duration);
+        }
         Ok(Classification {
             labels,
             segments: scores.into_segments(top),
@@ -263,15 +275,16 @@ impl Classifier {
         clips: Option<&mpsc::Sender<ClipScores>>,
     ) -> Result<(), ClassifyError> {
         let queue = engine.video(priority);
-        let (submitted, mut running) = mpsc::unbounded_channel::<(Duration, Duration, PendingClip)>();
+        let (submitted, mut running) = mpsc::unbounded_channel::<(ClipPlace, PendingClip)>();
         let bring = async {
             // The engine takes a bounded number of clips of a video, so the channel holds no more than that.
             let submitted = submitted;
             while let Some(clip) = decoding.next().await {
                 let decoded = Instant::now();
+                let place = ClipPlace { start: clip.start, end: clip.end, frames: clip.frames };
                 let pending = queue.submit(ClipInput::Rgb(clip.rgb.into())).await?;
                 self.metrics.stage(Stage::Queue, decoded.elapsed());
-                if submitted.send((clip.start, clip.end, pending)).is_err() {
+                if submitted.send((place, pending)).is_err() {
                     break;
                 }
             }
@@ -279,12 +292,12 @@ impl Classifier {
         };
         let take = async {
             let mut span = None;
-            while let Some((start, end, pending)) = running.recv().await {
+            while let Some((ClipPlace { start, end, frames }, pending)) = running.recv().await {
                 // From the first clip's turn to the last one's answer.
                 span.get_or_insert_with(|| info_span!("model"));
                 let output = pending.await?;
                 let probabilities = softmax(&output.logits);
-                let clip = ClipScores { start, end, probabilities, embedding: output.embedding };
+                let clip = ClipScores { start, end, frames, probabilities, embedding: output.embedding };
                 scores.add(&clip);
                 if let Some(clips) = clips {
                     clips.send(clip).await.map_err(|_| VideoError::Cancelled)?;
@@ -294,6 +307,13 @@ impl Classifier {
         };
         tokio::try_join!(bring, take).map(|_| ())
     }
+}
+
+/// Where in the video a clip is.
+struct ClipPlace {
+    start: Duration,
+    end: Duration,
+    frames: usize,
 }
 
 /// What a person should know about any answer of a model.

@@ -42,6 +42,7 @@ pub struct Segment {
 pub struct VideoScores {
     mode: Option<SegmentMode>,
     with_embedding: bool,
+    weight_by_frames: bool,
     whole: Mean,
     embedding: Mean,
     segments: Vec<OpenSegment>,
@@ -55,32 +56,35 @@ struct OpenSegment {
     scores: Mean,
 }
 
-/// A mean of vectors, in f64, so that a video of hours loses nothing.
+/// A weighted mean of vectors, in f64, so that a video of hours loses nothing.
 #[derive(Debug, Default)]
 struct Mean {
     sum: Vec<f64>,
+    weight: f64,
     count: u64,
 }
 
 impl Mean {
-    fn add(&mut self, values: &[f32]) {
+    fn add(&mut self, values: &[f32], weight: f64) {
         self.sum.resize(values.len(), 0.0);
         for (sum, &value) in self.sum.iter_mut().zip(values) {
-            *sum += f64::from(value);
+            *sum += weight * f64::from(value);
         }
+        self.weight += weight;
         self.count += 1;
     }
 
     /// Empty without values.
     fn mean(&self) -> Vec<f64> {
-        self.sum.iter().map(|sum| sum / self.count as f64).collect()
+        self.sum.iter().map(|sum| sum / self.weight).collect()
     }
 }
 
 impl VideoScores {
-    /// No clips yet.
-    pub fn new(mode: Option<SegmentMode>, with_embedding: bool) -> Self {
-        Self { mode, with_embedding, whole: Mean::default(), embedding: Mean::default(), segments: Vec::new() }
+    /// No clips yet. All clips weigh the same, as in the paper, or, `weight_by_frames`, as much as they have different frames.
+    pub fn new(mode: Option<SegmentMode>, with_embedding: bool, weight_by_frames: bool) -> Self {
+        let (whole, embedding) = Default::default();
+        Self { mode, with_embedding, weight_by_frames, whole, embedding, segments: Vec::new() }
     }
 
     /// Clips so far.
@@ -88,24 +92,36 @@ impl VideoScores {
         self.whole.count
     }
 
-    /// Adds the next clip in order of time.
+    /// Adds the next clip in order of time. Where clips were left out, the segment before lasts until this one.
     pub fn add(&mut self, clip: &ClipScores) {
-        self.whole.add(&clip.probabilities);
+        let weight = if self.weight_by_frames { clip.frames as f64 } else { 1.0 };
+        self.whole.add(&clip.probabilities, weight);
         if self.with_embedding {
-            self.embedding.add(&clip.embedding);
+            self.embedding.add(&clip.embedding, weight);
         }
         let Some(mode) = self.mode else { return };
+        if let Some(before) = self.segments.last_mut() {
+            before.end = clip.start;
+        }
         let best = best(&clip.probabilities);
         match self.segments.last_mut() {
             Some(open) if mode == SegmentMode::Merged && open.best == best => {
                 open.end = clip.end;
-                open.scores.add(&clip.probabilities);
+                open.scores.add(&clip.probabilities, weight);
             }
             _ => {
                 let mut scores = Mean::default();
-                scores.add(&clip.probabilities);
+                scores.add(&clip.probabilities, weight);
                 self.segments.push(OpenSegment { start: clip.start, end: clip.end, best, scores });
             }
+        }
+    }
+
+    /// Lets the last segment last until `duration` after the start of the first, if it ends before.
+    pub fn end_after(&mut self, duration: Duration) {
+        let Some(end) = self.segments.first().map(|first| first.start + duration) else { return };
+        if let Some(last) = self.segments.last_mut() {
+            last.end = last.end.max(end);
         }
     }
 
@@ -159,13 +175,14 @@ mod tests {
         ClipScores {
             start: Duration::from_secs(second),
             end: Duration::from_secs(second + 1),
+            frames: 16,
             probabilities: probabilities.to_vec(),
             embedding: vec![second as f32],
         }
     }
 
     fn scores(mode: Option<SegmentMode>, clips: &[ClipScores]) -> VideoScores {
-        let mut scores = VideoScores::new(mode, true);
+        let mut scores = VideoScores::new(mode, true, false);
         clips.iter().for_each(|clip| scores.add(clip));
         scores
     }
@@ -204,6 +221,34 @@ mod tests {
         assert_eq!(merged[0].end, Duration::from_secs(2));
         assert!((merged[0].labels[0].score - 0.7).abs() < 1e-6);
         assert_eq!(scores(Some(SegmentMode::Clips), &clips).into_segments(top).len(), 4);
+    }
+
+    #[test]
+    fn segments_have_no_gaps_where_clips_were_left_out() {
+        let clips = [clip(0, &[0.6, 0.4]), clip(4, &[0.8, 0.2]), clip(8, &[0.1, 0.9])];
+        for (mode, spans) in
+            [(SegmentMode::Merged, vec![(0, 8), (8, 11)]), (SegmentMode::Clips, vec![(0, 4), (4, 8), (8, 11)])]
+        {
+            let mut scores = scores(Some(mode), &clips);
+            scores.end_after(Duration::from_secs(11));
+            let segments = scores.into_segments(|_| Vec::new());
+            let found: Vec<_> =
+                segments.iter().map(|segment| (segment.start.as_secs(), segment.end.as_secs())).collect();
+            assert_eq!(found, spans);
+        }
+    }
+
+    #[test]
+    fn looped_tail_weighs_as_much_as_its_frames_if_asked_for() {
+        let tail = ClipScores { frames: 1, ..clip(1, &[0.0, 1.0]) };
+        let mean = |weight_by_frames| {
+            let mut scores = VideoScores::new(Some(SegmentMode::Clips), true, weight_by_frames);
+            scores.add(&clip(0, &[1.0, 0.0]));
+            scores.add(&tail);
+            (scores.mean(), scores.mean_embedding())
+        };
+        assert_eq!(mean(false), (vec![0.5, 0.5], vec![0.5]));
+        assert_eq!(mean(true), (vec![16.0 / 17.0, 1.0 / 17.0], vec![1.0 / 17.0]));
     }
 
     #[test]

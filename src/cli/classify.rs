@@ -65,6 +65,11 @@ pub(super) struct Args {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_clips: Option<u64>,
 
+    /// Let each clip count as much as it has different frames, instead of the same for all as in the paper: the last one is
+    /// often short and repeated
+    #[arg(long)]
+    weight_by_frames: bool,
+
     /// Print the network's features of each video too, in JSON
     #[arg(long)]
     embedding: bool,
@@ -160,6 +165,7 @@ fn options(args: &Args) -> proto::ClassificationOptions {
         end: time(args.end),
         clip_stride: args.clip_stride,
         max_clips: args.max_clips.unwrap_or(0),
+        weight_by_frames: args.weight_by_frames,
         ..Default::default()
     }
 }

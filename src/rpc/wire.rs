@@ -74,6 +74,7 @@ impl TryFrom<&proto::ClassificationOptions> for ClassifyOptions {
             },
             clip_stride: options.clip_stride.max(1) as usize,
             max_clips: (options.max_clips > 0).then_some(options.max_clips),
+            weight_by_frames: options.weight_by_frames,
             priority,
             answer_by: None,
         })
