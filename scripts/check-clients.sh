@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs the example clients against a server and compares their answers with the command line's, then Triton's
-# perf_analyzer. Needs Python 3 with venv, ffmpeg, and package indices for the clients' libraries; says what it skips where
-# one of them, or Node, is not there.
+# Runs the example clients against a server of the binary ($KINETOSCOPE, or the one that tests build) and compares their
+# answers with the command line's, then Triton's perf_analyzer. Needs Python 3 with venv, ffmpeg, and package indices for the
+# clients' libraries; says what it skips where one of them, or Node, is not there.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -9,9 +9,10 @@ work=$(mktemp -d)
 server=
 trap 'kill ${server:-} 2>/dev/null || true; wait; rm -rf "$work"' EXIT
 
-# As tests are built, so that nothing is built twice.
-cargo build --workspace --all-targets --quiet
-kinetoscope=${CARGO_TARGET_DIR:-target}/debug/kinetoscope
+if [ -z "${KINETOSCOPE:-}" ]; then
+    cargo build --workspace --features cuda --all-targets --quiet
+fi
+kinetoscope=$(realpath "${KINETOSCOPE:-${CARGO_TARGET_DIR:-target}/debug/kinetoscope}")
 
 python3 -m venv "$work/venv"
 if ! "$work/venv/bin/pip" install --quiet --disable-pip-version-check -r examples/python/requirements.txt; then

@@ -1,42 +1,14 @@
 #!/usr/bin/env bash
-# Checks the CUDA engine and training on GPUs on a machine without one: lints, builds, every kernel compiled by nvrtc for two
-# kinds of GPUs and run on the processor, and cuDNN's plans for a GPU that is only described.
-# NVIDIA's libraries are wheels from PyPI, pinned, downloaded once: 600 MB, 1.1 GB unpacked.
+# Checks the CUDA engine and training on GPUs on a machine without one: every kernel compiled by nvrtc for two kinds of GPUs and
+# run on the processor, cuDNN's plans for a GPU that is only described, and lints of what trains on candle's CUDA tensors.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-nvrtc=13.0.88 cudnn=9.28.1.4
-libraries=${XDG_CACHE_HOME:-$HOME/.cache}/kinetoscope/nvrtc-$nvrtc-cudnn-$cudnn
-if [ ! -e "$libraries/complete" ]; then
-    rm -rf "$libraries"
-    python3 -m venv "$libraries/venv"
-    "$libraries/venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --no-compile --target "$libraries" \
-        "nvidia-cuda-nvrtc==$nvrtc" "nvidia-cudnn-cu13==$cudnn"
-    touch "$libraries/complete"
-fi
+path=$(./scripts/cuda-libraries.sh)
+# All members, as elsewhere: for one alone cargo would build the dependencies with other features once more.
+LD_LIBRARY_PATH=$path${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} cargo test --workspace --features cuda --lib --quiet -- cuda engine::
 
-# cuDNN wants the driver and cuBLAS to be there, if only to find no GPU with them.
-functions=$(strings -a "$libraries"/nvidia/cudnn/lib/*.so.9 | grep -E '^cu[A-Z][A-Za-z0-9]+(_v[0-9]+|_ptsz)?$|^cublasLt[A-Z]' | sort -u)
-none=$libraries/no-gpu
-mkdir -p "$none"
-{
-    cat scripts/no-gpu-driver.c
-    # CUDA_ERROR_NO_DEVICE
-    grep '^cu[A-Z]' <<<"$functions" |
-        grep -vxF -f <(sed -n 's/^int \(cu\w*\)(.*/\1/p' scripts/no-gpu-driver.c) | sed 's/.*/int &(void) { return 100; }/'
-} | cc -w -shared -fPIC -Wl,-soname,libcuda.so.1 -o "$none/libcuda.so.1" -xc -
-{
-    echo 'unsigned long cublasLtGetVersion(void) { return 130400; }'
-    # CUBLAS_STATUS_NOT_INITIALIZED
-    grep '^cublasLt[A-Z][A-Za-z0-9]*$' <<<"$functions" | grep -vx cublasLtGetVersion | sed 's/.*/int &(void) { return 1; }/'
-} | cc -w -shared -fPIC -Wl,-soname,libcublasLt.so.13 -o "$none/libcublasLt.so.13" -xc -
-
-cargo clippy --workspace --all-targets --features cuda --quiet -- -D warnings
 cargo check --no-default-features --features cuda --quiet
 # Training on candle's CUDA tensors, without compiling candle's kernels.
 NVCC=$PWD/scripts/no-gpu-nvcc.sh CUDA_COMPUTE_CAP=90 cargo clippy --workspace --all-targets --features candle-cuda --quiet -- \
     -D warnings
-
-path=$libraries/nvidia/cu13/lib:$libraries/nvidia/cudnn/lib:$none
-# All members, as elsewhere: for one alone cargo would build the dependencies with other features once more.
-LD_LIBRARY_PATH=$path${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} cargo test --workspace --features cuda --lib --quiet -- cuda engine::

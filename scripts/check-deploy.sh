@@ -11,7 +11,7 @@ server=
 trap 'kill ${server:-} 2>/dev/null || true; wait; rm -rf "$work"' EXIT
 
 if [ -z "${KINETOSCOPE:-}" ]; then
-    cargo build --workspace --all-targets --quiet
+    cargo build --workspace --features cuda --all-targets --quiet
 fi
 kinetoscope=$(realpath "${KINETOSCOPE:-${CARGO_TARGET_DIR:-target}/debug/kinetoscope}")
 

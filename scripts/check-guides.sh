@@ -5,7 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 if [ -z "${KINETOSCOPE:-}" ]; then
-    cargo build --workspace --all-targets --quiet
+    cargo build --workspace --features cuda --all-targets --quiet
 fi
 kinetoscope=$(realpath "${KINETOSCOPE:-${CARGO_TARGET_DIR:-target}/debug/kinetoscope}")
 python3 scripts/check_guides.py --kinetoscope "$kinetoscope" \
