@@ -8,6 +8,7 @@ strip --strip-debug -o /out/usr/local/bin/kinetoscope target/release/kinetoscope
 cp docker/kinetoscope.toml /out/etc/kinetoscope/
 cp LICENSE-* /out/usr/share/doc/kinetoscope/
 cp src/train/report/font/OFL.txt /out/usr/share/doc/kinetoscope/LICENSE-NotoSans
+cp src/train/report/font/OFL-Unifont.txt /out/usr/share/doc/kinetoscope/LICENSE-Unifont
 if [ -d /usr/local/share/doc/ffmpeg ]; then
     cp -P /usr/local/lib/libav*.so.* /usr/local/lib/libsw*.so.* /out/usr/local/lib/
     mkdir -p /out/usr/share/doc/ffmpeg

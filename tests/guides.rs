@@ -320,6 +320,85 @@ fn every_message_is_one_of_the_program() {
     assert!(missing.is_empty(), "the program says none of {missing:#?}");
 }
 
+/// Options that guides name and that are other programs'.
+const OPTIONS_OF_OTHERS: &[&str] = &[
+    "--all-pods",
+    "--build-arg",
+    "--cap-drop",
+    "--cert",
+    "--disable-pip-version-check",
+    "--enable-gpl",
+    "--features",
+    "--format",
+    "--from-file",
+    "--grpc",
+    "--key",
+    "--locked",
+    "--no-cache",
+    "--no-default-features",
+    "--now",
+    "--open",
+    "--parent",
+    "--prefix",
+    "--privileged",
+    "--pull",
+    "--python",
+    "--quiet",
+    "--read-only",
+    "--release",
+    "--security-opt",
+    "--short",
+    "--silent",
+    "--test",
+    "--time",
+    "--tmpfs",
+];
+
+/// The long options of a command and of those below it.
+fn options(command: &clap::Command) -> BTreeSet<String> {
+    let own = command.get_arguments().filter_map(|argument| argument.get_long().map(|long| format!("--{long}")));
+    own.chain(command.get_subcommands().flat_map(options)).collect()
+}
+
+/// What begins with two dashes and looks like an option.
+fn options_named(text: &str) -> BTreeSet<String> {
+    let mut named = BTreeSet::new();
+    for (at, _) in text.match_indices("--") {
+        let before = text[..at].chars().next_back();
+        let name: String = text[at + 2..].chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '-').collect();
+        let begins = name.starts_with(|c: char| c.is_ascii_lowercase());
+        if begins && before.is_none_or(|before| before.is_whitespace() || "`([\"|,/".contains(before)) {
+            named.insert(format!("--{}", name.trim_end_matches('-')));
+        }
+    }
+    named
+}
+
+#[test]
+fn every_option_that_a_guide_names_is_one_of_the_program() {
+    let mut command = <kinetoscope::cli::Cli as clap::CommandFactory>::command();
+    // Adds --help and --version.
+    command.build();
+    let known = options(&command);
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let guides = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+    let guides: Vec<PathBuf> = guides.chain([root.join("README.md"), root.join("CHANGELOG.md")]).collect();
+    let mut others = BTreeSet::new();
+    let mut unknown = Vec::new();
+    for path in guides {
+        for option in options_named(&std::fs::read_to_string(&path).unwrap()) {
+            if OPTIONS_OF_OTHERS.contains(&option.as_str()) {
+                others.insert(option);
+            } else if !known.contains(&option) {
+                unknown.push(format!("{}: {option}", path.display()));
+            }
+        }
+    }
+    assert!(unknown.is_empty(), "the program has none of {unknown:#?}");
+    let unused: Vec<_> = OPTIONS_OF_OTHERS.iter().filter(|option| !others.contains(**option)).collect();
+    assert!(unused.is_empty(), "no guide names {unused:?}");
+}
+
 #[test]
 fn links_between_documents_lead_somewhere() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -204,8 +204,9 @@ async fn evaluate(
                 evaluation.add(index, answer(classification));
             }
             Err(error) => {
-                progress.suspend(|| eprintln!("kinetoscope: {}: {error:#}", examples[index].video.display()));
-                let trouble = Trouble { example: index, error: format!("{error:#}") };
+                let words = super::with_causes(&error);
+                progress.suspend(|| eprintln!("kinetoscope: {}: {words}", examples[index].video.display()));
+                let trouble = Trouble { example: index, error: words };
                 if is_about_the_video(&error) {
                     troubles.unreadable.push(trouble);
                 } else {
@@ -333,6 +334,8 @@ fn strips(args: &Args, evaluation: &Evaluation, examples: &[Example]) -> Vec<Str
         let (_, answer) = evaluation.answers().find(|(other, _)| *other == example)?;
         let best = answer.video.first()?;
         Some(Strip {
+            name: examples[example].id.clone(),
+            size: STRIP_FRAME_SIZE,
             rgb: frames(&decoder, &examples[example], answer.frames),
             truth: evaluation.truth(example).to_owned(),
             predicted: evaluation.name(best.class).to_owned(),

@@ -66,7 +66,7 @@ enum Command {
     #[cfg(feature = "video")]
     Classify(classify::Args),
     #[cfg(feature = "video")]
-    Train(train::Args),
+    Train(Box<train::Args>),
     #[cfg(feature = "video")]
     Evaluate(evaluate::Args),
     #[cfg(feature = "video")]
@@ -135,7 +135,7 @@ impl Cli {
             #[cfg(feature = "video")]
             Command::Classify(args) => classify::run(args),
             #[cfg(feature = "video")]
-            Command::Train(args) => train::run(args),
+            Command::Train(args) => train::run(*args),
             #[cfg(feature = "video")]
             Command::Evaluate(args) => evaluate::run(args),
             #[cfg(feature = "video")]
@@ -160,15 +160,15 @@ impl Cli {
     }
 }
 
-/// An error and its causes, those once that say the same as what they caused.
+/// An error and its causes, but for those whose words stand at the end of what they caused.
 fn with_causes(error: &anyhow::Error) -> String {
     words_of(error.chain().map(ToString::to_string))
 }
 
 fn words_of(causes: impl Iterator<Item = String>) -> String {
-    let mut causes: Vec<String> = causes.collect();
-    causes.dedup();
-    causes.join(": ")
+    causes
+        .reduce(|said, cause| if said.ends_with(&cause) { said } else { format!("{said}: {cause}") })
+        .unwrap_or_default()
 }
 
 fn man(directory: &Path) -> anyhow::Result<ExitCode> {
@@ -185,5 +185,14 @@ mod tests {
     #[test]
     fn arguments_are_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn causes_are_said_once() {
+        let said = |causes: &[&str]| words_of(causes.iter().map(|&cause| cause.to_owned()));
+        assert_eq!(said(&["rank 1 is lost: it ended", "it ended"]), "rank 1 is lost: it ended");
+        assert_eq!(said(&["can't read a.mp4", "no such file"]), "can't read a.mp4: no such file");
+        assert_eq!(said(&["can't start", "same", "same"]), "can't start: same");
+        assert_eq!(said(&[]), "");
     }
 }

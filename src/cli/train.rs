@@ -1,5 +1,6 @@
 //! `kinetoscope train`.
 
+mod classes;
 mod recipe;
 mod watch;
 
@@ -13,6 +14,7 @@ use candle_conv3d::Precision;
 use candle_core::Device;
 use clap::Args as ClapArgs;
 use sha2::{Digest, Sha256};
+use tokio_util::sync::CancellationToken;
 
 use super::data::DataArgs;
 use super::model::{self, EngineArgs, PrecisionArg};
@@ -21,12 +23,17 @@ use crate::model::file::Model;
 use crate::model::spec::ClipSpec;
 use crate::train::augment::Augment;
 use crate::train::dataset::{CheckDepth, Dataset, Example, Split};
-use crate::train::distributed::{Alone, Collective, Tcp};
+use crate::train::distributed::{Alone, Collective, CollectiveError, Tcp};
+use crate::train::find_rate::{self, Rates};
 use crate::train::loader::{Loader, LoaderOptions, Shard};
+use crate::train::memory::{self, StepShape};
 use crate::train::network;
-use crate::train::trainer::{BEST_FILE, BatchSource, LAST_FILE, Outcome, Start, Trainer};
-use recipe::{InputArgs, NetworkArgs, RecipeArgs};
-use watch::{Signals, Terminal};
+use crate::train::optimizer::OptimizerConfig;
+use crate::train::sgd::SgdConfig;
+use crate::train::trainer::{BEST_FILE, BatchSource, LAST_FILE, Outcome, Start, TrainOptions, Trainer};
+use classes::ClassCounts;
+use recipe::{InputArgs, NetworkArgs, RecipeArgs, describe_augmentation};
+use watch::{Signals, Terminal, Work};
 
 /// Train a model on labelled videos
 ///
@@ -45,6 +52,11 @@ pub(super) struct Args {
     /// Open every video, decode its first clip, list those that can't be used, and train nothing
     #[arg(long)]
     check: bool,
+
+    /// Raise the learning rate from step to step, write the losses to OUT/learning-rates.csv and .png, say where they fall
+    /// fastest, and train nothing
+    #[arg(long, conflicts_with_all = ["check", "resume"])]
+    find_lr: bool,
 
     /// Go on with the run in OUT; begin if there is none
     #[arg(long)]
@@ -113,6 +125,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         return check(&dataset, usize::from(args.loader_threads));
     }
     let out = args.out.as_deref().context("--out is missing")?;
+    let counts = ClassCounts::of(&dataset);
+    let class_weights = args.recipe.class_weights(&dataset.classes, counts.train())?;
     let model = starting_model(&args, &dataset, out)?;
     let device = parse_device(&args.device)?;
     let precision = choose_precision(args.precision, &device)?;
@@ -129,23 +143,44 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     let mut options = args.recipe.options(BatchSource::batches_per_epoch(&train), args.network.fine_tunes(), device);
     options.precision = precision;
+    options.loss.class_weights = class_weights;
     options.checkpoint_interval = Duration::from_secs(args.checkpoint_minutes.saturating_mul(60));
     let data = format!("{} examples, digest {}", dataset.train.len(), digest(&dataset));
     for (name, value) in [
         ("data", data),
         ("batch size", args.recipe.batch_size().to_string()),
         ("seed", args.recipe.seed().to_string()),
-        ("augmentation", format!("{:?}", args.input.augment())),
+        ("augmentation", describe_augmentation(&args.input.augment())),
+        ("sampler", if args.recipe.balances() { "balanced" } else { "all" }.to_owned()),
     ] {
         options.settings.insert(name.to_owned(), value);
     }
 
+    if options.device.is_cpu() {
+        check_memory(&args, &model, &options)?;
+    }
+
     let signals = Signals::listen()?;
+    if args.find_lr {
+        return tell_rate(&model, &options, &train, out, &signals);
+    }
     let start = if args.resume { Start::Resume } else { Start::New };
-    let collective = args.world.join()?;
-    let epochs = options.epochs;
+    let collective = match args.world.join(signals.token()) {
+        Ok(collective) => collective,
+        Err(CollectiveError::Stopped) => {
+            eprintln!("kinetoscope: stopped before the training began");
+            return Ok(signals.exit_code());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let recipe = args.recipe.describe(&options);
+    let work = Work {
+        epochs: options.epochs,
+        train_clips: BatchSource::clips_per_epoch(&train) as u64,
+        validation_clips: BatchSource::clips_per_epoch(&validation) as u64,
+    };
     let mut trainer = Trainer::open(&model, options, out, start, collective)?;
-    let mut terminal = Terminal::new(rank == 0, epochs);
+    let mut terminal = Terminal::new(rank == 0, work);
     if rank == 0 {
         println!(
             "{}: {} training and {} validation clips an epoch, {} classes",
@@ -154,12 +189,18 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             dataset.validation.len(),
             dataset.classes.len()
         );
+        println!("{}", counts.line());
+        println!("{recipe}");
+        if let (Some(warning), false) = (counts.warning(), args.recipe.knows_of_imbalance()) {
+            eprintln!("kinetoscope: warning: {warning}");
+        }
         let progress = trainer.progress();
         if progress.step > 0 {
-            println!("going on in epoch {} after {} steps", progress.epoch, progress.step);
+            println!("going on in epoch {} after {} steps", progress.epoch + 1, progress.step);
         }
     }
-    let outcome = trainer.run(&train, &validation, signals.token(), &mut terminal)?;
+    let outcome = trainer.run(&train, &validation, signals.token(), &mut terminal);
+    let outcome = outcome.map_err(|error| name_memory_flags(error.into(), &args.recipe))?;
     drop(terminal);
 
     let unreadable = [train.unreadable(), validation.unreadable()].concat();
@@ -168,8 +209,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         unreadable.iter().for_each(|one| eprintln!("  {}: {}", one.video.display(), one.error));
     }
     match outcome {
-        Outcome::Finished => {
+        Outcome::Finished | Outcome::NoBetter => {
             if rank == 0 {
+                if outcome == Outcome::NoBetter {
+                    println!("ended early: no epoch was better than the best one for as long as --early-stop says");
+                }
                 println!("trained {} and {}", out.join(BEST_FILE).display(), out.join(LAST_FILE).display());
             }
             Ok(ExitCode::SUCCESS)
@@ -179,6 +223,33 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ok(signals.exit_code())
         }
     }
+}
+
+/// Tries learning rates and tells the best one to begin with.
+fn tell_rate(
+    model: &Model,
+    options: &TrainOptions,
+    train: &Loader,
+    out: &Path,
+    signals: &Signals,
+) -> anyhow::Result<ExitCode> {
+    const STEPS: u32 = 100;
+    // AdamW's steps are as long as the rate says, whatever the gradients are.
+    let (from, to) = match options.optimizer {
+        OptimizerConfig::Sgd(_) => (1e-5, 10.0),
+        OptimizerConfig::AdamW { .. } => (1e-7, 1.0),
+    };
+    let points = find_rate::find(model, options, Rates { from, to, steps: STEPS }, train, signals.token())?;
+    find_rate::write(&points, out)?;
+    if signals.token().is_cancelled() {
+        return Ok(signals.exit_code());
+    }
+    let curve = out.join(find_rate::CURVE_FILE);
+    match find_rate::suggestion(&points) {
+        Some(rate) => println!("the loss falls fastest at --lr {rate:.2e}; {} shows it", curve.display()),
+        None => println!("the loss falls at no learning rate; {} shows it", curve.display()),
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// The network to begin with: that of a model file, with a new last layer for other classes, or a new one.
@@ -212,10 +283,60 @@ fn loader(args: &Args, model: &Model, examples: &[Example], augment: Augment, sh
         seed: args.recipe.seed(),
         // A last batch of few clips would move weights and statistics as much as a whole one.
         drop_last: augment.train && examples.len() >= batch_size * shard.world_size,
+        balanced: augment.train && args.recipe.balances(),
         augment,
         shard,
     };
     Loader::new(Arc::from(examples), model.spec.clip, model.spec.preprocessing, options)
+}
+
+/// Refuses a training whose first step would take more memory than there is, with the options that take less.
+fn check_memory(args: &Args, model: &Model, options: &TrainOptions) -> anyhow::Result<()> {
+    let Some(free) = memory::available() else { return Ok(()) };
+    let optimizer_states = match options.optimizer {
+        OptimizerConfig::Sgd(SgdConfig { momentum, .. }) => usize::from(momentum > 0.0),
+        OptimizerConfig::AdamW { .. } => 2,
+    };
+    let shape = StepShape {
+        layout: &model.layout,
+        clip: model.spec.clip,
+        begin_at: options.begin_at,
+        states: optimizer_states + usize::from(options.average_decay.is_some()),
+        prefetch: usize::from(args.prefetch),
+    };
+    let batch_size = args.recipe.batch_size();
+    let wanted = shape.bytes(batch_size);
+    if wanted <= free {
+        return Ok(());
+    }
+    let gigabytes = |bytes: u64| format!("{:.1} GB", bytes as f64 / 1e9);
+    let [takes, free_text] = [wanted, free].map(gigabytes);
+    match (1..batch_size).rev().find(|&smaller| shape.bytes(smaller) <= free) {
+        Some(smaller) => {
+            let accumulate = (options.accumulate * batch_size).div_ceil(smaller);
+            bail!(
+                "a step with --batch-size {batch_size} takes about {takes} of memory; {free_text} are free. --batch-size {smaller} \
+                 --accumulate {accumulate} makes steps of as many clips with about {}",
+                gigabytes(shape.bytes(smaller))
+            )
+        }
+        None => bail!(
+            "a step takes about {} of memory even with --batch-size 1; {free_text} are free. Smaller clips (--clip-size, \
+             --clip-frames), a smaller network (--depth, --width) or a later --begin-at take less",
+            gigabytes(shape.bytes(1))
+        ),
+    }
+}
+
+/// A GPU says that its memory is out, and not what helps.
+fn name_memory_flags(error: anyhow::Error, recipe: &RecipeArgs) -> anyhow::Error {
+    if !format!("{error:#}").to_lowercase().contains("out of memory") {
+        return error;
+    }
+    error.context(format!(
+        "there is too little memory for a step with --batch-size {}: a smaller one with a larger --accumulate makes the same step",
+        recipe.batch_size()
+    ))
 }
 
 fn check(dataset: &Dataset, threads: usize) -> anyhow::Result<ExitCode> {
@@ -229,6 +350,11 @@ fn check(dataset: &Dataset, threads: usize) -> anyhow::Result<ExitCode> {
     println!("{} classes, {} videos that can't be used", dataset.classes.len(), unreadable.len());
     for (split, one) in &unreadable {
         println!("  {split}: {}: {}", one.video.display(), one.error);
+    }
+    let counts = ClassCounts::of(dataset);
+    print!("\n{}", counts.table());
+    if let Some(warning) = counts.warning() {
+        eprintln!("kinetoscope: warning: {warning}");
     }
     Ok(if unreadable.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
@@ -262,12 +388,12 @@ fn choose_precision(asked: Option<PrecisionArg>, device: &Device) -> anyhow::Res
 }
 
 impl WorldArgs {
-    fn join(&self) -> anyhow::Result<Box<dyn Collective>> {
+    fn join(&self, stop: &CancellationToken) -> Result<Box<dyn Collective>, CollectiveError> {
         const TIMEOUT: Duration = Duration::from_secs(600);
         if self.world_size == 1 {
             return Ok(Box::new(Alone));
         }
         let address = format!("{}:{}", self.master_addr, self.master_port);
-        Ok(Box::new(Tcp::connect(self.rank, self.world_size, &address, TIMEOUT)?))
+        Ok(Box::new(Tcp::connect(self.rank, self.world_size, &address, TIMEOUT, stop.clone())?))
     }
 }

@@ -1,6 +1,8 @@
 //! All that a later process needs to go on with a training as if it had never stopped, in one safetensors file.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -9,13 +11,14 @@ use serde::{Deserialize, Serialize};
 
 use super::schedule::Plateau;
 use crate::model::file::{ModelFileError, write_whole};
-use crate::model::spec::ModelSpec;
+use crate::model::spec::{ClipSpec, ModelSpec};
 
 /// Key in the safetensors `__metadata__` under which [`Progress`] stands as JSON.
 const PROGRESS_KEY: &str = "kinetoscope.training";
 
 const MODEL_PREFIX: &str = "model.";
 const OPTIMIZER_PREFIX: &str = "optimizer.";
+const AVERAGE_PREFIX: &str = "average.";
 
 /// A training between two steps.
 #[derive(Debug)]
@@ -26,6 +29,8 @@ pub struct Checkpoint {
     pub weights: HashMap<String, Tensor>,
     /// The optimiser's tensors.
     pub optimizer: HashMap<String, Tensor>,
+    /// The average of the weights over steps, if there is one.
+    pub average: HashMap<String, Tensor>,
 }
 
 /// Where a training is. Random numbers come from a counter, so that no generator has a state.
@@ -66,14 +71,38 @@ pub struct Tally {
     pub waited_milliseconds: u64,
 }
 
-/// How good the best epoch was.
+/// How good the best epoch was. Floats are kept as their bits, because decimal digits might round.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Best {
+    /// Its number, from 0.
+    epoch: u64,
     /// Validation clips whose best score was their label's.
-    pub correct: u64,
-    /// Bits of their loss, an f64.
-    pub loss_bits: u64,
+    correct: u64,
+    /// Mean accuracy of the classes.
+    mean_class_bits: u64,
+    loss_bits: u64,
+}
+
+/// What makes one epoch better than another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Metric {
+    /// More clips right.
+    Accuracy,
+    /// A higher mean of the classes' accuracies, each counting alike however many clips it has.
+    MeanClassAccuracy,
+    /// A lower loss.
+    Loss,
+}
+
+impl fmt::Display for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Accuracy => "accuracy",
+            Self::MeanClassAccuracy => "mean class accuracy",
+            Self::Loss => "loss",
+        })
+    }
 }
 
 impl Tally {
@@ -106,14 +135,22 @@ impl Tally {
 }
 
 impl Best {
-    /// The result of an epoch.
-    pub fn of(tally: &Tally) -> Self {
-        Self { correct: tally.correct, loss_bits: tally.loss().to_bits() }
+    /// The result of epoch `epoch`, counted from 0.
+    pub fn of(tally: &Tally, mean_class_accuracy: Option<f64>, epoch: u64) -> Self {
+        let mean_class_bits = mean_class_accuracy.unwrap_or_else(|| tally.accuracy()).to_bits();
+        Self { epoch, correct: tally.correct, mean_class_bits, loss_bits: tally.loss().to_bits() }
     }
 
-    /// Whether an epoch with this validation result is better: more clips right, or as many at a lower loss.
-    pub fn is_beaten_by(&self, tally: &Tally) -> bool {
-        tally.correct > self.correct || (tally.correct == self.correct && tally.loss() < f64::from_bits(self.loss_bits))
+    /// Whether this epoch is better than another one: by the metric, or as good by it at a lower loss.
+    pub fn beats(&self, other: &Self, metric: Metric) -> bool {
+        let [loss, other_loss] = [self, other].map(|of| f64::from_bits(of.loss_bits));
+        let mean = |of: &Self| f64::from_bits(of.mean_class_bits);
+        let ordering = match metric {
+            Metric::Accuracy => self.correct.cmp(&other.correct),
+            Metric::MeanClassAccuracy => mean(self).total_cmp(&mean(other)),
+            Metric::Loss => Ordering::Equal,
+        };
+        ordering.is_gt() || (ordering.is_eq() && loss < other_loss)
     }
 }
 
@@ -158,6 +195,7 @@ impl Checkpoint {
         let mut tensors = HashMap::new();
         tensors.extend(named(MODEL_PREFIX, &self.weights));
         tensors.extend(named(OPTIMIZER_PREFIX, &self.optimizer));
+        tensors.extend(named(AVERAGE_PREFIX, &self.average));
         Ok(write_whole(path, &tensors, metadata)?)
     }
 
@@ -171,19 +209,31 @@ impl Checkpoint {
         let (_, metadata) = SafeTensors::read_metadata(&bytes)?;
         let progress = metadata.metadata().as_ref().and_then(|entries| entries.get(PROGRESS_KEY));
         let progress = serde_json::from_str(progress.ok_or(CheckpointError::NoProgress)?)?;
-        let (mut weights, mut optimizer) = (HashMap::new(), HashMap::new());
+        let [mut weights, mut optimizer, mut average] = [(); 3].map(|()| HashMap::new());
         for (name, tensor) in candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)? {
             if let Some(name) = name.strip_prefix(MODEL_PREFIX) {
                 weights.insert(name.to_owned(), tensor);
             } else if let Some(name) = name.strip_prefix(OPTIMIZER_PREFIX) {
                 optimizer.insert(name.to_owned(), tensor);
+            } else if let Some(name) = name.strip_prefix(AVERAGE_PREFIX) {
+                average.insert(name.to_owned(), tensor);
             }
         }
-        Ok(Some(Self { progress, weights, optimizer }))
+        Ok(Some(Self { progress, weights, optimizer, average }))
     }
 }
 
 impl Progress {
+    /// A training before its first step.
+    pub fn new(spec: ModelSpec, settings: BTreeMap<String, String>, plateau: Plateau) -> Self {
+        Self { spec, settings, epoch: 0, batch: 0, step: 0, tally: Tally::default(), plateau, best: None }
+    }
+
+    /// Epochs that are over since the best one.
+    pub fn epochs_since_best(&self) -> u64 {
+        self.best.map_or(0, |best| self.epoch.saturating_sub(best.epoch + 1))
+    }
+
     /// Refuses to go on with another network or other settings than the run began with.
     pub fn check(&self, spec: &ModelSpec, settings: &BTreeMap<String, String>) -> Result<(), CheckpointError> {
         let differs = |setting: &str, found: String, wanted: String| CheckpointError::Settings {
@@ -210,7 +260,12 @@ impl Progress {
             }
         }
         if self.spec.clip != spec.clip || self.spec.preprocessing != spec.preprocessing {
-            let text = |spec: &ModelSpec| format!("{:?}, {:?}", spec.clip, spec.preprocessing);
+            let text = |spec: &ModelSpec| {
+                let ClipSpec { frames, size, temporal_stride } = spec.clip;
+                let frames = format!("{frames} frames of {size} pixels, each {temporal_stride}. of the video's");
+                // JSON is how people write preprocessing themselves.
+                format!("{frames}, {}", serde_json::to_string(&spec.preprocessing).unwrap_or_default())
+            };
             return Err(differs("clip and preprocessing", text(&self.spec), text(spec)));
         }
         Ok(())

@@ -51,6 +51,9 @@ pub struct LoaderOptions {
     pub shard: Shard,
     /// Leaves out a last batch of less than [`LoaderOptions::batch_size`] clips.
     pub drop_last: bool,
+    /// Takes as many examples of each class in an epoch: those of rare classes several times, some of frequent ones not.
+    /// Only where [`Augment::train`] is set.
+    pub balanced: bool,
 }
 
 /// One of several processes that train together. Each sees other examples, and as many batches as the others: where examples
@@ -79,6 +82,7 @@ impl Default for LoaderOptions {
             augment: Augment::PAPER,
             shard: Shard::ALL,
             drop_last: false,
+            balanced: false,
         }
     }
 }
@@ -139,6 +143,15 @@ impl Loader {
     /// How many clips an epoch has.
     pub fn clips_per_epoch(&self) -> usize {
         self.maker.slots()
+    }
+
+    /// An example by its index in a batch.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such example.
+    pub fn example(&self, index: usize) -> &Example {
+        &self.maker.examples[index]
     }
 
     /// The videos that could not be decoded so far, each once, in the order of the examples.
@@ -252,13 +265,28 @@ impl Maker {
     /// Examples in the order of `epoch`, of all shards.
     fn order(&self, epoch: u64) -> Vec<usize> {
         let mut order: Vec<usize> = (0..self.examples.len()).collect();
-        if self.options.augment.train {
-            let mut draws = Draws::new(self.options.seed, "order", epoch, 0);
-            for i in (1..order.len()).rev() {
-                order.swap(i, draws.below(i as u64 + 1) as usize);
-            }
+        if !self.options.augment.train {
+            return order;
         }
-        order
+        let mut draws = Draws::new(self.options.seed, "order", epoch, 0);
+        shuffle(&mut order, &mut draws);
+        if self.options.balanced { self.balanced(&order, &mut draws) } else { order }
+    }
+
+    /// As many examples, of each class as many as of the others (but for one), each class's in turn in the order given.
+    fn balanced(&self, order: &[usize], draws: &mut Draws) -> Vec<usize> {
+        let mut of_class: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        order.iter().for_each(|&example| of_class.entry(self.examples[example].class).or_default().push(example));
+        // Which classes have one more differs from epoch to epoch.
+        let mut classes: Vec<Vec<usize>> = of_class.into_values().collect();
+        shuffle(&mut classes, draws);
+        let place = |place: usize| {
+            let class = &classes[place % classes.len()];
+            class[place / classes.len() % class.len()]
+        };
+        let mut balanced: Vec<usize> = (0..order.len()).map(place).collect();
+        shuffle(&mut balanced, draws);
+        balanced
     }
 
     /// The clip of the example that stands at `position` of an epoch's order, or of the first of its substitutes that can be
@@ -321,6 +349,12 @@ impl Maker {
             warn!(video = %video.display(), %error, "a video can't be decoded; others take its place");
             Unreadable { example, video, error }
         });
+    }
+}
+
+fn shuffle<T>(items: &mut [T], draws: &mut Draws) {
+    for i in (1..items.len()).rev() {
+        items.swap(i, draws.below(i as u64 + 1) as usize);
     }
 }
 

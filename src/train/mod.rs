@@ -15,6 +15,8 @@ pub mod adamw;
 #[cfg(feature = "video")]
 pub mod augment;
 #[cfg(feature = "video")]
+mod average;
+#[cfg(feature = "video")]
 pub mod checkpoint;
 #[cfg(feature = "video")]
 pub mod dataset;
@@ -23,7 +25,15 @@ pub mod distributed;
 #[cfg(feature = "video")]
 pub mod evaluate;
 #[cfg(feature = "video")]
+pub mod find_rate;
+#[cfg(feature = "video")]
 pub mod loader;
+#[cfg(feature = "video")]
+mod lock;
+#[cfg(feature = "video")]
+pub mod loss;
+#[cfg(feature = "video")]
+pub mod memory;
 pub mod network;
 pub mod optimizer;
 #[cfg(feature = "video")]
@@ -35,3 +45,5 @@ pub mod schedule;
 pub mod sgd;
 #[cfg(feature = "video")]
 pub mod trainer;
+#[cfg(feature = "video")]
+mod validation;

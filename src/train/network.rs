@@ -52,7 +52,7 @@ impl Layer {
     ];
 
     /// The layer that the parameter `name` of a checkpoint belongs to.
-    fn of_parameter(name: &str) -> Self {
+    pub(super) fn of_parameter(name: &str) -> Self {
         let prefix = name.split('.').next().unwrap_or(name);
         // What isn't one of the others is the stem: conv1 and bn1, or torchvision's stem.
         Self::NAMES.into_iter().find(|(layer, _)| *layer == prefix).map_or(Self::Conv1, |(_, layer)| layer)
@@ -145,7 +145,7 @@ impl Network {
         self.variables(is_statistic)
     }
 
-    fn variables(&self, wanted: impl Fn(&str) -> bool) -> Vec<(String, Var)> {
+    pub(super) fn variables(&self, wanted: impl Fn(&str) -> bool) -> Vec<(String, Var)> {
         let variables = self.parameters.iter().filter(|(name, tensor)| tensor.is_variable() && wanted(name));
         // A variable's tensor becomes that same variable.
         variables.map(|(name, tensor)| (name.clone(), Var::from_tensor(tensor).expect("it is a variable"))).collect()
@@ -162,6 +162,11 @@ impl Network {
             .iter()
             .map(|(name, tensor)| Ok((name.clone(), tensor.detach().to_device(&Device::Cpu)?)))
             .collect()
+    }
+
+    /// Copies of what changes, where it is.
+    pub fn copies(&self) -> Result<HashMap<String, Tensor>> {
+        self.variables(|_| true).into_iter().map(|(name, variable)| Ok((name, variable.copy()?))).collect()
     }
 
     /// Takes the values of `tensors` for what changes; the shapes are those of this network's [`weights`](Self::weights).

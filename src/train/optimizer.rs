@@ -1,9 +1,10 @@
 //! The optimiser of a network: groups of parameters, each with its own learning rate, and what of it a checkpoint keeps.
 
 use std::collections::HashMap;
+use std::fmt;
 
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, Var};
+use candle_core::{DType, Result, Tensor, Var};
 use candle_nn::{Optimizer as _, ParamsAdamW};
 
 use super::adamw::AdamW;
@@ -33,6 +34,27 @@ impl OptimizerConfig {
     }
 }
 
+/// In a person's words, as the settings of a run and its messages say it.
+impl fmt::Display for OptimizerConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sgd(SgdConfig { learning_rate, momentum, dampening, nesterov, weight_decay }) => {
+                write!(f, "SGD, learning rate {learning_rate}, momentum {momentum}")?;
+                if *dampening != 0.0 {
+                    write!(f, ", dampening {dampening}")?;
+                }
+                if *nesterov {
+                    f.write_str(" (Nesterov's)")?;
+                }
+                write!(f, ", weight decay {weight_decay}")
+            }
+            Self::AdamW { learning_rate, weight_decay } => {
+                write!(f, "AdamW, learning rate {learning_rate}, weight decay {weight_decay}")
+            }
+        }
+    }
+}
+
 /// Moves all parameters that are trained.
 #[derive(Debug)]
 pub struct Optimizer {
@@ -43,6 +65,7 @@ pub struct Optimizer {
 #[derive(Debug)]
 struct Group {
     names: Vec<String>,
+    variables: Vec<Var>,
     /// Times the schedule's learning rate.
     factor: f64,
     rule: Rule,
@@ -60,15 +83,15 @@ impl Optimizer {
     pub fn new(parameters: Vec<(String, Var)>, config: &OptimizerConfig, backbone_factor: f64) -> Result<Self> {
         let (head, backbone): (Vec<_>, Vec<_>) = parameters.into_iter().partition(|(name, _)| name.starts_with("fc."));
         let group = |parameters: Vec<(String, Var)>, factor: f64| {
-            let (names, variables) = parameters.into_iter().unzip();
+            let (names, variables): (Vec<String>, Vec<Var>) = parameters.into_iter().unzip();
             let rule = match config {
-                OptimizerConfig::Sgd(config) => Rule::Sgd(Sgd::new(variables, *config)?),
+                OptimizerConfig::Sgd(config) => Rule::Sgd(Sgd::new(variables.clone(), *config)?),
                 &OptimizerConfig::AdamW { learning_rate, weight_decay } => {
                     let config = ParamsAdamW { lr: learning_rate, weight_decay, ..ParamsAdamW::default() };
-                    Rule::AdamW(AdamW::new(variables, config)?)
+                    Rule::AdamW(AdamW::new(variables.clone(), config)?)
                 }
             };
-            Ok::<_, candle_core::Error>(Group { names, factor, rule })
+            Ok::<_, candle_core::Error>(Group { names, variables, factor, rule })
         };
         Ok(Self { groups: vec![group(backbone, backbone_factor)?, group(head, 1.0)?] })
     }
@@ -111,25 +134,63 @@ impl Optimizer {
         state
     }
 
-    /// Goes on from a [`state`](Self::state), after so many steps. The tensors are taken as they are.
+    /// Goes on from a [`state`](Self::state), after so many steps. Wherever its tensors are and whatever their type is, what
+    /// is made of them is beside the parameter they belong to.
     pub fn restore(&mut self, state: &HashMap<String, Tensor>, steps: u64) -> Result<()> {
-        for Group { names, rule, .. } in &mut self.groups {
+        for Group { names, variables, rule, .. } in &mut self.groups {
+            let parameters = || names.iter().zip(variables.iter());
+            let beside = |kind: &str, name: &str, variable: &Var| {
+                let Some(tensor) = state.get(&format!("{kind}.{name}")) else { return Ok(None) };
+                // A copy, which no step changes under the hands of the state's owner.
+                let tensor = tensor.to_dtype(variable.dtype())?.to_device(variable.device())?.copy()?;
+                if tensor.dims() != variable.dims() {
+                    candle_core::bail!(
+                        "{kind} of {name} is {:?}; the parameter is {:?}",
+                        tensor.dims(),
+                        variable.dims()
+                    );
+                }
+                Ok(Some(tensor))
+            };
             match rule {
                 Rule::Sgd(sgd) => {
-                    let direction =
-                        |name: &String| state.get(&format!("direction.{name}")).map(Tensor::copy).transpose();
-                    sgd.set_directions(names.iter().map(direction).collect::<Result<_>>()?);
+                    let directions = parameters().map(|(name, variable)| beside("direction", name, variable));
+                    sgd.set_directions(directions.collect::<Result<_>>()?);
                 }
                 Rule::AdamW(adamw) => {
-                    let moment = |kind: &str, name: &str| match state.get(&format!("{kind}.{name}")) {
-                        Some(moment) => moment.copy(),
+                    let moment = |kind: &str, name: &str, variable: &Var| match beside(kind, name, variable)? {
+                        Some(moment) => Ok(moment),
                         None => candle_core::bail!("{kind} of {name} is missing"),
                     };
-                    let moments = names.iter().map(|name| Ok([moment("moment1", name)?, moment("moment2", name)?]));
+                    let moments = parameters().map(|(name, variable)| {
+                        Ok([moment("moment1", name, variable)?, moment("moment2", name, variable)?])
+                    });
                     adamw.resume(moments.collect::<Result<_>>()?, steps);
                 }
             }
         }
         Ok(())
     }
+}
+
+/// Scales all gradients down if they are longer than `limit` together, as `torch.nn.utils.clip_grad_norm_`; gives their
+/// length before.
+pub fn clip_norm(gradients: &mut GradStore, parameters: &[(String, Var)], limit: f64) -> Result<f64> {
+    let mut squares = 0.0;
+    for (_, variable) in parameters {
+        if let Some(gradient) = gradients.get(variable) {
+            squares += f64::from(gradient.sqr()?.sum_all()?.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+        }
+    }
+    let norm = squares.sqrt();
+    // A norm that is no number stays one: the loss tells of it.
+    if norm > limit {
+        for (_, variable) in parameters {
+            if let Some(gradient) = gradients.get(variable) {
+                let clipped = (gradient * (limit / (norm + 1e-6)))?;
+                gradients.insert(variable, clipped);
+            }
+        }
+    }
+    Ok(norm)
 }

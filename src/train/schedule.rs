@@ -1,5 +1,8 @@
 //! Learning rates over time.
 
+use std::f64::consts::PI;
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 /// How the learning rate falls. `gamma` is what it is multiplied with.
@@ -23,6 +26,29 @@ pub enum Schedule {
         /// Below 1.
         gamma: f64,
     },
+    /// It falls along half a cosine from its beginning (after the warm-up) to nothing after so many steps in all
+    /// (Loshchilov, Hutter 2017).
+    Cosine {
+        /// Of the whole training.
+        steps: u64,
+    },
+}
+
+/// In a person's words, as the settings of a run and its messages say it.
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Constant => f.write_str("constant"),
+            Self::MultiStep { milestones, gamma } => {
+                let milestones: Vec<String> = milestones.iter().map(u64::to_string).collect();
+                write!(f, "times {gamma} after epochs {}", milestones.join(", "))
+            }
+            Self::Plateau { patience, gamma } => {
+                write!(f, "times {gamma} after {patience} epochs without a lower validation loss")
+            }
+            Self::Cosine { steps } => write!(f, "cosine over {steps} steps"),
+        }
+    }
 }
 
 /// What less than the best loss counts as better.
@@ -64,6 +90,11 @@ impl Scheduler {
                 self.initial * gamma.powi(passed as i32)
             }
             Schedule::Plateau { .. } => f64::from_bits(self.plateau.rate_bits),
+            Schedule::Cosine { steps } => {
+                let (after, of) = (step.saturating_sub(self.warmup_steps), steps.saturating_sub(self.warmup_steps));
+                let part = (after as f64 / of.max(1) as f64).min(1.0);
+                self.initial * (1.0 + (PI * part).cos()) / 2.0
+            }
         };
         rate * ((step + 1) as f64 / self.warmup_steps.max(1) as f64).min(1.0)
     }
@@ -127,6 +158,18 @@ mod tests {
         let scheduler = Scheduler::new(Schedule::Constant, 1.0, 4);
         let rates: Vec<f64> = (0..6).map(|step| scheduler.learning_rate(0, step)).collect();
         assert_eq!(rates, [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn cosine_begins_after_the_warm_up_and_ends_near_nothing() {
+        let scheduler = Scheduler::new(Schedule::Cosine { steps: 12 }, 0.4, 4);
+        let rates: Vec<f64> = (0..13).map(|step| scheduler.learning_rate(0, step)).collect();
+        assert_eq!((rates[0], rates[3], rates[4]), (0.1, 0.4, 0.4));
+        assert!((rates[8] - 0.2).abs() < 1e-12, "half way: {}", rates[8]);
+        assert!(
+            rates[4..].windows(2).all(|pair| pair[1] < pair[0]) && rates[11] < 0.02 && rates[12] == 0.0,
+            "{rates:?}"
+        );
     }
 
     #[test]

@@ -93,6 +93,7 @@ fn trained_model_classifies_and_fine_tunes() {
     assert_success(&trained);
     let table = text(&trained.stdout);
     assert!(table.contains("3D ResNet-10") && table.lines().count() >= 15, "{table}");
+    assert!(table.lines().any(|row| row.trim_start().starts_with("12 ")), "epochs are counted from 1: {table}");
     assert!(std::fs::read_to_string(out.join("history.csv")).unwrap().lines().count() == 13);
 
     let model = out.join(BEST_FILE);
@@ -125,6 +126,8 @@ fn interrupt_saves_and_resuming_ends_as_if_nothing_had_happened() {
     let (data, whole, stopped) = (dataset(&media), media.path("whole"), media.path("stopped"));
     assert_success(&run(&mut train(&data, &whole, &["--epochs", "30", "--name", "same"])));
     for (name, status) in [("-INT", 130), ("-TERM", 143)] {
+        // So that its appearance tells that this run has begun.
+        let _ = std::fs::remove_file(stopped.join("history.csv"));
         let child = train(&data, &stopped, &["--epochs", "30", "--name", "same", "--resume"]).spawn().unwrap();
         wait_for(&stopped.join("history.csv"));
         std::thread::sleep(Duration::from_millis(300));
@@ -237,4 +240,158 @@ fn check_lists_broken_videos_and_trains_nothing() {
     assert_eq!(output.status.code(), Some(1));
     let report = text(&output.stdout);
     assert!(report.contains("1 videos that can't be used") && report.contains("broken.mp4"), "{report}");
+}
+
+#[test]
+fn imbalance_is_told_and_has_remedies() {
+    let media = Media::new();
+    let (data, out) = (dataset(&media), media.path("out"));
+    for number in 4..30 {
+        std::fs::copy(data.join("red/0.mp4"), data.join(format!("red/{number}.mp4"))).unwrap();
+    }
+    let checked = run(&mut kinetoscope(&["train", "--data", data.to_str().unwrap(), "--check"]));
+    let (table, warning) = (text(&checked.stdout), text(&checked.stderr));
+    let row = |class: &str| {
+        table
+            .lines()
+            .any(|line| line.split_whitespace().collect::<Vec<_>>()[..] == class.split(' ').collect::<Vec<_>>())
+    };
+    assert!(row("blue 3 1 0") && row("red 24 6 0"), "{table}");
+    assert!(warning.contains("the class red has 24 training videos, blue has 3"), "{warning}");
+
+    let trained = run(&mut train(&data, &out, &["--epochs", "1"]));
+    assert_success(&trained);
+    assert!(text(&trained.stdout).contains("training videos: blue 3, red"), "{}", text(&trained.stdout));
+    assert!(text(&trained.stderr).contains("the class red has"), "{}", text(&trained.stderr));
+
+    let weights = media.write("weights.csv", b"class,weight\nred,0.5\nblue,4\n");
+    for remedy in [
+        &["--class-weights", "balanced"][..],
+        &["--class-weights", weights.to_str().unwrap()],
+        &["--sampler", "balanced"],
+    ] {
+        let out = media.path(remedy[1].split('/').next_back().unwrap()).with_extension(&remedy[0][2..]);
+        let more = [&["--epochs", "1", "--best", "mean-class-accuracy"], remedy].concat();
+        let trained = run(&mut train(&data, &out, &more));
+        assert_success(&trained);
+        assert!(!text(&trained.stderr).contains("the class red has"), "{}", text(&trained.stderr));
+    }
+    for (content, said) in [
+        ("red,1\n", "has no weight for the class \"blue\""),
+        ("red,1\ngreen,2\n", "line 2: the data has no class \"green\""),
+        ("red,1\nblue,heavy\n", "line 2: the weight is \"heavy\""),
+        ("red,0\nblue,0\n", "all weights are 0"),
+    ] {
+        let weights = media.write("wrong.csv", content.as_bytes());
+        let refused = run(&mut train(&data, &media.path("none"), &["--class-weights", weights.to_str().unwrap()]));
+        let error = text(&refused.stderr);
+        assert!(!refused.status.success() && error.contains(said) && error.contains("wrong.csv"), "{error}");
+    }
+}
+
+#[test]
+fn values_of_a_preset_are_printed_and_options_go_before_them() {
+    let media = Media::new();
+    let (data, out) = (dataset(&media), media.path("out"));
+    let trained = run(&mut train(&data, &out, &["--preset", "finetune", "--epochs", "1", "--freeze-norm=false"]));
+    assert_success(&trained);
+    let printed = text(&trained.stdout);
+    // The learning rate and the schedule are given; what is not comes from the preset.
+    assert!(printed.contains("recipe (preset finetune): 1 epochs, batches of 2 clips"), "{printed}");
+    assert!(printed.contains("learning rate 0.02") && printed.contains("schedule constant"), "{printed}");
+    assert!(printed.contains("labels smoothed by 0.1") && !printed.contains("keep their statistics"), "{printed}");
+}
+
+#[test]
+fn second_training_in_a_folder_is_refused_while_the_first_one_runs() {
+    let media = Media::new();
+    let (data, out) = (dataset(&media), media.path("out"));
+    let mut first = train(&data, &out, &["--epochs", "100000", "--resume"]).spawn().unwrap();
+    wait_for(&out.join("history.csv"));
+    let second = run(&mut train(&data, &out, &["--epochs", "100000", "--resume"]));
+    first.kill().unwrap();
+    first.wait().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    assert!(text(&second.stderr).contains("another process trains in"), "{}", text(&second.stderr));
+    // Whatever ended the first one, its lock ended with it.
+    assert_success(&run(&mut train(&data, &out, &["--epochs", "1", "--resume"])));
+}
+
+#[test]
+fn interrupt_is_heard_while_other_processes_are_waited_for() {
+    let media = Media::new();
+    let (data, out) = (dataset(&media), media.path("out"));
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = train(&data, &out, &["--epochs", "2", "--world-size", "2", "--rank", "0"]);
+    let child = command.args(["--master-port", &port.to_string()]).spawn().unwrap();
+    // It waits once it listens.
+    while std::net::TcpStream::connect(("127.0.0.1", port)).is_err() {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    signal(&child, "-TERM");
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(143), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("stopped before the training began"), "{}", text(&output.stderr));
+    assert!(!out.exists());
+}
+
+#[test]
+fn process_that_is_killed_costs_the_others_no_step() {
+    let media = Media::new();
+    let (data, out) = (dataset(&media), media.path("out"));
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
+    let process = |rank: &str| {
+        let more = ["--epochs", "100000", "--world-size", "2", "--rank", rank, "--master-port", &port];
+        train(&data, &out, &more).spawn().unwrap()
+    };
+    let (root, mut other) = (process("0"), process("1"));
+    wait_for(&out.join(LAST_FILE));
+    other.kill().unwrap();
+    other.wait().unwrap();
+    let root = root.wait_with_output().unwrap();
+    assert_eq!(root.status.code(), Some(1));
+    let error = text(&root.stderr);
+    assert!(error.contains("the connection to rank 1 is lost: "), "{error}");
+    let said = error.lines().last().unwrap();
+    let reason = said.rsplit(": ").next().unwrap();
+    assert_eq!(said.matches(reason).count(), 1, "{said}");
+    // An epoch has one step of two batches; all steps that were whole are there, those before a validation too.
+    let progress = Checkpoint::read(&out.join(CHECKPOINT_FILE)).unwrap().unwrap().progress;
+    assert_eq!(progress.step, progress.epoch + progress.batch, "{progress:?}");
+}
+
+#[test]
+fn step_that_memory_is_too_small_for_is_refused_with_the_options_that_help() {
+    let media = Media::new();
+    let (data, out) = (dataset(&media), media.path("out"));
+    let refused = |more: &str, kilobytes: u64| {
+        let mut command = kinetoscope(&["train", "--data", data.to_str().unwrap(), "--out", out.to_str().unwrap()]);
+        command.args("--depth 10 --epochs 1 --batch-size 64 --threads 1".split(' ')).args(more.split_whitespace());
+        // A limit on the address space stands for a small machine.
+        let mut limited = Command::new("bash");
+        limited.args(["-c", &format!("ulimit -v {kilobytes}; exec \"$@\""), "bash"]);
+        limited.arg(command.get_program()).args(command.get_args());
+        limited.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let output = run(&mut limited);
+        assert_eq!(output.status.code(), Some(1), "{}", text(&output.stderr));
+        assert!(!out.exists());
+        text(&output.stderr)
+    };
+    let said = refused("", 1_500_000);
+    assert!(said.contains("a step with --batch-size 64 takes about"), "{said}");
+    assert!(said.contains("--batch-size ") && said.contains(" --accumulate "), "{said}");
+    let said = refused("--clip-size 448 --clip-frames 64", 1_500_000);
+    assert!(said.contains("even with --batch-size 1") && said.contains("--clip-size"), "{said}");
+}
+
+#[test]
+fn learning_rates_are_tried_and_drawn() {
+    let media = Media::new();
+    let (data, out) = (dataset(&media), media.path("out"));
+    let found = run(&mut train(&data, &out, &["--find-lr"]));
+    assert_success(&found);
+    assert!(text(&found.stdout).contains("the loss falls"), "{}", text(&found.stdout));
+    let table = std::fs::read_to_string(out.join("learning-rates.csv")).unwrap();
+    assert!(table.starts_with("learning_rate,loss\n0.00001,") && table.lines().count() > 20, "{table}");
+    assert!(out.join("learning-rates.png").exists() && !out.join(CHECKPOINT_FILE).exists());
 }

@@ -103,6 +103,28 @@ fn every_epoch_shows_every_example_once_in_another_order() {
 }
 
 #[test]
+fn balanced_epochs_show_as_many_examples_of_each_class() {
+    let media = Media::new();
+    let mut examples = seven(&media).to_vec();
+    // Six of one class, one of another.
+    for (place, example) in examples.iter_mut().enumerate() {
+        example.class = usize::from(place == 3);
+    }
+    let examples: Arc<[Example]> = examples.into();
+    let loader = loader(&examples, LoaderOptions { batch_size: 7, balanced: true, ..Default::default() });
+    let mut rare_counts = BTreeSet::new();
+    let mut seen = BTreeSet::new();
+    for epoch in 0..8 {
+        let order = order(&batches(&loader, epoch, 0));
+        rare_counts.insert(order.iter().filter(|&&example| example == 3).count());
+        seen.extend(order);
+    }
+    assert_eq!(rare_counts, [3, 4].into(), "of seven clips, half but for one");
+    assert_eq!(seen.len(), 7, "over the epochs, all examples are seen");
+    assert_same(&batches(&loader, 5, 0), &batches(&loader, 5, 0));
+}
+
+#[test]
 fn batch_has_shape_labels_and_normalised_pixels() {
     let media = Media::new();
     let examples = seven(&media);

@@ -110,3 +110,35 @@ fn training_steps_with_shortcut_a_are_pytorchs() {
 fn training_steps_with_shortcut_b_are_pytorchs() {
     assert_training_step("step-10-b");
 }
+
+/// As on a GPU, where the checkpoint's tensors are on the CPU: the parameters' kind of tensor is another than the state's.
+#[test]
+fn restored_state_is_of_its_parameters_kind() {
+    let adamw = OptimizerConfig::AdamW { learning_rate: 0.1, weight_decay: 0.0 };
+    for config in [OptimizerConfig::Sgd(SgdConfig::default()), adamw] {
+        let parameter = |dtype: DType| {
+            let values = Tensor::from_vec(uniform(1, "weight", 64), 64, &Device::Cpu).unwrap();
+            vec![("fc.weight".to_owned(), Var::from_tensor(&values.to_dtype(dtype).unwrap()).unwrap())]
+        };
+        let step = |optimizer: &mut Optimizer, parameters: &[(String, Var)]| {
+            let gradients = parameters[0].1.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            optimizer.step(&gradients, 0.1).unwrap();
+            parameters[0].1.to_dtype(DType::F32).unwrap().copy().unwrap()
+        };
+        let first = parameter(DType::F32);
+        let mut optimizer = Optimizer::new(first.clone(), &config, 1.0).unwrap();
+        step(&mut optimizer, &first);
+        // Steps change the state in place.
+        let state = optimizer.state().into_iter().map(|(name, tensor)| (name, tensor.copy().unwrap())).collect();
+        let middle = first[0].1.copy().unwrap();
+        let expected = step(&mut optimizer, &first);
+
+        let other = parameter(DType::F64);
+        other[0].1.set(&middle.to_dtype(DType::F64).unwrap()).unwrap();
+        let mut restored = Optimizer::new(other.clone(), &config, 1.0).unwrap();
+        restored.restore(&state, 1).unwrap();
+        assert!(restored.state().iter().all(|(_, tensor)| tensor.dtype() == DType::F64));
+        let actual = step(&mut restored, &other);
+        assert!(relative_distance(&actual, &expected) < 1e-6, "{config}: {actual} instead of {expected}");
+    }
+}

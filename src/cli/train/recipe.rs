@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::{Context, bail};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 
@@ -10,6 +11,8 @@ use crate::convert::read_preprocessing;
 use crate::hub::ModelSource;
 use crate::model::spec::{Architecture, ClipSpec, Family, ModelSpec, Preprocessing, Stem};
 use crate::train::augment::{Augment, ColorJitter, TrainCrop};
+use crate::train::checkpoint::Metric;
+use crate::train::loss::{LossConfig, Mix, balanced_weights};
 use crate::train::network::Layer;
 use crate::train::optimizer::OptimizerConfig;
 use crate::train::schedule::Schedule;
@@ -179,13 +182,31 @@ impl InputArgs {
     }
 }
 
-/// How to train. The defaults are the paper's (section 3.2.1) but for the batch, which wants more memory than most have:
-/// `--batch-size 32 --accumulate 8` makes up its 256 clips.
+/// What the augmentation does to a clip, in words.
+pub(super) fn describe_augmentation(augment: &Augment) -> String {
+    let mut text = match augment.crop {
+        TrainCrop::CornerMultiScale => "a corner or the middle at one of five scales".to_owned(),
+        TrainCrop::RandomResized { .. } => "a random area and aspect ratio".to_owned(),
+        TrainCrop::Center => "the middle".to_owned(),
+    };
+    text += if augment.flip { ", half of the clips mirrored" } else { ", no clips mirrored" };
+    if let Some(ColorJitter { brightness, contrast, saturation }) = augment.color_jitter {
+        text += &format!(", brightness {brightness}, contrast {contrast} and saturation {saturation} varied");
+    }
+    text
+}
+
+/// How to train. What is not given is that of `--preset`.
 #[derive(Debug, Args)]
 pub(super) struct RecipeArgs {
+    /// What is usual for a kind of training, for all that no other option gives: the values are printed at the start and
+    /// stand in docs/training.md. If absent `paper`, at a tenth of the learning rate with --init
+    #[arg(long, value_enum, value_name = "NAME")]
+    preset: Option<PresetArg>,
+
     /// Passes over the training videos
-    #[arg(long, value_name = "N", default_value_t = 50)]
-    epochs: u64,
+    #[arg(long, value_name = "N")]
+    epochs: Option<u64>,
 
     /// Clips that go through the network at a time
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = clap::value_parser!(u16).range(1..=4096))]
@@ -196,24 +217,24 @@ pub(super) struct RecipeArgs {
     accumulate: u16,
 
     /// First layer that is trained: conv1 (all), layer1, layer2, layer3, layer4 or fc. Those before stay as they are
-    #[arg(long, value_name = "LAYER", default_value = "conv1")]
-    begin_at: Layer,
+    #[arg(long, value_name = "LAYER")]
+    begin_at: Option<Layer>,
 
     /// Normalise by the statistics of the weights to begin with, and keep them
-    #[arg(long)]
-    freeze_norm: bool,
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    freeze_norm: Option<bool>,
 
     /// Rule that moves the weights
-    #[arg(long, value_enum, default_value = "sgd")]
-    optimizer: OptimizerArg,
+    #[arg(long, value_enum)]
+    optimizer: Option<OptimizerArg>,
 
-    /// Learning rate; if absent 0.1 for a new network and 0.01 with --init, a hundredth of it for AdamW
+    /// Learning rate; a hundredth of the preset's for AdamW if absent
     #[arg(long, value_name = "RATE", value_parser = positive)]
     lr: Option<f64>,
 
     /// Times the learning rate for all layers but the last
-    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, value_parser = positive)]
-    backbone_lr_factor: f64,
+    #[arg(long, value_name = "FACTOR", value_parser = positive)]
+    backbone_lr_factor: Option<f64>,
 
     /// Part of the last step that SGD keeps
     #[arg(long, value_name = "PART", default_value_t = 0.9, value_parser = part)]
@@ -228,14 +249,14 @@ pub(super) struct RecipeArgs {
     nesterov: bool,
 
     /// Part of each weight that is added to its gradient (AdamW: taken off the weight)
-    #[arg(long, value_name = "PART", default_value_t = 0.001, value_parser = part)]
-    weight_decay: f64,
+    #[arg(long, value_name = "PART", value_parser = part)]
+    weight_decay: Option<f64>,
 
     /// How the learning rate falls
-    #[arg(long, value_enum, default_value = "plateau")]
-    schedule: ScheduleArg,
+    #[arg(long, value_enum)]
+    schedule: Option<ScheduleArg>,
 
-    /// Epochs at whose start a multistep schedule falls
+    /// Epochs after which a multistep schedule falls
     #[arg(long, value_name = "EPOCH,...", value_delimiter = ',', required_if_eq("schedule", "multistep"))]
     milestones: Vec<u64>,
 
@@ -243,13 +264,51 @@ pub(super) struct RecipeArgs {
     #[arg(long, value_name = "EPOCHS", default_value_t = 10)]
     patience: u64,
 
-    /// What the learning rate is multiplied with when it falls
+    /// What the learning rate is multiplied with when a plateau or multistep schedule falls
     #[arg(long, value_name = "FACTOR", default_value_t = 0.1, value_parser = part)]
     gamma: f64,
 
     /// Epochs in which the learning rate rises evenly at the beginning
-    #[arg(long, value_name = "EPOCHS", default_value_t = 0)]
-    warmup_epochs: u64,
+    #[arg(long, value_name = "EPOCHS")]
+    warmup_epochs: Option<u64>,
+
+    /// Part of each label that is spread evenly over all classes
+    #[arg(long, value_name = "PART", value_parser = part_below_one)]
+    label_smoothing: Option<f64>,
+
+    /// Mix clips in pairs, both shining through, by parts drawn from Beta(ALPHA, ALPHA); 0 mixes none
+    #[arg(long, value_name = "ALPHA", default_value_t = 0.0, value_parser = part)]
+    mixup: f64,
+
+    /// Show a rectangle of another clip in each, of a part drawn from Beta(ALPHA, ALPHA); 0 does not
+    #[arg(long, value_name = "ALPHA", default_value_t = 0.0, value_parser = part)]
+    cutmix: f64,
+
+    /// Scale gradients down that are longer than this together
+    #[arg(long, value_name = "NORM", value_parser = positive)]
+    clip_grad_norm: Option<f64>,
+
+    /// Average the weights over steps, keeping this part of the average in each (0.99 for short runs, 0.9999 for long ones);
+    /// the average is what is validated and written
+    #[arg(long, value_name = "DECAY", value_parser = part_below_one)]
+    ema: Option<f64>,
+
+    /// How much each class counts in the loss: `balanced`, so that rare ones count as much as frequent ones, or a file of
+    /// lines CLASS,WEIGHT
+    #[arg(long, value_name = "balanced|FILE")]
+    class_weights: Option<ClassWeightsArg>,
+
+    /// Which videos an epoch takes
+    #[arg(long, value_enum, default_value = "all")]
+    sampler: SamplerArg,
+
+    /// What makes an epoch's model the best one
+    #[arg(long, value_enum, default_value = "accuracy")]
+    best: BestArg,
+
+    /// Stop after so many epochs without a better one
+    #[arg(long, value_name = "EPOCHS", value_parser = clap::value_parser!(u64).range(1..))]
+    early_stop: Option<u64>,
 
     /// Seed of the weights, the order of examples and the augmentation
     #[arg(long, value_name = "N", default_value_t = 1)]
@@ -263,14 +322,127 @@ enum OptimizerArg {
     AdamW,
 }
 
-#[derive(Debug, Clone, Copy, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum ScheduleArg {
     /// When the validation loss stays, as the paper
     Plateau,
-    /// At --milestones
+    /// After --milestones
     Multistep,
+    /// Along half a cosine, to nothing at the end
+    Cosine,
     /// Never
     Constant,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SamplerArg {
+    /// Each once
+    All,
+    /// As many of each class: those of rare classes several times, some of frequent ones not
+    Balanced,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BestArg {
+    /// The highest accuracy of validation clips
+    Accuracy,
+    /// The highest mean of the classes' accuracies
+    MeanClassAccuracy,
+    /// The lowest validation loss
+    Loss,
+}
+
+/// `--class-weights`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum ClassWeightsArg {
+    Balanced,
+    File(PathBuf),
+}
+
+impl std::str::FromStr for ClassWeightsArg {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Ok(if text == "balanced" { Self::Balanced } else { Self::File(text.into()) })
+    }
+}
+
+/// A kind of training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum PresetArg {
+    /// A model file, and some tens of videos a class at most
+    FinetuneSmall,
+    /// A model file, and more videos than that
+    Finetune,
+    /// A new network
+    Scratch,
+    /// A new network, as in the paper (section 3.2.1), but for its batch: --batch-size 32 --accumulate 8 makes up its 256
+    /// clips
+    Paper,
+}
+
+/// The values of a preset.
+struct Preset {
+    epochs: u64,
+    /// Of SGD.
+    lr: f64,
+    backbone_lr_factor: f64,
+    weight_decay: f64,
+    schedule: ScheduleArg,
+    warmup_epochs: u64,
+    begin_at: Layer,
+    freeze_norm: bool,
+    label_smoothing: f64,
+    early_stop: Option<u64>,
+}
+
+impl PresetArg {
+    fn values(self) -> Preset {
+        let paper = Preset {
+            epochs: 50,
+            lr: 0.1,
+            backbone_lr_factor: 1.0,
+            weight_decay: 0.001,
+            schedule: ScheduleArg::Plateau,
+            warmup_epochs: 0,
+            begin_at: Layer::Conv1,
+            freeze_norm: false,
+            label_smoothing: 0.0,
+            early_stop: None,
+        };
+        match self {
+            Self::Paper => paper,
+            Self::Scratch => Preset {
+                epochs: 100,
+                lr: 0.05,
+                schedule: ScheduleArg::Cosine,
+                warmup_epochs: 5,
+                label_smoothing: 0.1,
+                ..paper
+            },
+            Self::Finetune => Preset {
+                epochs: 30,
+                lr: 0.01,
+                schedule: ScheduleArg::Cosine,
+                warmup_epochs: 2,
+                freeze_norm: true,
+                label_smoothing: 0.1,
+                early_stop: Some(10),
+                ..paper
+            },
+            Self::FinetuneSmall => Preset {
+                epochs: 30,
+                lr: 0.01,
+                schedule: ScheduleArg::Cosine,
+                warmup_epochs: 1,
+                begin_at: Layer::Layer4,
+                freeze_norm: true,
+                label_smoothing: 0.1,
+                early_stop: Some(8),
+                ..paper
+            },
+        }
+    }
 }
 
 impl RecipeArgs {
@@ -282,36 +454,162 @@ impl RecipeArgs {
         self.seed
     }
 
+    pub(super) fn balances(&self) -> bool {
+        self.sampler == SamplerArg::Balanced
+    }
+
+    /// Whether something is done about classes of different sizes.
+    pub(super) fn knows_of_imbalance(&self) -> bool {
+        self.balances() || self.class_weights.is_some()
+    }
+
+    /// Weights of `classes` that have so many training videos each.
+    pub(super) fn class_weights(&self, classes: &[String], counts: &[usize]) -> anyhow::Result<Option<Vec<f32>>> {
+        Ok(match &self.class_weights {
+            None => None,
+            Some(ClassWeightsArg::Balanced) => Some(balanced_weights(counts)),
+            Some(ClassWeightsArg::File(path)) => Some(read_class_weights(path, classes)?),
+        })
+    }
+
     /// Options for epochs of so many batches.
     pub(super) fn options(&self, batches_per_epoch: usize, fine_tunes: bool, device: Device) -> TrainOptions {
-        let usual = if fine_tunes { 0.01 } else { 0.1 };
-        let optimizer = match self.optimizer {
+        let mut preset = self.preset.unwrap_or(PresetArg::Paper).values();
+        if self.preset.is_none() && fine_tunes {
+            preset.lr /= 10.0;
+        }
+        let weight_decay = self.weight_decay.unwrap_or(preset.weight_decay);
+        let optimizer = match self.optimizer.unwrap_or(OptimizerArg::Sgd) {
             OptimizerArg::Sgd => OptimizerConfig::Sgd(SgdConfig {
-                learning_rate: self.lr.unwrap_or(usual),
+                learning_rate: self.lr.unwrap_or(preset.lr),
                 momentum: self.momentum,
                 dampening: self.dampening,
                 nesterov: self.nesterov,
-                weight_decay: self.weight_decay,
+                weight_decay,
             }),
-            OptimizerArg::AdamW => OptimizerConfig::AdamW {
-                learning_rate: self.lr.unwrap_or(usual / 100.0),
-                weight_decay: self.weight_decay,
-            },
+            OptimizerArg::AdamW => {
+                OptimizerConfig::AdamW { learning_rate: self.lr.unwrap_or(preset.lr / 100.0), weight_decay }
+            }
         };
-        let schedule = match self.schedule {
+        let epochs = self.epochs.unwrap_or(preset.epochs);
+        let accumulate = usize::from(self.accumulate);
+        let steps_per_epoch = batches_per_epoch.div_ceil(accumulate) as u64;
+        let schedule = match self.schedule.unwrap_or(preset.schedule) {
             ScheduleArg::Constant => Schedule::Constant,
             ScheduleArg::Multistep => Schedule::MultiStep { milestones: self.milestones.clone(), gamma: self.gamma },
             ScheduleArg::Plateau => Schedule::Plateau { patience: self.patience, gamma: self.gamma },
+            ScheduleArg::Cosine => Schedule::Cosine { steps: epochs * steps_per_epoch },
         };
-        let accumulate = usize::from(self.accumulate);
         TrainOptions {
-            warmup_steps: self.warmup_epochs * batches_per_epoch.div_ceil(accumulate) as u64,
-            backbone_factor: self.backbone_lr_factor,
-            begin_at: self.begin_at,
-            frozen_norm: self.freeze_norm,
-            ..TrainOptions::new(self.epochs, accumulate, optimizer, schedule, device)
+            warmup_steps: self.warmup_epochs.unwrap_or(preset.warmup_epochs).min(epochs) * steps_per_epoch,
+            backbone_factor: self.backbone_lr_factor.unwrap_or(preset.backbone_lr_factor),
+            begin_at: self.begin_at.unwrap_or(preset.begin_at),
+            frozen_norm: self.freeze_norm.unwrap_or(preset.freeze_norm),
+            loss: LossConfig {
+                class_weights: None,
+                label_smoothing: self.label_smoothing.unwrap_or(preset.label_smoothing),
+            },
+            mix: Mix { mixup: self.mixup, cutmix: self.cutmix },
+            seed: self.seed,
+            clip_norm: self.clip_grad_norm,
+            average_decay: self.ema,
+            best_by: match self.best {
+                BestArg::Accuracy => Metric::Accuracy,
+                BestArg::MeanClassAccuracy => Metric::MeanClassAccuracy,
+                BestArg::Loss => Metric::Loss,
+            },
+            early_stop: self.early_stop.or(preset.early_stop),
+            ..TrainOptions::new(epochs, accumulate, optimizer, schedule, device)
         }
     }
+
+    /// The preset and all values of the recipe that is trained by, in lines for people.
+    pub(super) fn describe(&self, options: &TrainOptions) -> String {
+        let preset = match self.preset.map(|preset| preset.to_possible_value()) {
+            Some(Some(value)) => format!("preset {}", value.get_name()),
+            _ => "no preset".to_owned(),
+        };
+        let TrainOptions { epochs, accumulate, optimizer, schedule, warmup_steps, .. } = options;
+        let mut text = format!(
+            "recipe ({preset}): {epochs} epochs, batches of {} clips, {accumulate} a step; {optimizer}",
+            self.batch_size
+        );
+        let mut add = |words: String| text += &words;
+        if options.backbone_factor != 1.0 {
+            add(format!(", times {} before the last layer", options.backbone_factor));
+        }
+        add(format!("; schedule {schedule}"));
+        if *warmup_steps > 0 {
+            add(format!(" after {warmup_steps} steps of warm-up"));
+        }
+        if options.begin_at != Layer::Conv1 {
+            add(format!("; trained from {} on", options.begin_at));
+        }
+        if options.frozen_norm {
+            add("; batch norms keep their statistics".to_owned());
+        }
+        let LossConfig { class_weights, label_smoothing } = &options.loss;
+        if *label_smoothing > 0.0 {
+            add(format!("; labels smoothed by {label_smoothing}"));
+        }
+        if class_weights.is_some() {
+            add("; classes are weighted".to_owned());
+        }
+        if self.balances() {
+            add("; classes are sampled alike".to_owned());
+        }
+        for (name, alpha) in [("mixup", options.mix.mixup), ("cutmix", options.mix.cutmix)] {
+            if alpha > 0.0 {
+                add(format!("; {name} {alpha}"));
+            }
+        }
+        if let Some(norm) = options.clip_norm {
+            add(format!("; gradients of at most {norm}"));
+        }
+        if let Some(decay) = options.average_decay {
+            add(format!("; weights averaged by {decay}"));
+        }
+        add(format!("; best by {}", options.best_by));
+        if let Some(epochs) = options.early_stop {
+            add(format!("; ends after {epochs} epochs that are no better"));
+        }
+        text
+    }
+}
+
+/// The weights in a file of lines `CLASS,WEIGHT`, in the order of `classes`.
+fn read_class_weights(path: &Path, classes: &[String]) -> anyhow::Result<Vec<f32>> {
+    let name = path.display();
+    let mut reader = csv::ReaderBuilder::new()
+        .has_headers(false)
+        .trim(csv::Trim::All)
+        .from_path(path)
+        .with_context(|| format!("can't read the class weights {name}"))?;
+    let mut weights = vec![None; classes.len()];
+    for (line, row) in (1..).zip(reader.records()) {
+        let row = row.with_context(|| format!("can't read the class weights {name}"))?;
+        let (Some(class), Some(weight), None) = (row.get(0), row.get(1), row.get(2)) else {
+            bail!("{name}, line {line}: expected is CLASS,WEIGHT");
+        };
+        let weight = match weight.parse::<f32>() {
+            Ok(weight) if weight.is_finite() && weight >= 0.0 => weight,
+            // A line of headings.
+            _ if line == 1 && !classes.iter().any(|known| known == class) => continue,
+            _ => bail!("{name}, line {line}: the weight is {weight:?}; allowed are numbers from 0 on"),
+        };
+        let Some(place) = classes.iter().position(|known| known == class) else {
+            bail!("{name}, line {line}: the data has no class {class:?}");
+        };
+        weights[place] = Some(weight);
+    }
+    let weight = |(class, weight): (&String, Option<f32>)| {
+        weight.with_context(|| format!("{name} has no weight for the class {class:?}"))
+    };
+    let weights: Vec<f32> = classes.iter().zip(weights).map(weight).collect::<anyhow::Result<_>>()?;
+    if weights.iter().all(|&weight| weight == 0.0) {
+        bail!("{name}: all weights are 0");
+    }
+    Ok(weights)
 }
 
 fn positive(text: &str) -> Result<f64, String> {
@@ -325,5 +623,12 @@ fn part(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if (0.0..=1.0).contains(&value) => Ok(value),
         _ => Err("allowed are numbers from 0 to 1".to_owned()),
+    }
+}
+
+fn part_below_one(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if (0.0..1.0).contains(&value) => Ok(value),
+        _ => Err("allowed are numbers from 0 to less than 1".to_owned()),
     }
 }

@@ -15,8 +15,13 @@ const WRONG: [u8; 3] = [0xb0, 0x20, 0x1f];
 /// Draws a matrix of these classes to a PNG file: a row a true class, a column a predicted one, the darker the larger the
 /// part of the row's videos is. Names are at least 9 pixels high up to 730 classes; with more, cells shrink.
 pub fn draw(confusion: &Confusion, names: &[String], path: &Path) -> io::Result<()> {
-    let canvas = Layout::new(confusion, names).draw(confusion, names);
+    let canvas = picture(confusion, names);
     canvas.ok_or_else(|| io::Error::other("the picture would be too large"))?.save(path)
+}
+
+/// The picture; `None` if it would be too large.
+pub(in crate::train) fn picture(confusion: &Confusion, names: &[String]) -> Option<Canvas> {
+    Layout::new(confusion, names).draw(confusion, names)
 }
 
 /// Sizes in pixels.
@@ -39,7 +44,8 @@ const GAP: f32 = 8.0;
 
 impl Layout {
     fn new(confusion: &Confusion, names: &[String]) -> Self {
-        const WIDEST_NAME: f32 = 30.0;
+        /// In pixels. Names of more are cut.
+        const WIDEST_NAME: f32 = 1600.0;
         let rows = confusion.classes();
         let columns = rows + usize::from(confusion.has_others());
         let cell = match rows {
@@ -51,7 +57,7 @@ impl Layout {
         let ruler = Canvas::new(1, 1).expect("one pixel is not too many");
         let style = label(text);
         let widest = names.iter().map(|name| ruler.text_width(name, style)).fold(60.0, f32::max);
-        Self { cell, text, names: widest.min(WIDEST_NAME * text).ceil(), rows, columns }
+        Self { cell, text, names: widest.min(WIDEST_NAME).ceil(), rows, columns }
     }
 
     fn left(&self) -> f32 {
@@ -191,6 +197,15 @@ mod tests {
         let layout = Layout::new(&confusion, &names);
         assert!(layout.text >= 9.0 && layout.cell >= layout.text, "{} {}", layout.text, layout.cell);
         assert!(layout.columns as f32 * layout.cell < 6000.0);
+    }
+
+    #[test]
+    fn long_names_have_all_the_room_they_want() {
+        let (confusion, mut names) = matrix(3);
+        names[1] = "a class whose name goes on and on, as those of some datasets do".to_owned();
+        let layout = Layout::new(&confusion, &names);
+        let ruler = Canvas::new(1, 1).unwrap();
+        assert_eq!(ruler.fitted(&names[1], layout.names, label(layout.text)), names[1]);
     }
 
     #[test]

@@ -82,6 +82,29 @@ impl Confusion {
         &self.counts[truth * (self.classes + 1)..][..self.classes + 1]
     }
 
+    /// All counts, row by row.
+    pub(in crate::train) fn counts(&self) -> &[u64] {
+        &self.counts
+    }
+
+    /// Takes other counts, as [`counts`](Self::counts) gives them.
+    pub(in crate::train) fn replace_counts(&mut self, counts: Vec<u64>) {
+        assert_eq!(counts.len(), self.counts.len(), "a count for each cell");
+        self.counts = counts;
+    }
+
+    /// Mean over classes of the part of their predictions that is right; classes without predictions don't count.
+    pub fn mean_class_accuracy(&self) -> Option<f64> {
+        let rates: Vec<f64> = (0..self.classes)
+            .filter_map(|truth| {
+                let row = self.row(truth);
+                let total: u64 = row.iter().sum();
+                (total > 0).then(|| row[truth] as f64 / total as f64)
+            })
+            .collect();
+        (!rates.is_empty()).then(|| rates.iter().sum::<f64>() / rates.len() as f64)
+    }
+
     /// Whether any prediction was a class that is not in the matrix.
     pub fn has_others(&self) -> bool {
         (0..self.classes).any(|truth| self.row(truth)[self.classes] > 0)

@@ -14,8 +14,10 @@ use std::collections::BTreeMap;
 
 pub use classes::{ClassMatch, ClassMatchError, MissingClass, Side, match_classes};
 pub use confusion::draw as draw_confusion;
+pub(in crate::train) use confusion::picture as confusion_picture;
 pub use metrics::{Accuracy, Confusion, Rates};
 pub use results::{ResultFile, ids_with_times};
+pub(in crate::train) use strips::picture as strips_picture;
 pub use strips::{FRAMES as STRIP_FRAMES, SIZE as STRIP_FRAME_SIZE, Strip, draw as draw_strips};
 pub use summary::{ClassRow, NoAnswer, Summary, confusion_csv};
 

@@ -1,4 +1,4 @@
-//! A picture to draw on: lines, rectangles, text in an embedded font, other pictures.
+//! A picture to draw on: lines, rectangles, text in any script by embedded fonts, other pictures.
 
 use std::io;
 use std::path::Path;
@@ -6,7 +6,10 @@ use std::path::Path;
 use tiny_skia::{
     FillRule, IntSize, LineCap, LineJoin, Paint, PathBuilder, Pixmap, PixmapPaint, Rect, Stroke, StrokeDash, Transform,
 };
-use ttf_parser::{Face, OutlineBuilder};
+use ttf_parser::{Face, GlyphId, OutlineBuilder};
+
+use super::script::{Placed, in_visual_order};
+use super::unifont::{self, Bitmap};
 
 pub(in crate::train) use tiny_skia::Color;
 
@@ -98,7 +101,18 @@ impl Canvas {
         }
     }
 
-    /// Draws text; characters that the font doesn't have become boxes.
+    /// A filled triangle.
+    pub(in crate::train) fn triangle(&mut self, corners: [Point; 3], color: Color) {
+        let mut path = PathBuilder::new();
+        path.move_to(corners[0].0, corners[0].1);
+        corners[1..].iter().for_each(|&(x, y)| path.line_to(x, y));
+        path.close();
+        if let Some(path) = path.finish() {
+            self.pixmap.fill_path(&path, &paint(color), FillRule::Winding, Transform::identity(), None);
+        }
+    }
+
+    /// Draws text. Characters that the charts' font does not have are those of Unifont.
     pub(in crate::train) fn text(&mut self, text: &str, at: Point, style: Text) {
         let offset = match style.align {
             Align::Left => 0.0,
@@ -106,26 +120,88 @@ impl Canvas {
             Align::Right => -self.text_width(text, style),
         };
         let face = self.face(style.bold);
-        let mut outline = Outline { path: PathBuilder::new(), x: 0.0 };
-        for glyph in glyphs(face, text) {
-            face.outline_glyph(glyph, &mut outline);
-            outline.x += f32::from(face.glyph_hor_advance(glyph).unwrap_or(0));
+        let scale = style.size / f32::from(face.units_per_em());
+        let mut path = PathBuilder::new();
+        for (glyph, x) in self.glyphs(text, style) {
+            match glyph {
+                Glyph::Outline(id) => {
+                    face.outline_glyph(id, &mut Outline { path: &mut path, x, scale });
+                }
+                Glyph::Bitmap(bitmap) => {
+                    let pixel = pixel_of(style);
+                    for (row, column, columns) in bitmap.runs() {
+                        let (left, top) = (x + column as f32 * pixel, (row as f32 - unifont::ASCENT as f32) * pixel);
+                        path.push_rect(
+                            Rect::from_xywh(left, top, columns as f32 * pixel, pixel).expect("pixels have sides"),
+                        );
+                    }
+                }
+            }
         }
         // Spaces have no outline.
-        let Some(path) = outline.path.finish() else { return };
-        let scale = style.size / f32::from(face.units_per_em());
-        let transform = Transform::from_translate(at.0, at.1)
-            .pre_rotate(style.rotation)
-            .pre_translate(offset, 0.0)
-            .pre_scale(scale, -scale);
+        let Some(path) = path.finish() else { return };
+        let transform = Transform::from_translate(at.0, at.1).pre_rotate(style.rotation).pre_translate(offset, 0.0);
         self.pixmap.fill_path(&path, &paint(style.color), FillRule::Winding, transform, None);
     }
 
     /// Pixels from the text's anchor to its other end.
     pub(in crate::train) fn text_width(&self, text: &str, style: Text) -> f32 {
+        let advances = in_visual_order(text).into_iter().filter(|placed| !placed.is_mark);
+        advances.map(|placed| self.glyph(placed.character, style).1).sum()
+    }
+
+    /// Glyphs and where they begin, from the left end of the text.
+    fn glyphs(&self, text: &str, style: Text) -> Vec<(Glyph, f32)> {
+        let (mut x, mut base) = (0.0, 0.0);
+        let mut glyphs = Vec::new();
+        for Placed { character, is_mark } in in_visual_order(text) {
+            let (glyph, advance) = self.glyph(character, style);
+            if is_mark {
+                glyphs.push((glyph, base));
+            } else {
+                glyphs.push((glyph, x));
+                (base, x) = (x, x + advance);
+            }
+        }
+        glyphs
+    }
+
+    /// What is drawn for a character, and how much room it takes.
+    fn glyph(&self, character: char, style: Text) -> (Glyph, f32) {
         let face = self.face(style.bold);
-        let units = glyphs(face, text).map(|glyph| f32::from(face.glyph_hor_advance(glyph).unwrap_or(0)));
-        units.sum::<f32>() * style.size / f32::from(face.units_per_em())
+        let outline = |id| {
+            let advance = f32::from(face.glyph_hor_advance(id).unwrap_or(0));
+            (Glyph::Outline(id), advance * style.size / f32::from(face.units_per_em()))
+        };
+        if let Some(id) = face.glyph_index(character) {
+            return outline(id);
+        }
+        match Bitmap::of(character) {
+            Some(bitmap) => (Glyph::Bitmap(bitmap), bitmap.columns as f32 * pixel_of(style)),
+            // The font's box for what it does not have.
+            None => outline(GlyphId(0)),
+        }
+    }
+
+    /// The text in as many lines as it takes for none to be wider than `width` pixels: broken at spaces and other signs if it
+    /// can be, within words if not.
+    pub(in crate::train) fn wrapped(&self, text: &str, width: f32, style: Text) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut line = String::new();
+        for piece in text.split_inclusive([' ', '/', '_', '-', '.', ',']) {
+            if !line.is_empty() && self.text_width(&(line.clone() + piece.trim_end()), style) > width {
+                lines.push(std::mem::take(&mut line));
+            }
+            for character in piece.chars() {
+                line.push(character);
+                if line.chars().count() > 1 && self.text_width(line.trim_end(), style) > width {
+                    line.pop();
+                    lines.push(std::mem::replace(&mut line, character.to_string()));
+                }
+            }
+        }
+        lines.push(line);
+        lines.into_iter().map(|line| line.trim_end().to_owned()).collect()
     }
 
     /// The text if it is at most `width` pixels wide, or its beginning with an ellipsis.
@@ -153,8 +229,12 @@ impl Canvas {
 
     /// Writes a PNG file; an older one stays whole until the new one is.
     pub(in crate::train) fn save(&self, path: &Path) -> io::Result<()> {
-        let png = self.pixmap.encode_png().map_err(io::Error::other)?;
-        crate::replacement::write_whole(path, &png)
+        crate::replacement::write_whole(path, &self.png()?)
+    }
+
+    /// The picture as a PNG file.
+    pub(in crate::train) fn png(&self) -> io::Result<Vec<u8>> {
+        self.pixmap.encode_png().map_err(io::Error::other)
     }
 
     fn path(&mut self, points: &[Point], close: bool, line: Line) {
@@ -186,7 +266,7 @@ impl Canvas {
         [pixel.red(), pixel.green(), pixel.blue()]
     }
 
-    #[cfg(test)]
+    /// Width and height.
     pub(in crate::train) fn size(&self) -> (u32, u32) {
         (self.pixmap.width(), self.pixmap.height())
     }
@@ -198,32 +278,52 @@ fn paint(color: Color) -> Paint<'static> {
     paint
 }
 
-/// The font's box for what it does not have stands at index 0.
-fn glyphs<'a>(face: &'a Face<'static>, text: &'a str) -> impl Iterator<Item = ttf_parser::GlyphId> + 'a {
-    text.chars().map(|character| face.glyph_index(character).unwrap_or(ttf_parser::GlyphId(0)))
+/// What is drawn for a character.
+enum Glyph {
+    /// Of the charts' font.
+    Outline(GlyphId),
+    /// Of Unifont.
+    Bitmap(Bitmap),
 }
 
-/// Glyphs one after the other, in font units.
-struct Outline {
-    path: PathBuilder,
+/// Side of a pixel of Unifont beside text in this style: its letters are a little smaller than those of the charts' font.
+fn pixel_of(style: Text) -> f32 {
+    1.1 * style.size / unifont::ROWS as f32
+}
+
+/// A glyph in pixels, `x` of them from the left end of the text. Fonts count upwards, pictures downwards.
+struct Outline<'a> {
+    path: &'a mut PathBuilder,
     x: f32,
+    /// Pixels a font unit.
+    scale: f32,
 }
 
-impl OutlineBuilder for Outline {
+impl Outline<'_> {
+    fn place(&self, x: f32, y: f32) -> Point {
+        (self.x + x * self.scale, -y * self.scale)
+    }
+}
+
+impl OutlineBuilder for Outline<'_> {
     fn move_to(&mut self, x: f32, y: f32) {
-        self.path.move_to(self.x + x, y);
+        let (x, y) = self.place(x, y);
+        self.path.move_to(x, y);
     }
 
     fn line_to(&mut self, x: f32, y: f32) {
-        self.path.line_to(self.x + x, y);
+        let (x, y) = self.place(x, y);
+        self.path.line_to(x, y);
     }
 
     fn quad_to(&mut self, x1: f32, y1: f32, x: f32, y: f32) {
-        self.path.quad_to(self.x + x1, y1, self.x + x, y);
+        let ((x1, y1), (x, y)) = (self.place(x1, y1), self.place(x, y));
+        self.path.quad_to(x1, y1, x, y);
     }
 
     fn curve_to(&mut self, x1: f32, y1: f32, x2: f32, y2: f32, x: f32, y: f32) {
-        self.path.cubic_to(self.x + x1, y1, self.x + x2, y2, self.x + x, y);
+        let ((x1, y1), (x2, y2), (x, y)) = (self.place(x1, y1), self.place(x2, y2), self.place(x, y));
+        self.path.cubic_to(x1, y1, x2, y2, x, y);
     }
 
     fn close(&mut self) {
@@ -255,6 +355,40 @@ mod tests {
         assert!(cut.ends_with('…') && cut.starts_with("mass"), "{cut}");
         assert!(canvas.text_width(&cut, TEXT) <= 100.0);
         assert_eq!(canvas.fitted("anything", 1.0, TEXT), "");
+    }
+
+    #[test]
+    fn names_in_all_scripts_are_drawn_and_none_is_a_box() {
+        let ink = |text: &str| {
+            let mut canvas = Canvas::new(60, 60).unwrap();
+            canvas.text(text, (10.0, 40.0), TEXT);
+            (0..60u32 * 60).filter(|place| canvas.pixel(place % 60, place / 60) < [128; 3]).collect::<Vec<_>>()
+        };
+        let the_box = ink("\u{10ffff}");
+        assert!(!the_box.is_empty());
+        for name in ["a", "ж", "跑", "走", "달", "د", "ד", "द", "ท", "ა", "ա", "አ", "😀"] {
+            let drawn = ink(name);
+            assert!(!drawn.is_empty() && drawn != the_box, "{name} is a box");
+        }
+        assert_ne!(ink("跑"), ink("走"));
+    }
+
+    #[test]
+    fn wrapped_text_keeps_every_character() {
+        let canvas = Canvas::new(1, 1).unwrap();
+        for text in [
+            "massaging person's head",
+            "a/very/long/path_to_a-video.mp4",
+            "abcdefghijklmnopqrstuvwxyz",
+            "走る人走る人走る人",
+            "",
+        ] {
+            let lines = canvas.wrapped(text, 80.0, TEXT);
+            assert!(lines.iter().all(|line| canvas.text_width(line, TEXT) <= 80.0), "{lines:?}");
+            let letters = |text: &str| text.replace(' ', "");
+            assert_eq!(letters(&lines.concat()), letters(text));
+        }
+        assert_eq!(canvas.wrapped("short one", 200.0, TEXT), ["short one"]);
     }
 
     #[test]

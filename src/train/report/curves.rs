@@ -59,12 +59,12 @@ impl Panel {
     fn draw(&self, canvas: &mut Canvas, records: &[EpochRecord]) {
         let epochs = records.iter().map(|record| record.epoch as f64);
         let epochs = Axis::of_epochs(&epochs.collect::<Vec<_>>());
-        let values: Vec<f64> = self.training.iter().chain(&self.validation).map(|point| point.1).collect();
-        let values = Axis::of_values(&values);
+        let all: Vec<f64> = self.training.iter().chain(&self.validation).map(|point| point.1).collect();
+        let values = if self.unit == "%" { Axis::OF_PERCENT } else { Axis::of_values(&all) };
         let area = Area { left: self.left + 90.0, right: self.left + PANEL.0 - 40.0, top: 134.0, bottom: 580.0 };
         let at = |(epoch, value): EpochValue| -> Point {
             let across = area.left + epochs.place(epoch) * (area.right - area.left);
-            (across, area.bottom - values.place(value) * (area.bottom - area.top))
+            (across, area.bottom - values.place(value).min(1.0) * (area.bottom - area.top))
         };
 
         canvas.text(self.title, (area.left, 46.0), Text { size: 28.0, bold: true, ..ink(INK) });
@@ -72,10 +72,10 @@ impl Panel {
         for tick in values.ticks() {
             let y = at((epochs.from, tick)).1;
             canvas.line(&[(area.left, y), (area.right, y)], solid(GRID, 1.5));
-            let label = format!("{}{}", short(tick), self.unit);
+            let label = format!("{}{}", values.label(tick), self.unit);
             canvas.text(&label, (area.left - 12.0, y + 6.5), Text { align: Align::Right, ..ink(FAINT_INK) });
         }
-        for tick in epochs.ticks().filter(|tick| tick.fract() == 0.0) {
+        for tick in epochs.ticks().filter(|&tick| tick >= 1.0) {
             let (x, _) = at((tick, values.from));
             canvas.line(&[(x, area.bottom), (x, area.bottom + 6.0)], solid(FAINT_INK, 1.5));
             canvas.text(&tick.to_string(), (x, area.bottom + 28.0), Text { align: Align::Center, ..ink(FAINT_INK) });
@@ -91,16 +91,36 @@ impl Panel {
             let label = format!("rate {}", short(rate));
             canvas.text(&label, (x, area.top - 8.0), Text { size: 15.0, align: Align::Center, ..ink(FAINT_INK) });
         }
-        for (points, color) in [(&self.training, TRAINING), (&self.validation, VALIDATION)] {
+        for (points, color) in self.lines() {
             let points: Vec<Point> = points.iter().map(|&point| at(point)).collect();
             canvas.line(&points, solid(color, 3.0));
             if points.len() <= 40 {
                 points.iter().for_each(|&point| canvas.dot(point, 4.0, rgb(color)));
             }
         }
+        self.mark_what_is_beyond(canvas, &values, &at);
         if let Some(best) = (self.best)(&self.validation) {
             canvas.dot(at(best), 8.0, rgb(VALIDATION));
             canvas.dot(at(best), 4.5, Color::WHITE);
+        }
+    }
+
+    fn lines(&self) -> [(&[EpochValue], u32); 2] {
+        [(&self.training, TRAINING), (&self.validation, VALIDATION)]
+    }
+
+    /// Arrows where values lie above the chart, with the highest one's number.
+    fn mark_what_is_beyond(&self, canvas: &mut Canvas, values: &Axis, at: &dyn Fn(EpochValue) -> Point) {
+        for (points, color) in self.lines() {
+            let beyond: Vec<EpochValue> = points.iter().copied().filter(|point| point.1 > values.to).collect();
+            for &point in &beyond {
+                let (x, y) = at(point);
+                canvas.triangle([(x - 7.0, y + 4.0), (x + 7.0, y + 4.0), (x, y - 9.0)], rgb(color));
+            }
+            if let Some(highest) = highest(&beyond) {
+                let (x, y) = at(highest);
+                canvas.text(&short(highest.1), (x + 11.0, y + 4.0), Text { size: 15.0, ..ink(color) });
+            }
         }
     }
 
@@ -136,13 +156,16 @@ struct Area {
 
 /// The part of a number line that is drawn.
 #[derive(Debug, PartialEq)]
-struct Axis {
+pub(super) struct Axis {
     from: f64,
     to: f64,
     step: f64,
 }
 
 impl Axis {
+    /// All that an accuracy can be, so that charts of different runs look alike.
+    const OF_PERCENT: Self = Self { from: 0.0, to: 100.0, step: 20.0 };
+
     /// From the first epoch to the last, with ticks on whole epochs.
     fn of_epochs(epochs: &[f64]) -> Self {
         let (from, to) = (lowest_of(epochs).unwrap_or(0.0), highest_of(epochs).unwrap_or(1.0));
@@ -152,9 +175,10 @@ impl Axis {
         Self { from, to, step: nice_step(to - from, 10).max(1.0) }
     }
 
-    /// From zero, or from below the lowest value if all of them are far from zero, to above the highest.
-    fn of_values(values: &[f64]) -> Self {
-        let (lowest, highest) = (lowest_of(values).unwrap_or(0.0), highest_of(values).unwrap_or(1.0));
+    /// From zero, or from below the lowest value if all of them are far from zero, to above the highest one that is no
+    /// [spike](highest_usual).
+    pub(super) fn of_values(values: &[f64]) -> Self {
+        let (lowest, highest) = (lowest_of(values).unwrap_or(0.0), highest_usual(values).unwrap_or(1.0));
         let bottom = if lowest > 0.6 * highest { lowest } else { lowest.min(0.0) };
         let range = if highest > bottom { highest - bottom } else { highest.abs().max(1.0) };
         let step = nice_step(range, 6);
@@ -163,14 +187,46 @@ impl Axis {
     }
 
     /// 0 to 1 along the axis.
-    fn place(&self, value: f64) -> f32 {
+    pub(super) fn place(&self, value: f64) -> f32 {
         ((value - self.from) / (self.to - self.from)) as f32
     }
 
-    fn ticks(&self) -> impl Iterator<Item = f64> {
+    /// A tick's number with as many digits as tell it from the next.
+    pub(super) fn label(&self, tick: f64) -> String {
+        // No minus, and no exponent, for nothing.
+        let tick = if tick.abs() < self.step / 2.0 { 0.0 } else { tick };
+        let largest = self.from.abs().max(self.to.abs());
+        if tick != 0.0 && !(1e-4..1e7).contains(&largest) {
+            let digits = (largest.log10().floor() - self.step.log10().floor()).clamp(0.0, 15.0) as usize;
+            return format!("{tick:.digits$e}");
+        }
+        let whole = |decimals: &i32| {
+            let scaled = self.step * 10f64.powi(*decimals);
+            (scaled - scaled.round()).abs() < 1e-6 * scaled
+        };
+        let decimals = (0..=15).find(whole).unwrap_or(15) as usize;
+        format!("{tick:.decimals$}")
+    }
+
+    pub(super) fn ticks(&self) -> impl Iterator<Item = f64> {
         let (first, last) = ((self.from / self.step).ceil() as i64, (self.to / self.step + 1e-9).floor() as i64);
         (first..=last).map(|tick| tick as f64 * self.step)
     }
+}
+
+/// The highest value but for those that lie so far above nine tenths of all that these would be a flat line below them.
+fn highest_usual(values: &[f64]) -> Option<f64> {
+    /// Times the range of the lower nine tenths, from zero on.
+    const FAR: f64 = 3.0;
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let highest = *sorted.last()?;
+    // At least one of few values may be a spike.
+    let usual = sorted[((sorted.len() * 9) / 10).min(sorted.len().saturating_sub(2))];
+    if sorted.len() < 4 || highest <= FAR * usual.abs() {
+        return Some(highest);
+    }
+    sorted.into_iter().rev().find(|&value| value <= FAR * usual.abs())
 }
 
 /// 1, 2 or 5 times a power of ten, so that a range has at most so many steps.
@@ -230,7 +286,55 @@ mod tests {
             assert!(axis.to > axis.from && axis.ticks().count() <= 10, "{axis:?}");
         }
         assert_eq!(Axis::of_epochs(&[7.0]).ticks().collect::<Vec<_>>(), [6.0, 7.0, 8.0]);
-        assert!(Axis::of_epochs(&[0.0, 3.0]).ticks().eq([0.0, 1.0, 2.0, 3.0]));
+        assert!(Axis::of_epochs(&[1.0, 4.0]).ticks().eq([1.0, 2.0, 3.0, 4.0]));
+    }
+
+    #[test]
+    fn ticks_differ_however_close_they_are() {
+        for values in
+            [vec![0.59310, 0.59317], vec![1.2345678, 1.2345679], vec![98.0, 98.2], vec![0.0, 1e-9], vec![1e9, 1.3e9]]
+        {
+            let axis = Axis::of_values(&values);
+            let labels: Vec<String> = axis.ticks().map(|tick| axis.label(tick)).collect();
+            let mut different = labels.clone();
+            different.dedup();
+            assert!(labels.len() >= 2 && labels == different, "{values:?}: {labels:?}");
+        }
+        let axis = Axis::of_values(&[0.0, 2.4]);
+        assert_eq!(
+            axis.ticks().map(|tick| axis.label(tick)).collect::<Vec<_>>(),
+            ["0.0", "0.5", "1.0", "1.5", "2.0", "2.5"]
+        );
+    }
+
+    #[test]
+    fn one_spike_does_not_flatten_the_rest() {
+        let mut losses = vec![1.1, 1.0, 0.9, 0.8, 0.7, 0.6, 0.55, 0.5, 0.45, 0.44];
+        assert_eq!(highest_usual(&losses), Some(1.1));
+        losses[4] = 250.0;
+        assert_eq!(highest_usual(&losses), Some(1.1));
+        assert!(Axis::of_values(&losses).to < 2.0);
+        // A loss that falls steeply is none.
+        assert_eq!(highest_usual(&[6.0, 3.0, 2.0, 1.5]), Some(6.0));
+        assert_eq!(highest_usual(&[9.0, 1.0]), Some(9.0));
+        assert_eq!(highest_usual(&[]), None);
+
+        let of =
+            |epoch: u64| EpochRecord { train_loss: losses[epoch as usize - 1], validation_loss: None, ..record(epoch) };
+        let canvas = draw(&(1..=10).map(of).collect::<Vec<_>>());
+        let color = |x: u32, y: u32| {
+            canvas.pixel(x, y) == {
+                let [_, r, g, b] = TRAINING.to_be_bytes();
+                [r, g, b]
+            }
+        };
+        // The arrow stands above the upper end of the chart.
+        assert!((800..1600).any(|x| color(x, 128)), "the spike is not marked");
+    }
+
+    #[test]
+    fn accuracy_is_drawn_from_0_to_100() {
+        assert_eq!(Axis::OF_PERCENT.ticks().collect::<Vec<_>>(), [0.0, 20.0, 40.0, 60.0, 80.0, 100.0]);
     }
 
     #[test]

@@ -10,7 +10,10 @@ use super::{EpochRecord, ReportError, at};
 use crate::replacement::write_whole;
 
 const HEADER: &str = "epoch,learning_rate,train_loss,train_accuracy,validation_loss,validation_accuracy,\
-                      clips_per_second,waited_fraction,elapsed_seconds";
+                      validation_mean_class_accuracy,clips_per_second,waited_fraction,elapsed_seconds";
+/// Of earlier versions, whose epochs are numbered from 0.
+const FORMER_HEADER: &str = "epoch,learning_rate,train_loss,train_accuracy,validation_loss,validation_accuracy,\
+                             clips_per_second,waited_fraction,elapsed_seconds";
 
 /// The file and what it holds.
 #[derive(Debug)]
@@ -63,11 +66,12 @@ impl History {
             let EpochRecord { clips_per_second, waited_fraction, .. } = record;
             let optional = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
             let (loss, accuracy) = (optional(record.validation_loss), optional(record.validation_accuracy));
+            let mean_class = optional(record.validation_mean_class_accuracy);
             let elapsed = record.elapsed.as_secs_f64();
             let row = writeln!(
                 text,
-                "{epoch},{learning_rate},{train_loss},{train_accuracy},{loss},{accuracy},{clips_per_second},\
-                 {waited_fraction},{elapsed}"
+                "{epoch},{learning_rate},{train_loss},{train_accuracy},{loss},{accuracy},{mean_class},\
+                 {clips_per_second},{waited_fraction},{elapsed}"
             );
             row.expect("strings take all text");
         }
@@ -78,20 +82,38 @@ impl History {
 /// The rows of a history; the error is the number of a bad line and what should stand there.
 fn parse(text: &str) -> Result<Vec<EpochRecord>, (usize, String)> {
     let mut lines = text.lines().enumerate().map(|(index, line)| (index + 1, line));
-    match lines.next() {
+    let parse_row = match lines.next() {
         None => return Ok(Vec::new()),
-        Some((_, HEADER)) => {}
+        Some((_, HEADER)) => parse_row,
+        Some((_, FORMER_HEADER)) => parse_former_row,
         Some(_) => return Err((1, HEADER.to_owned())),
-    }
+    };
     let rows =
         lines.map(|(number, line)| parse_row(line).ok_or_else(|| (number, "numbers below the header".to_owned())));
     rows.collect()
 }
 
+fn parse_former_row(line: &str) -> Option<EpochRecord> {
+    let fields: Vec<&str> = line.split(',').collect();
+    let (results, times) = fields.split_at_checked(6)?;
+    let record = parse_row(&[results, &[""], times].concat().join(","))?;
+    Some(EpochRecord { epoch: record.epoch + 1, ..record })
+}
+
 fn parse_row(line: &str) -> Option<EpochRecord> {
     let fields: Vec<&str> = line.split(',').collect();
-    let &[epoch, learning_rate, train_loss, train_accuracy, loss, accuracy, clips_per_second, waited, elapsed] =
-        fields.as_slice()
+    let &[
+        epoch,
+        learning_rate,
+        train_loss,
+        train_accuracy,
+        loss,
+        accuracy,
+        mean_class,
+        clips_per_second,
+        waited,
+        elapsed,
+    ] = fields.as_slice()
     else {
         return None;
     };
@@ -104,6 +126,7 @@ fn parse_row(line: &str) -> Option<EpochRecord> {
         train_accuracy: number(train_accuracy)?,
         validation_loss: optional(loss)?,
         validation_accuracy: optional(accuracy)?,
+        validation_mean_class_accuracy: optional(mean_class)?,
         clips_per_second: number(clips_per_second)?,
         waited_fraction: number(waited)?,
         elapsed: Duration::try_from_secs_f64(number(elapsed)?).ok()?,
@@ -121,10 +144,24 @@ mod tests {
         let path = folder.path().join("history.csv");
         let mut history = History::open(&path, false).unwrap();
         let first = EpochRecord { train_loss: 1.0 / 3.0, elapsed: Duration::from_millis(1_234), ..record(1) };
-        let second = EpochRecord { validation_loss: None, validation_accuracy: None, ..record(2) };
+        let second = EpochRecord {
+            validation_loss: None,
+            validation_accuracy: None,
+            validation_mean_class_accuracy: None,
+            ..record(2)
+        };
         history.add(first).unwrap();
         history.add(second).unwrap();
         assert_eq!(History::open(&path, true).unwrap().records(), [first, second]);
+    }
+
+    #[test]
+    fn histories_of_earlier_versions_go_on_numbered_from_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("history.csv");
+        fs::write(&path, format!("{FORMER_HEADER}\n0,0.1,2,0.5,1.5,0.25,12.5,0.015,83\n")).unwrap();
+        let expected = EpochRecord { validation_mean_class_accuracy: None, train_loss: 2.0, ..record(1) };
+        assert_eq!(History::open(&path, true).unwrap().records(), [expected]);
     }
 
     #[test]

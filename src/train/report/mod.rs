@@ -8,8 +8,12 @@ pub(super) mod canvas;
 mod curves;
 mod history;
 mod progress;
+mod rates;
+mod script;
 mod tensorboard;
+mod unifont;
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
 use std::io;
@@ -18,13 +22,17 @@ use std::time::Duration;
 
 pub use progress::Progress;
 
+use super::evaluate::{Strip, confusion_picture, strips_picture};
+use super::find_rate;
+use super::validation::Validated;
+use crate::model::spec::ModelSpec;
 use history::History;
 use tensorboard::Run;
 
 /// One epoch in numbers. Accuracies are of clips, from 0 to 1.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct EpochRecord {
-    /// The epoch's number.
+    /// The epoch's number, from 1.
     pub epoch: u64,
     /// Of the last step.
     pub learning_rate: f64,
@@ -36,6 +44,8 @@ pub struct EpochRecord {
     pub validation_loss: Option<f64>,
     /// Of the validation clips; `None` if there was no validation.
     pub validation_accuracy: Option<f64>,
+    /// Mean over the classes of the accuracy of their validation clips; `None` if there was no validation.
+    pub validation_mean_class_accuracy: Option<f64>,
     /// Training speed.
     pub clips_per_second: f64,
     /// Part of the training time that went into waiting for data, from 0 to 1.
@@ -47,8 +57,8 @@ pub struct EpochRecord {
 impl EpochRecord {
     /// What stands above the rows that records are displayed as.
     pub const TABLE_HEADER: &str = concat!(
-        "        learning   train    train   valid.    valid.   clips    waited\n",
-        " epoch      rate    loss accuracy     loss  accuracy      /s  for data      time"
+        "        learning   train    train   valid.    valid.    a class   clips    waited\n",
+        " epoch      rate    loss accuracy     loss  accuracy  (in mean)      /s  for data      time"
     );
 }
 
@@ -59,13 +69,14 @@ impl fmt::Display for EpochRecord {
         let or_dash = |value: Option<String>| value.unwrap_or_else(|| "-".to_owned());
         write!(
             f,
-            "{:>6} {:>9} {:>7.4} {:>8} {:>8} {:>9} {:>7.1} {:>9} {:>9}",
+            "{:>6} {:>9} {:>7.4} {:>8} {:>8} {:>9} {:>10} {:>7.1} {:>9} {:>9}",
             self.epoch,
             short(self.learning_rate),
             self.train_loss,
             percent(self.train_accuracy),
             or_dash(self.validation_loss.map(|loss| format!("{loss:.4}"))),
             or_dash(self.validation_accuracy.map(percent)),
+            or_dash(self.validation_mean_class_accuracy.map(percent)),
             self.clips_per_second,
             percent(self.waited_fraction),
             clock(self.elapsed),
@@ -157,7 +168,11 @@ impl Report {
             ("epoch/waited_fraction", record.waited_fraction),
         ];
         self.train.scalars(record.epoch, &train)?;
-        let validation = [("epoch/loss", record.validation_loss), ("epoch/accuracy", record.validation_accuracy)];
+        let validation = [
+            ("epoch/loss", record.validation_loss),
+            ("epoch/accuracy", record.validation_accuracy),
+            ("epoch/mean_class_accuracy", record.validation_mean_class_accuracy),
+        ];
         let validation: Vec<_> = validation.into_iter().filter_map(|(tag, value)| Some((tag, value?))).collect();
         if !validation.is_empty() {
             self.validation.scalars(record.epoch, &validation)?;
@@ -165,10 +180,48 @@ impl Report {
         curves::draw(self.history.records()).save(&self.curves).map_err(at(&self.curves))
     }
 
+    /// Reports with what the run is done: a table that TensorBoard shows as text.
+    pub fn settings(&mut self, spec: &ModelSpec, settings: &BTreeMap<String, String>) -> Result<(), ReportError> {
+        let architecture = [("architecture".to_owned(), spec.architecture.to_string())];
+        let rows = architecture.iter().map(|(name, value)| (name, value)).chain(settings);
+        let rows = rows.map(|(name, value)| format!("| {name} | {} |\n", value.replace('|', "\\|")));
+        let table = format!("| setting | value |\n|---|---|\n{}", rows.collect::<String>());
+        self.train.text("settings", &table)
+    }
+
+    /// Reports what the network makes of the validation clips after an epoch: the confusion matrix and some clips, as
+    /// pictures in TensorBoard.
+    pub(super) fn pictures(&mut self, epoch: u64, validated: &Validated, spec: &ModelSpec) -> Result<(), ReportError> {
+        let strips: Vec<Strip> = validated.shown.iter().map(|shown| Strip::of_frame(shown, &spec.labels)).collect();
+        let confusion = confusion_picture(&validated.confusion, &spec.labels);
+        let pictures = [("epoch/confusion", confusion), ("epoch/examples", strips_picture(&strips))];
+        for (tag, picture) in pictures {
+            // One that would be too large for anybody to open is left out.
+            if let Some(picture) = picture {
+                self.validation.picture(epoch, tag, &picture)?;
+            }
+        }
+        Ok(())
+    }
+
     /// The epochs so far, those of earlier processes included.
     pub fn records(&self) -> &[EpochRecord] {
         self.history.records()
     }
+}
+
+/// Writes a table and a curve of learning rates to the folder `out`, which is made if it isn't there.
+pub(super) fn write_rates(
+    out: &Path,
+    table_file: &str,
+    table: &str,
+    curve_file: &str,
+    points: &[find_rate::Point],
+) -> Result<(), ReportError> {
+    fs::create_dir_all(out).map_err(at(out))?;
+    let (table_path, curve_path) = (out.join(table_file), out.join(curve_file));
+    crate::replacement::write_whole(&table_path, table.as_bytes()).map_err(at(&table_path))?;
+    rates::draw(points).save(&curve_path).map_err(at(&curve_path))
 }
 
 fn at(path: &Path) -> impl Fn(io::Error) -> ReportError + '_ {
@@ -182,7 +235,7 @@ fn short(value: f64) -> String {
 }
 
 /// `0:07`, `12:34`, `1:02:03`.
-fn clock(time: Duration) -> String {
+pub fn clock(time: Duration) -> String {
     let seconds = time.as_secs();
     let (hours, minutes, seconds) = (seconds / 3600, seconds / 60 % 60, seconds % 60);
     if hours > 0 { format!("{hours}:{minutes:02}:{seconds:02}") } else { format!("{minutes}:{seconds:02}") }
@@ -200,6 +253,7 @@ mod tests {
             train_accuracy: 0.5,
             validation_loss: Some(1.5),
             validation_accuracy: Some(0.25),
+            validation_mean_class_accuracy: Some(0.125),
             clips_per_second: 12.5,
             waited_fraction: 0.015,
             elapsed: Duration::from_secs(83),
@@ -249,10 +303,16 @@ mod tests {
     #[test]
     fn rows_stand_below_their_header() {
         let row = record(3).to_string();
-        assert_eq!(row, "     3       0.1  0.5000   50.00%   1.5000    25.00%    12.5     1.50%      1:23");
+        assert_eq!(row, "     3       0.1  0.5000   50.00%   1.5000    25.00%     12.50%    12.5     1.50%      1:23");
         let header = EpochRecord::TABLE_HEADER.lines().last().unwrap();
         assert_eq!(row.len(), header.len());
-        let without = EpochRecord { validation_loss: None, validation_accuracy: None, ..record(3) }.to_string();
+        let without = EpochRecord {
+            validation_loss: None,
+            validation_accuracy: None,
+            validation_mean_class_accuracy: None,
+            ..record(3)
+        };
+        let without = without.to_string();
         assert_eq!(row.len(), without.len());
     }
 

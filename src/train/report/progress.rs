@@ -1,6 +1,10 @@
 //! A bar on the terminal while an epoch is trained or validated.
 
+use std::time::Duration;
+
 use indicatif::{ProgressBar, ProgressStyle};
+
+use super::clock;
 
 /// How far a pass over the data is: clips, rate, time left, mean loss. Hidden where there is no terminal; cleared when
 /// it is dropped.
@@ -20,12 +24,13 @@ impl Progress {
         Self { bar, loss_sum: 0.0, clips: 0 }
     }
 
-    /// After a batch of `clips` clips with this mean loss.
-    pub fn advance(&mut self, clips: u64, loss: f64) {
+    /// After a batch of `clips` clips with this mean loss; the whole run, of which this is a pass, still takes `run_left`.
+    pub fn advance(&mut self, clips: u64, loss: f64, run_left: Option<Duration>) {
         self.loss_sum += loss * clips as f64;
         self.clips += clips;
         self.bar.inc(clips);
-        self.bar.set_message(format!(", loss {:.4}", self.loss_sum / self.clips.max(1) as f64));
+        let run_left = run_left.map_or_else(String::new, |left| format!(", {} of the run", clock(left)));
+        self.bar.set_message(format!("{run_left}, loss {:.4}", self.loss_sum / self.clips.max(1) as f64));
     }
 
     /// Prints something without the bar in its way.

@@ -1,7 +1,7 @@
-//! TensorBoard event files: scalars as TFRecords of `tensorflow.Event` messages.
+//! TensorBoard event files: scalars, pictures and texts as TFRecords of `tensorflow.Event` messages.
 //!
 //! A record is its length (u64, little-endian), the length's checksum, the message and the message's checksum; both are
-//! masked CRC-32C (`tensorflow/core/lib/io/record_writer.h`). The messages here declare the fields that scalars need,
+//! masked CRC-32C (`tensorflow/core/lib/io/record_writer.h`). The messages here declare the fields that these need,
 //! with the numbers of `tensorflow/core/util/event.proto` and `framework/summary.proto`.
 
 use std::fs::{self, File};
@@ -11,6 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use prost::Message;
 
+use super::canvas::Canvas;
 use super::{ReportError, at};
 
 /// Names are found by this part (TensorBoard's `io_wrapper.IsTensorFlowEventsFile`).
@@ -49,6 +50,53 @@ struct Value {
     tag: String,
     #[prost(float, optional, tag = "2")]
     simple_value: Option<f32>,
+    #[prost(message, optional, tag = "4")]
+    image: Option<Image>,
+    #[prost(message, optional, tag = "8")]
+    tensor: Option<TensorProto>,
+    #[prost(message, optional, tag = "9")]
+    metadata: Option<SummaryMetadata>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Image {
+    #[prost(int32, tag = "1")]
+    height: i32,
+    #[prost(int32, tag = "2")]
+    width: i32,
+    /// Channels: 4 are RGBA.
+    #[prost(int32, tag = "3")]
+    colorspace: i32,
+    /// A PNG file.
+    #[prost(bytes = "vec", tag = "4")]
+    encoded_image_string: Vec<u8>,
+}
+
+/// `tensorflow/core/framework/tensor.proto`, as far as a string needs it.
+#[derive(Clone, PartialEq, Message)]
+struct TensorProto {
+    #[prost(int32, tag = "1")]
+    dtype: i32,
+    #[prost(message, optional, tag = "2")]
+    shape: Option<Shape>,
+    #[prost(bytes = "vec", repeated, tag = "8")]
+    string_val: Vec<Vec<u8>>,
+}
+
+/// Without dimensions: that of a scalar.
+#[derive(Clone, PartialEq, Message)]
+struct Shape {}
+
+#[derive(Clone, PartialEq, Message)]
+struct SummaryMetadata {
+    #[prost(message, optional, tag = "1")]
+    plugin_data: Option<PluginData>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct PluginData {
+    #[prost(string, tag = "1")]
+    plugin_name: String,
 }
 
 impl Run {
@@ -70,9 +118,35 @@ impl Run {
     /// Adds a point to the line of each tag. It is in the file when this returns.
     pub(super) fn scalars(&mut self, step: u64, values: &[(&str, f64)]) -> Result<(), ReportError> {
         let values = values.iter();
-        let value =
-            values.map(|(tag, value)| Value { tag: (*tag).to_owned(), simple_value: Some(*value as f32) }).collect();
+        let value = values.map(|(tag, value)| Value { simple_value: Some(*value as f32), ..Value::of(tag) }).collect();
         self.write(Event { summary: Some(Summary { value }), ..Event::now(step) }).map_err(at(&self.path))
+    }
+
+    /// Shows a text in Markdown, in the place of an earlier one with the tag.
+    pub(super) fn text(&mut self, tag: &str, text: &str) -> Result<(), ReportError> {
+        const STRING: i32 = 7;
+        self.forget_from(0, tag)?;
+        let tensor = TensorProto { dtype: STRING, shape: Some(Shape {}), string_val: vec![text.as_bytes().to_vec()] };
+        let plugin_data = Some(PluginData { plugin_name: "text".to_owned() });
+        let metadata = Some(SummaryMetadata { plugin_data });
+        self.value(0, Value { tensor: Some(tensor), metadata, ..Value::of(tag) })
+    }
+
+    /// Adds a picture to the row of its tag.
+    pub(super) fn picture(&mut self, step: u64, tag: &str, picture: &Canvas) -> Result<(), ReportError> {
+        let (width, height) = picture.size();
+        let image = Image {
+            height: i32::try_from(height).unwrap_or(i32::MAX),
+            width: i32::try_from(width).unwrap_or(i32::MAX),
+            colorspace: 4,
+            encoded_image_string: picture.png().map_err(at(&self.path))?,
+        };
+        self.value(step, Value { image: Some(image), ..Value::of(tag) })
+    }
+
+    fn value(&mut self, step: u64, value: Value) -> Result<(), ReportError> {
+        let summary = Some(Summary { value: vec![value] });
+        self.write(Event { summary, ..Event::now(step) }).map_err(at(&self.path))
     }
 
     /// Removes the points at `step` and later from the lines whose tags begin with `prefix`.
@@ -93,6 +167,12 @@ impl Run {
 
     fn write(&mut self, event: Event) -> io::Result<()> {
         self.file.write_all(&frame(&event.encode_to_vec()))
+    }
+}
+
+impl Value {
+    fn of(tag: &str) -> Self {
+        Self { tag: tag.to_owned(), ..Self::default() }
     }
 }
 
@@ -166,7 +246,7 @@ mod tests {
     fn points(path: &Path) -> Vec<(i64, String, f32)> {
         let points = read(path).unwrap().into_iter().flat_map(|read| {
             let values = read.event.summary.unwrap_or_default().value;
-            values.into_iter().map(move |value| (read.event.step, value.tag, value.simple_value.unwrap()))
+            values.into_iter().map(move |value| (read.event.step, value.tag, value.simple_value.unwrap_or(f32::NAN)))
         });
         points.collect()
     }
@@ -176,7 +256,7 @@ mod tests {
         // `RecordWriter` of the Python package tensorboard 2.21 with the same event.
         let golden = "1a00000000000000129bd82d\
                       09000000000000f83f10032a0d0a0b0a046c6f7373150000003f80655ee3";
-        let value = Value { tag: "loss".to_owned(), simple_value: Some(0.5) };
+        let value = Value { simple_value: Some(0.5), ..Value::of("loss") };
         let summary = Some(Summary { value: vec![value] });
         let record = frame(&Event { wall_time: 1.5, step: 3, summary, file_version: None }.encode_to_vec());
         assert_eq!(record.iter().map(|byte| format!("{byte:02x}")).collect::<String>(), golden);
