@@ -97,9 +97,17 @@ pub(super) enum DecodeIsolation {
 #[cfg(feature = "video")]
 impl From<DecodeIsolation> for crate::video::Isolation {
     fn from(isolation: DecodeIsolation) -> Self {
-        match isolation {
-            DecodeIsolation::Process => Self::Processes(crate::video::WorkerOptions::default()),
-            DecodeIsolation::None => Self::None,
+        isolation.with(crate::video::WorkerOptions::default())
+    }
+}
+
+#[cfg(feature = "video")]
+impl DecodeIsolation {
+    /// The same, with processes of this kind.
+    pub(super) fn with(self, workers: crate::video::WorkerOptions) -> crate::video::Isolation {
+        match self {
+            Self::Process => crate::video::Isolation::Processes(workers),
+            Self::None => crate::video::Isolation::None,
         }
     }
 }

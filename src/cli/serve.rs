@@ -22,7 +22,7 @@ use crate::metrics::Metrics;
 use crate::repository::{self, Repository, RepositoryOptions};
 use crate::rpc::{self, Listeners, ServeOptions, Services, Tls, Tokens};
 use crate::uri::{Prefix, UriOptions, Uris};
-use crate::video::{Limits, PoolOptions};
+use crate::video::{Limits, PoolOptions, WorkerOptions};
 
 /// Serve models over gRPC
 ///
@@ -106,6 +106,12 @@ pub(super) struct Args {
     /// nothing else, or in this one (`none`)
     #[arg(long, env = "KINETOSCOPE_DECODE_ISOLATION", value_enum, value_name = "WHERE", default_value = "process")]
     decode_isolation: DecodeIsolation,
+
+    /// Videos that one decoder process decodes, one after the other, before another takes its place. 1 gives each video,
+    /// and so each caller, a process of its own, which has to start first
+    #[arg(long, env = "KINETOSCOPE_VIDEOS_PER_DECODER", value_name = "N", default_value_t = 64,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    videos_per_decoder: u32,
 
     /// Videos worked on at a time; more are refused with RESOURCE_EXHAUSTED
     #[arg(long, env = "KINETOSCOPE_MAX_REQUESTS", value_name = "N", default_value_t = 64,
@@ -210,7 +216,9 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let decoders = args.decoders.map_or((threads / 2).max(1), usize::from);
     let pool = PoolOptions { threads: decoders, open_videos: args.open_videos.map_or(4 * decoders, usize::from) };
-    let classifier = Classifier::new(limits, args.decode_isolation.into(), pool, Arc::clone(&metrics));
+    let workers = WorkerOptions { max_videos: args.videos_per_decoder, ..Default::default() };
+    let isolation = args.decode_isolation.with(workers);
+    let classifier = Classifier::new(limits, isolation, pool, Arc::clone(&metrics));
     let services = Services { classifier, models: Arc::clone(&models), metrics };
     let options = ServeOptions {
         max_requests: args.max_requests as usize,

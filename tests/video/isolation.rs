@@ -234,6 +234,36 @@ fn header_that_asks_for_too_much_memory_is_refused_as_without_isolation() {
 }
 
 #[test]
+fn process_inherits_no_open_files() {
+    let media = Media::new();
+    let path = video(&media, "a.mp4", "");
+    let (mut reader, writer) = std::io::pipe().expect("a pipe");
+    // As libraries leave theirs.
+    rustix::io::fcntl_setfd(&writer, rustix::io::FdFlags::empty()).expect("an open file");
+    let decoder = isolated(workers());
+    run(&decoder, Source::Path(path), &DecodeOptions::default()).expect("a good video");
+    assert_eq!(decoder.idle_processes().len(), 1, "the process waits for more");
+    drop(writer);
+    // The end comes when nobody has the other side any more.
+    let (send, ended) = std::sync::mpsc::channel();
+    thread::spawn(move || send.send(std::io::Read::read(&mut reader, &mut [0])));
+    let end = ended.recv_timeout(Duration::from_secs(20)).expect("the process has a copy of the other side");
+    assert_eq!(end.expect("readable"), 0);
+}
+
+#[test]
+fn process_of_one_video_is_replaced_by_the_next() {
+    let media = Media::new();
+    let (path, pids) = (video(&media, "a.mp4", ""), media.path("pids"));
+    let decoder = isolated(WorkerOptions { max_videos: 1, ..traceable(&pids) });
+    for _ in 0..3 {
+        run(&decoder, Source::Path(path.clone()), &DecodeOptions::default()).expect("a good video");
+        assert!(decoder.idle_processes().is_empty());
+    }
+    assert_eq!(fs::read_to_string(&pids).expect("written").lines().count(), 3);
+}
+
+#[test]
 fn program_that_is_no_decoder_is_an_error_of_our_own() {
     let media = Media::new();
     let path = video(&media, "a.mp4", "");

@@ -31,6 +31,7 @@ pub fn run_worker() -> ExitCode {
 }
 
 fn serve() -> io::Result<()> {
+    let closed = sandbox::close_inherited_files();
     let socket = UnixStream::from(io::stdin().as_fd().try_clone_to_owned()?);
     let memory = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let mut link = Link::new(socket);
@@ -40,7 +41,7 @@ fn serve() -> io::Result<()> {
     let memory = MappedMemory::new(memory)?;
     // Where the kernel's clock is gets looked up in a file, once; so before files are out of reach.
     thread_cpu_time();
-    let missing = sandbox::enter(max_memory);
+    let missing = sandbox::enter(max_memory, closed);
     link.send(&FromWorker::Ready { missing })?;
     let owner = Arc::new(Mutex::new(Owner { link, memory, free: [true; SLOTS], passed: 0, stop: false }));
     loop {
