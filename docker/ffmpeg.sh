@@ -18,7 +18,7 @@ fi
 
 # src/video/ffmpeg.rs opens these.
 demuxers=mov,matroska,avi,mpegts,mpegps,mpegvideo,h264,hevc,m4v,h263,obu,av1,ivf,flv,live_flv,asf,asf_o,ogg,mxf,nut,dv,rm,wtv
-demuxers=$demuxers,gxf,vc1,yuv4mpegpipe,gif
+demuxers=$demuxers,gxf,vc1,yuv4mpegpipe,gif,apng
 # It never opens these, but tells what it refused.
 demuxers=$demuxers,hls,concat,image2,image_bmp_pipe,image_jpeg_pipe,image_png_pipe,image_tiff_pipe,image_webp_pipe
 demuxers=$demuxers,aac,ac3,flac,mp3,wav
@@ -28,7 +28,7 @@ demuxers=$demuxers,aac,ac3,flac,mp3,wav
 decoders=h264,hevc,libdav1d,vp8,vp9,mpeg1video,mpeg2video,mpegvideo,mpeg4,mjpeg
 decoders=$decoders,h261,h263,h263i,h263p,flv,vp3,vp4,vp5,vp6,vp6a,vp6f,vp7,theora,dirac
 decoders=$decoders,msmpeg4v1,msmpeg4v2,msmpeg4v3,wmv1,wmv2,wmv3,vc1,mss2,rv10,rv20,rv30,rv40,svq1,svq3
-decoders=$decoders,cinepak,indeo2,indeo3,indeo4,indeo5,msrle,msvideo1,qtrle,rpza,smc,gif,png
+decoders=$decoders,cinepak,indeo2,indeo3,indeo4,indeo5,msrle,msvideo1,qtrle,rpza,smc,gif,apng,png
 decoders=$decoders,dvvideo,prores,dnxhd,cfhd,hap,jpeg2000,mjpegb,ffv1,ffvhuff,huffyuv,utvideo,magicyuv,lagarith
 decoders=$decoders,rawvideo,v210,v308,v408,v410,r210,yuv4,flashsv,flashsv2,tscc,tscc2,zmbv,fraps
 

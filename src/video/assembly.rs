@@ -168,7 +168,7 @@ impl<S: ClipSink> Assembly<S> {
     pub(super) fn take(&mut self, frame: TimedFrame<'_>) -> Result<u64, Stop> {
         if self.frames == 0 {
             let (width, height) = (frame.frame.width(), frame.frame.height());
-            self.size = if self.info.orientation.transpose { (height, width) } else { (width, height) };
+            self.size = if frame.orientation.transpose { (height, width) } else { (width, height) };
         }
         self.frames = frame.number + 1;
         self.span.get_or_insert((frame.start, frame.end)).1 = frame.end;
@@ -188,7 +188,7 @@ impl<S: ClipSink> Assembly<S> {
         };
         let picture = self
             .view
-            .picture(frame.frame, self.info.orientation, self.matrix_from_tags)
+            .picture(frame.frame, frame.orientation, self.matrix_from_tags)
             .map_err(|error| VideoError::ffmpeg("convert a frame to RGB", error))?;
         let frame_len = self.clip.size * self.clip.size * 3;
         self.transform.apply(&picture, &mut open.rgb[slot * frame_len..][..frame_len]);

@@ -1,7 +1,9 @@
 //! From encoded bytes to frames in display order, within limits.
 
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::mem;
+use std::ops::Range;
 use std::time::Duration;
 
 use ffmpeg_next as ffmpeg;
@@ -15,7 +17,7 @@ use super::clock::{Clock, Stamp, ticks_of};
 use super::declared;
 use super::error::{PartialReason, Unit, VideoError};
 use super::ffmpeg as glue;
-use super::ffmpeg::OpenError;
+use super::ffmpeg::{Complaints, MediaBytes, OpenError};
 use super::frame_table::{FrameTable, KeyFrame, ListedFrame};
 use super::limits::Limits;
 use super::picture::Orientation;
@@ -44,6 +46,8 @@ pub(super) struct TimedFrame<'a> {
     pub(super) end: Duration,
     /// Place among the frames of the range, from 0.
     pub(super) number: u64,
+    /// How it is to be turned for display.
+    pub(super) orientation: Orientation,
 }
 
 /// What is known of a video stream before it is decoded.
@@ -65,6 +69,14 @@ pub(super) struct Decoded {
     /// Nothing of the file comes after these frames.
     pub(super) to_the_end: bool,
     pub(super) corrupt_packets: u64,
+    /// What the container's reader complained of after the last packet: damage, or what comes after the video's end.
+    pub(super) after_last_packet: Complaints,
+    /// Where the last packet is in the file, if that is known.
+    pub(super) last_packet: Option<Range<u64>>,
+    /// Packets of the stream up to there.
+    pub(super) packets: u64,
+    /// Frames of the stream by its header, if that says.
+    pub(super) promised_frames: Option<u64>,
     pub(super) partial: Option<PartialReason>,
 }
 
@@ -95,6 +107,11 @@ pub(super) struct VideoStream {
     /// Packets of the stream before the place where reading began, as far as the container's index knows.
     packets_before: u64,
     packets: u64,
+    /// Whether the last packet can be expected to give a picture.
+    holds_picture: bool,
+    /// Decoding time of the last packet, if it is not known yet whether it lacks anything; see
+    /// [`VideoStream::settle_splice`].
+    before_splice: Option<Option<i64>>,
     decoded: Decoded,
     cpu_time_before: Duration,
 }
@@ -192,11 +209,11 @@ impl VideoStream {
         cpu_time_before: Duration,
     ) -> Result<(Self, bool), VideoError> {
         let DecodeOptions { limits, cancel, range, .. } = options;
-        let (mut input, index, seekable) = open_input(source, options)?;
+        let (mut input, mut complaints, index, seekable) = open_input(source, options)?;
         if options.is_whole() && declared::is_too_much(&input, index, limits) {
             declared::refuse(&mut input, index, seekable, limits)?;
             // Looking has moved it.
-            (input, ..) = open_input(source, options)?;
+            (input, complaints, ..) = open_input(source, options)?;
         }
         let container = input.format().name().to_string();
         let decoder = glue::open_decoder(&input, index, options.decoder_threads, limits)?;
@@ -222,7 +239,9 @@ impl VideoStream {
             wanted_from: i64::MIN,
             packets_before: 0,
             packets: 0,
-            decoded: Decoded::default(),
+            holds_picture: true,
+            before_splice: None,
+            decoded: Decoded { after_last_packet: complaints, ..Default::default() },
             cpu_time_before,
         };
         Ok((stream, can_seek))
@@ -244,6 +263,9 @@ impl VideoStream {
             if self.packets == 1 {
                 let dts = packet.dts().or(packet.pts()).unwrap_or(0);
                 self.packets_before = glue::packets_before(&self.input, self.info.index, dts);
+            }
+            if packet.size() == 0 {
+                continue;
             }
             if self.decoder.send_packet(&packet).is_err() {
                 return Ok(false);
@@ -284,7 +306,8 @@ impl VideoStream {
             }
             last_dts = dts;
         }
-        if self.decoded.corrupt_packets > 0 || self.missing_packets().is_some() {
+        let complaints = self.decoded.after_last_packet.count;
+        if self.decoded.corrupt_packets + complaints > 0 || self.missing_packets().is_some() {
             return Ok(None);
         }
         let table = FrameTable::new(frames, keys);
@@ -349,11 +372,21 @@ impl VideoStream {
                     break;
                 }
             }
-            if self.decoder.send_packet(&packet).is_err() || packet.is_corrupt() {
+            // To a decoder, this would be the end.
+            if packet.size() == 0 {
+                continue;
+            }
+            self.holds_picture = glue::holds_picture(&packet, &self.decoder);
+            let (sent, complained) = glue::send(&mut self.decoder, &packet);
+            self.settle_splice(packet.dts());
+            if self.holds_picture && (sent.is_err() || complained) {
                 self.decoded.corrupt_packets += 1;
+            } else if packet.is_corrupt() {
+                self.before_splice = Some(packet.dts());
             }
             progress = self.receive_frames(&mut on_frame)?;
         }
+        self.settle_splice(None);
         // A decoder that refuses to be drained has nothing more to give.
         if progress == Progress::Going && self.decoder.send_eof().is_ok() {
             progress = self.receive_frames(&mut on_frame)?;
@@ -373,22 +406,41 @@ impl VideoStream {
         let mut errors_in_a_row = 0;
         loop {
             self.check_time()?;
-            match packet.read(&mut self.input) {
+            let (read, complaints) = glue::read(&mut self.input, packet);
+            self.decoded.after_last_packet.add(complaints);
+            match read {
                 Ok(()) if packet.stream() == self.info.index => {
                     self.packets += 1;
+                    self.decoded.corrupt_packets += std::mem::take(&mut self.decoded.after_last_packet).count;
+                    let position = u64::try_from(packet.position()).ok();
+                    self.decoded.last_packet = position.map(|position| position..position + packet.size() as u64);
                     return Ok(Reading::Packet);
                 }
                 // Reading does not release what the packet held before.
                 Ok(()) => *packet = ffmpeg::Packet::empty(),
                 Err(ffmpeg::Error::Eof) => return Ok(Reading::End),
-                Err(ffmpeg::Error::InvalidData) if errors_in_a_row < MAX_ERRORS_IN_A_ROW => {
-                    errors_in_a_row += 1;
-                    self.decoded.corrupt_packets += 1;
+                // The reader of GXF has no other word for the end.
+                Err(ffmpeg::Error::Other { errno: ffmpeg::error::EPERM }) if glue::is_at_end(&self.input) => {
+                    return Ok(Reading::End);
                 }
+                Err(ffmpeg::Error::InvalidData) if errors_in_a_row < MAX_ERRORS_IN_A_ROW => errors_in_a_row += 1,
                 Err(_) if self.cancel.is_cancelled() => return Err(VideoError::Cancelled),
                 Err(error) => return Ok(Reading::Unreadable(error.to_string())),
             }
         }
+    }
+
+    /// Decides whether the last packet lacks anything, of which the container's reader thought so and the decoder did not.
+    /// `next` is the decoding time of the one after it. Where two recordings were joined, packets seem to be missing in
+    /// between, but their times tell.
+    fn settle_splice(&mut self, next: Option<i64>) {
+        /// In seconds.
+        const LEAP: f64 = 1.0;
+        let Some(last) = self.before_splice.take() else { return };
+        let tick = self.input.stream(self.info.index).map_or(0.0, |stream| f64::from(stream.time_base()));
+        let is_splice =
+            last.zip(next).is_some_and(|(last, next)| next < last || next.abs_diff(last) as f64 * tick > LEAP);
+        self.decoded.corrupt_packets += u64::from(!is_splice);
     }
 
     fn receive_frames<E: From<VideoError>>(
@@ -398,7 +450,9 @@ impl VideoStream {
         let mut frame = ffmpeg::frame::Video::empty();
         for _ in 0..MAX_ERRORS_IN_A_ROW {
             loop {
-                match self.decoder.receive_frame(&mut frame) {
+                let (received, complained) = glue::receive(&mut self.decoder, &mut frame);
+                self.decoded.corrupt_packets += u64::from(complained && self.holds_picture);
+                match received {
                     Ok(()) => {}
                     Err(ffmpeg::Error::Eof | ffmpeg::Error::Other { errno: ffmpeg::error::EAGAIN }) => {
                         return Ok(Progress::Going);
@@ -410,7 +464,7 @@ impl VideoStream {
                     return Ok(progress);
                 }
             }
-            self.decoded.corrupt_packets += 1;
+            self.decoded.corrupt_packets += u64::from(self.holds_picture);
         }
         Ok(Progress::Going)
     }
@@ -478,7 +532,8 @@ impl VideoStream {
             self.decoded.corrupt_packets += 1;
         }
         self.check_work(number, start)?;
-        self.wanted = on_frame(TimedFrame { frame, start, end, number })?;
+        let orientation = glue::frame_orientation(frame).unwrap_or(self.info.orientation);
+        self.wanted = on_frame(TimedFrame { frame, start, end, number, orientation })?;
         self.pass_over(number + 1, self.wanted).map_err(E::from)
     }
 
@@ -531,6 +586,10 @@ impl VideoStream {
 
     /// How many packets the container's index lists, if more than were read.
     fn missing_packets(&self) -> Option<u64> {
+        // That of GXF lists fields.
+        if self.info.container == "gxf" {
+            return None;
+        }
         let expected = glue::indexed_packets(&self.input, self.info.index).saturating_sub(self.packets_before);
         (self.packets < expected).then_some(expected)
     }
@@ -544,10 +603,13 @@ impl VideoStream {
             return Err(VideoError::NoFrames {
                 codec: self.info.codec.to_string(),
                 packets: self.packets,
-                corrupt_packets,
+                corrupt_packets: corrupt_packets + self.decoded.after_last_packet.count,
             });
         }
         self.decoded.to_the_end = progress != Progress::PastRange;
+        let frames = self.input.stream(self.info.index).map_or(0, |stream| stream.frames());
+        self.decoded.promised_frames = u64::try_from(frames).ok().filter(|frames| *frames > 0);
+        self.decoded.packets = self.packets_before + self.packets;
         // A table is made of whole files only, and where frames are passed over, packets are too.
         let missing = self.missing_packets().filter(|_| progress == Progress::Going && self.table.is_none());
         self.decoded.partial = if let Some(expected) = missing {
@@ -572,42 +634,84 @@ enum Progress {
     Surprised,
 }
 
-/// Opens a container and chooses its stream. Also tells whether reading may go on anywhere.
-fn open_input(source: &dyn Origin, options: &DecodeOptions) -> Result<(Input, usize, bool), VideoError> {
-    let DecodeOptions { limits, cancel, .. } = options;
-    let bytes = source.open(limits).map_err(|error| match error {
+/// Opens a container and chooses its stream. Also gives what was wrong with packets that were read for that, and whether
+/// reading may go on anywhere.
+fn open_input(source: &dyn Origin, options: &DecodeOptions) -> Result<(Input, Complaints, usize, bool), VideoError> {
+    let bytes = source.open(&options.limits).map_err(|error| match error {
         // How the wait for an upload ended is no news to who cancelled it.
-        _ if cancel.is_cancelled() => VideoError::Cancelled,
+        _ if options.cancel.is_cancelled() => VideoError::Cancelled,
         error => error,
     })?;
     let seekable = !bytes.in_order;
+    let (mut input, complaints) = open_container(source, bytes, options)?;
+    let videos = video_streams(&input, input.format().name())?;
+    let index = match videos[..] {
+        [only] => only,
+        _ => {
+            let chosen = choose_stream(&mut input, &videos);
+            // What was read to choose is needed again.
+            input = open_container(source, source.open(&options.limits)?, options)?.0;
+            chosen
+        }
+    };
+    glue::keep_only(&mut input, index);
+    Ok((input, complaints, index, seekable))
+}
+
+/// Opens a container, or says what the bytes are instead.
+fn open_container(
+    source: &dyn Origin,
+    bytes: MediaBytes,
+    options: &DecodeOptions,
+) -> Result<(Input, Complaints), VideoError> {
+    let DecodeOptions { limits, cancel, .. } = options;
     let token = cancel.clone();
-    let mut input = glue::open(bytes, limits, move || token.is_cancelled()).map_err(|error| match error {
+    glue::open(bytes, limits, move || token.is_cancelled()).map_err(|error| match error {
         OpenError::Video(error) => error,
         OpenError::Ffmpeg(_) if cancel.is_cancelled() => VideoError::Cancelled,
         OpenError::Ffmpeg(error) => explain_refusal(source, error),
-    })?;
-    let index = choose_stream(&input, input.format().name())?;
-    glue::keep_only(&mut input, index);
-    Ok((input, index, seekable))
+    })
 }
 
-/// FFmpeg's best video stream that is not an attached picture.
-fn choose_stream(input: &Input, container: &str) -> Result<usize, VideoError> {
+/// Streams that may be the video, FFmpeg's best first, then the largest: none of them is an attached picture.
+fn video_streams(input: &Input, container: &str) -> Result<Vec<usize>, VideoError> {
     use ffmpeg::format::stream::Disposition;
-    let attached = |stream: &ffmpeg::Stream<'_>| stream.disposition().contains(Disposition::ATTACHED_PIC);
-    let mut videos = input.streams().filter(|stream| stream.parameters().medium() == Type::Video).peekable();
-    if videos.peek().is_none() {
+    let mut videos: Vec<_> = input.streams().filter(|stream| stream.parameters().medium() == Type::Video).collect();
+    if videos.is_empty() {
         let streams = input.nb_streams() as usize;
         return Err(VideoError::NoVideoStream { streams, container: container.to_string() });
     }
-    if let Some(best) = input.streams().best(Type::Video)
-        && !attached(&best)
+    videos.retain(|stream| !stream.disposition().contains(Disposition::ATTACHED_PIC));
+    if let Some(format) = glue::image_format(input)
+        && videos.iter().all(|stream| glue::indexed_packets(input, stream.index()) <= 1)
     {
-        return Ok(best.index());
+        return Err(VideoError::Image { format: format.to_string() });
     }
-    videos
-        .find(|stream| !attached(stream))
-        .map(|stream| stream.index())
-        .ok_or_else(|| VideoError::OnlyAttachedPicture { container: container.to_string() })
+    let best = input.streams().best(Type::Video).map(|stream| stream.index());
+    videos.sort_by_key(|stream| {
+        let (width, height) = glue::declared_size(stream);
+        (Some(stream.index()) != best, Reverse(u64::from(width) * u64::from(height)))
+    });
+    let videos: Vec<_> = videos.iter().map(|stream| stream.index()).collect();
+    if videos.is_empty() {
+        return Err(VideoError::OnlyAttachedPicture { container: container.to_string() });
+    }
+    Ok(videos)
+}
+
+/// The first of `videos`, of which there is at least one, that has more than one picture. Reads from the container to
+/// learn that.
+fn choose_stream(input: &mut Input, videos: &[usize]) -> usize {
+    /// A stream that has one picture while another has so many is a picture.
+    const ENOUGH: u64 = 100;
+    let mut packets = vec![0u64; videos.len()];
+    let mut packet = ffmpeg::Packet::empty();
+    while packets[0] < 2 && packets.iter().all(|packets| *packets < ENOUGH) && packet.read(input).is_ok() {
+        if let Some(video) = videos.iter().position(|video| *video == packet.stream()) {
+            packets[video] += 1;
+        }
+        // Reading does not release what the packet held before.
+        packet = ffmpeg::Packet::empty();
+    }
+    packets.iter().position(|packets| *packets > 1).map_or(videos[0], |video| videos[video])
 }

@@ -5,7 +5,8 @@
 
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::cell::Cell;
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::panic::{self, AssertUnwindSafe};
 use std::ptr;
@@ -24,7 +25,7 @@ use super::picture::Orientation;
 /// Containers that are opened, by FFmpeg's short names. Playlists, network descriptions, image sequences and raw
 /// samples are not among them: they lead to other files, or mean nothing by themselves.
 pub(super) const ACCEPTED_CONTAINERS: &str = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,\
-    hevc,m4v,h263,obu,av1,ivf,flv,live_flv,asf,asf_o,ogg,mxf,nut,dv,rm,wtv,gxf,vc1,yuv4mpegpipe,gif";
+    hevc,m4v,h263,obu,av1,ivf,flv,live_flv,asf,asf_o,ogg,mxf,nut,dv,rm,wtv,gxf,vc1,yuv4mpegpipe,gif,apng";
 
 /// No single allocation of FFmpeg's may be larger: a frame of the largest accepted size at 16 bits, 4:4:4:4, is 75 MB.
 const MAX_ALLOCATION: usize = 256 << 20;
@@ -35,7 +36,7 @@ const PROBE_BYTES: &CStr = c"2000000";
 /// Where FFmpeg reads from.
 pub(super) struct MediaBytes {
     pub(super) bytes: Box<dyn ReadSeek>,
-    /// To be read front to back only.
+    /// The end is not known yet, so FFmpeg must not look for it. It may go back to what it has read.
     pub(super) in_order: bool,
 }
 
@@ -50,12 +51,12 @@ pub(super) trait ReadSeek: Read + Seek + Send {}
 impl<T: Read + Seek + Send> ReadSeek for T {}
 
 /// Turns panics of a reader into errors: they must not cross FFmpeg's frames, where they end the process.
-struct Caught(Box<dyn ReadSeek>);
+struct Caught(MediaBytes);
 
 impl Caught {
     fn catch<T>(&mut self, act: impl FnOnce(&mut dyn ReadSeek) -> io::Result<T>) -> io::Result<T> {
         // After a panic the reader is only asked again, and dropped; it may give nonsense, but nothing unsound.
-        panic::catch_unwind(AssertUnwindSafe(|| act(self.0.as_mut())))
+        panic::catch_unwind(AssertUnwindSafe(|| act(self.0.bytes.as_mut())))
             .unwrap_or_else(|_| Err(io::Error::other("reading the video panicked")))
     }
 }
@@ -68,6 +69,9 @@ impl Read for Caught {
 
 impl Seek for Caught {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+        if self.0.in_order && matches!(to, SeekFrom::End(_)) {
+            return Err(io::ErrorKind::Unsupported.into());
+        }
         self.catch(|reader| reader.seek(to))
     }
 }
@@ -79,8 +83,11 @@ fn initialise() {
         let _ = ffmpeg::init();
         // What goes wrong comes back as an error; FFmpeg's own lines would only let strangers write to our log.
         ffmpeg::log::set_level(ffmpeg::log::Level::Quiet);
-        // SAFETY: sets one process-wide number, at any time.
-        unsafe { ffi::av_max_alloc(MAX_ALLOCATION) };
+        // SAFETY: both set one process-wide value, at any time. `note_complaint` may be called by any thread.
+        unsafe {
+            ffi::av_max_alloc(MAX_ALLOCATION);
+            ffi::av_log_set_callback(Some(note_complaint));
+        }
     });
 }
 
@@ -91,16 +98,126 @@ pub(super) enum OpenError {
     Video(VideoError),
 }
 
-/// Opens a container and reads its stream headers. `interrupted` is asked often, and ends the call when true.
+/// What FFmpeg had to say against its input while something was done with it, such as that it had to look for the next
+/// packet.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) struct Complaints {
+    pub(super) count: u64,
+    /// Where in the file the demuxer was when the first came.
+    pub(super) position: u64,
+}
+
+impl Complaints {
+    /// Counts later ones with these.
+    pub(super) fn add(&mut self, later: Self) {
+        self.position = if self.count == 0 { later.position } else { self.position };
+        self.count += later.count;
+    }
+}
+
+/// What this thread listens to.
+#[derive(Clone, Copy)]
+enum Watched {
+    Nothing,
+    Container(*const ffi::AVFormatContext),
+    Decoder(*const ffi::AVCodecContext),
+}
+
+impl Watched {
+    fn is(self, context: *const c_void) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Container(container) => container.cast() == context,
+            Self::Decoder(decoder) => decoder.cast() == context,
+        }
+    }
+
+    /// Where in the file a demuxer is.
+    fn position(self) -> u64 {
+        let Self::Container(container) = self else { return 0 };
+        // SAFETY: `watch` holds the context open, and this thread is within its call, so nobody changes it. The buffer's
+        // pointers are into one allocation; only their distance is used.
+        unsafe {
+            let io = (*container).pb;
+            if io.is_null() { 0 } else { ((*io).pos - ((*io).buf_end as i64 - (*io).buf_ptr as i64)).max(0) as u64 }
+        }
+    }
+}
+
+thread_local! {
+    /// What this thread listens to, and what it heard so far.
+    static COMPLAINTS: Cell<(Watched, Complaints)> =
+        const { Cell::new((Watched::Nothing, Complaints { count: 0, position: 0 })) };
+}
+
+/// Errors that FFmpeg reports of files of which no picture is missing, by how their text begins.
+const HARMLESS: [&[u8]; 8] = [
+    // Of the beginnings of transport streams and of files that can't be seen to their end.
+    b"Unable to seek back",
+    // Of metadata in the midst of an FLV.
+    b"AMF_",
+    b"Missing AMF_",
+    b"unsupported amf",
+    b"Keyframe index",
+    // Of sound.
+    b"Unsupported huge granule",
+    b"Error parsing a wavpack",
+    // Of palettes.
+    b"Cannot append palette",
+];
+
+/// What is reported as no error and means that part of a picture is lost: of ASF.
+const TELLING: [&[u8]; 1] = [b"freeing incomplete packet"];
+
+/// Stands in for FFmpeg's log: nothing is written, as strangers would write to it, but errors of what this thread watches
+/// are counted. Damage that a demuxer gets around comes out in no other way. Generic in the list of arguments, whose type
+/// differs between machines.
+unsafe extern "C" fn note_complaint<V>(context: *mut c_void, level: c_int, format: *const c_char, _: V) {
+    // A thread that ends has no more counters, and watches nothing.
+    let _ = COMPLAINTS.try_with(|cell| {
+        let (watched, mut complaints) = cell.get();
+        if !watched.is(context) || format.is_null() {
+            return;
+        }
+        // SAFETY: FFmpeg gives a NUL-terminated text.
+        let text = unsafe { CStr::from_ptr(format) }.to_bytes();
+        let is_one_of = |texts: &[&[u8]]| texts.iter().any(|begin| text.starts_with(begin));
+        // Above the lowest byte are colours.
+        let is_error = level & 0xff <= ffi::AV_LOG_ERROR as c_int && !is_one_of(&HARMLESS);
+        if !is_error && !is_one_of(&TELLING) {
+            return;
+        }
+        if complaints.count == 0 {
+            complaints.position = watched.position();
+        }
+        complaints.count += 1;
+        cell.set((watched, complaints));
+    });
+}
+
+/// Notes what FFmpeg complains of in an open container while `act` uses it.
+fn watch_container<T>(input: &mut Input, act: impl FnOnce(&mut Input) -> T) -> (T, Complaints) {
+    // SAFETY: the pointer is used within `act`, during which the container stays open.
+    watch(Watched::Container(unsafe { input.as_ptr() }), || act(input))
+}
+
+fn watch<T>(watched: Watched, act: impl FnOnce() -> T) -> (T, Complaints) {
+    COMPLAINTS.set((watched, Complaints::default()));
+    let result = act();
+    let (_, complaints) = COMPLAINTS.replace((Watched::Nothing, Complaints::default()));
+    (result, complaints)
+}
+
+/// Opens a container and reads its stream headers. `interrupted` is asked often, and ends the call when true. Also gives
+/// what was wrong with packets that were read for that; they come again.
 pub(super) fn open(
     bytes: MediaBytes,
     limits: &Limits,
     interrupted: impl FnMut() -> bool + Send + 'static,
-) -> Result<Input, OpenError> {
+) -> Result<(Input, Complaints), OpenError> {
     initialise();
-    let reader = Caught(bytes.bytes);
-    let io = if bytes.in_order { StreamIo::from_read(reader) } else { StreamIo::from_read_seek(reader) };
-    let mut io = io.map_err(OpenError::Ffmpeg)?;
+    let in_order = bytes.in_order;
+    let mut io = StreamIo::from_read_seek(Caught(bytes)).map_err(OpenError::Ffmpeg)?;
     let interrupt = interrupt::new(Box::new(interrupted));
     let mut options = ffmpeg::Dictionary::new();
     options.set("format_whitelist", ACCEPTED_CONTAINERS);
@@ -117,6 +234,10 @@ pub(super) fn open(
     // context first. A custom `pb` is never closed by FFmpeg (AVFMT_FLAG_CUSTOM_IO).
     let opened = unsafe {
         (*context).pb = io.as_mut_ptr();
+        if in_order {
+            // Demuxers then neither look for an index at the end nor measure the file; those that go back a little still can.
+            (*(*context).pb).seekable = 0;
+        }
         (*context).flags |= ffi::AVFMT_FLAG_CUSTOM_IO;
         (*context).interrupt_callback = interrupt.interrupt;
         (*context).io_open = Some(refuse_to_open);
@@ -132,9 +253,96 @@ pub(super) fn open(
     let mut input = unsafe { Input::wrap_with_custom_io_and_interrupt(context, io, interrupt.guard) };
     // Headers of most containers already tell the size: refuse before find_stream_info decodes a frame of it.
     check_declared_sizes(&input, limits).map_err(OpenError::Video)?;
-    find_stream_info(&mut input, limits).map_err(OpenError::Ffmpeg)?;
+    let (found, complaints) = watch_container(&mut input, |input| find_stream_info(input, limits));
+    found.map_err(OpenError::Ffmpeg)?;
     check_declared_sizes(&input, limits).map_err(OpenError::Video)?;
-    Ok(input)
+    Ok((input, complaints))
+}
+
+/// Reads the next packet of any stream into `packet`, which must be empty.
+pub(super) fn read(input: &mut Input, packet: &mut ffmpeg::Packet) -> (Result<(), ffmpeg::Error>, Complaints) {
+    let (read, mut complaints) = watch_container(input, |input| packet.read(input));
+    if complaints.count == 0 && matches!(read, Err(ffmpeg::Error::InvalidData)) {
+        // SAFETY: the container is open.
+        complaints = Complaints { count: 1, position: Watched::Container(unsafe { input.as_ptr() }).position() };
+    }
+    (read, complaints)
+}
+
+/// Whether the file is read to its end, and by no error.
+pub(super) fn is_at_end(input: &Input) -> bool {
+    // SAFETY: reads plain fields of the open context and of the bytes it was opened with, which live as long.
+    unsafe {
+        let io = (*input.as_ptr()).pb;
+        !io.is_null() && (*io).eof_reached != 0 && (*io).error >= 0
+    }
+}
+
+/// As [`ffmpeg::decoder::Video::send_packet`]. Also tells whether the decoder complained, where it has no other way.
+pub(super) fn send(decoder: &mut ffmpeg::decoder::Video, packet: &ffmpeg::Packet) -> (Result<(), ffmpeg::Error>, bool) {
+    watch_decoder(decoder, |decoder| decoder.send_packet(packet))
+}
+
+/// As [`ffmpeg::decoder::Video::receive_frame`]. Also tells whether the decoder complained, where it has no other way.
+pub(super) fn receive(
+    decoder: &mut ffmpeg::decoder::Video,
+    frame: &mut ffmpeg::frame::Video,
+) -> (Result<(), ffmpeg::Error>, bool) {
+    watch_decoder(decoder, |decoder| decoder.receive_frame(frame))
+}
+
+/// The decoder of HEVC leaves out what it can't decode, pictures included, and only says so in the log. Others return
+/// errors or mark frames, and may say more than that.
+fn watch_decoder<T>(
+    decoder: &mut ffmpeg::decoder::Video,
+    act: impl FnOnce(&mut ffmpeg::decoder::Video) -> T,
+) -> (T, bool) {
+    if decoder.id() != ffmpeg::codec::Id::HEVC {
+        return (act(decoder), false);
+    }
+    // SAFETY: the pointer is only compared.
+    let (result, complaints) = watch(Watched::Decoder(unsafe { decoder.as_ptr() }), || act(decoder));
+    (result, complaints.count > 0)
+}
+
+/// Whether a packet can be expected to give a picture. In some files parameters, messages and delimiters of H.264 and HEVC
+/// have packets of their own, and decoders call those damaged.
+pub(super) fn holds_picture(packet: &ffmpeg::Packet, decoder: &ffmpeg::decoder::Video) -> bool {
+    let is_picture: fn(u8) -> bool = match decoder.id() {
+        ffmpeg::codec::Id::H264 => |header| (1..=5).contains(&(header & 0x1f)),
+        ffmpeg::codec::Id::HEVC => |header| (header >> 1) & 0x3f < 32,
+        _ => return packet.size() > 0,
+    };
+    let Some(bytes) = packet.data() else { return false };
+    // SAFETY: the decoder's context is open; its extradata, if there is any, has the length beside it.
+    let configuration = unsafe {
+        let context = &*decoder.as_ptr();
+        let len = context.extradata_size.max(0) as usize;
+        if context.extradata.is_null() { &[][..] } else { std::slice::from_raw_parts(context.extradata, len) }
+    };
+    nal_headers(bytes, nal_length_size(configuration, decoder.id())).any(is_picture)
+}
+
+/// How many bytes the length before each NAL unit has, if there is one (ISO/IEC 14496-15); otherwise start codes are
+/// between them.
+fn nal_length_size(configuration: &[u8], codec: ffmpeg::codec::Id) -> Option<usize> {
+    let at = if codec == ffmpeg::codec::Id::H264 { 4 } else { 21 };
+    let lengths = configuration.first() == Some(&1) && configuration.len() > at;
+    lengths.then(|| usize::from(configuration[at] & 3) + 1)
+}
+
+/// The first byte of each NAL unit.
+fn nal_headers(bytes: &[u8], length_size: Option<usize>) -> Box<dyn Iterator<Item = u8> + '_> {
+    let Some(length_size) = length_size else {
+        return Box::new(bytes.windows(4).filter(|four| four[..3] == [0, 0, 1]).map(|four| four[3]));
+    };
+    let mut rest = bytes;
+    Box::new(std::iter::from_fn(move || {
+        let (length, after) = rest.split_at_checked(length_size)?;
+        let length = length.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
+        rest = after.get(length..).unwrap_or_default();
+        after.first().copied()
+    }))
 }
 
 /// Stands in for FFmpeg's opening of further files and addresses that a container names.
@@ -150,9 +358,8 @@ unsafe extern "C" fn refuse_to_open(
 
 fn check_declared_sizes(input: &Input, limits: &Limits) -> Result<(), VideoError> {
     for stream in input.streams() {
-        // SAFETY: streams of an open context have parameters, which live as long as the context.
-        let (width, height) = unsafe { ((*(*stream.as_ptr()).codecpar).width, (*(*stream.as_ptr()).codecpar).height) };
-        check_pixels(width.max(0) as u32, height.max(0) as u32, limits)?;
+        let (width, height) = declared_size(&stream);
+        check_pixels(width, height, limits)?;
     }
     Ok(())
 }
@@ -247,20 +454,50 @@ pub(super) fn open_decoder(
     })
 }
 
+/// Width and height of a stream's pictures by the headers.
+pub(super) fn declared_size(stream: &ffmpeg::Stream<'_>) -> (u32, u32) {
+    // SAFETY: streams of an open context have parameters, which live as long as the context.
+    let (width, height) = unsafe { ((*(*stream.as_ptr()).codecpar).width, (*(*stream.as_ptr()).codecpar).height) };
+    (width.max(0) as u32, height.max(0) as u32)
+}
+
+/// Which format of still images and sequences of them the container is, if it is one.
+pub(super) fn image_format(input: &Input) -> Option<&'static str> {
+    input.metadata().get("major_brand").and_then(|brand| image_brand(brand.as_bytes()))
+}
+
+/// The image format that a brand of ISO base media stands for (ISO/IEC 23008-12, annexes A to H, and AVIF).
+pub(super) fn image_brand(brand: &[u8]) -> Option<&'static str> {
+    match brand {
+        b"avif" | b"avis" => Some("avif"),
+        b"heic" | b"heix" | b"heim" | b"heis" | b"hevc" | b"hevx" | b"mif1" | b"msf1" => Some("heif"),
+        b"crx " => Some("cr3"),
+        _ => None,
+    }
+}
+
 /// How the pictures of a stream are to be turned for display.
 pub(super) fn orientation(input: &Input, stream: usize) -> Orientation {
     let stream = input.stream(stream).expect("the stream was chosen from this input");
     let matrix = stream.side_data().find(|side| side.kind() == ffmpeg::codec::packet::side_data::Type::DisplayMatrix);
-    let Some(matrix) = matrix else { return Orientation::default() };
+    matrix.and_then(|matrix| orientation_from(matrix.data())).unwrap_or_default()
+}
+
+/// How a frame is to be turned for display, where the encoded pictures themselves say so.
+pub(super) fn frame_orientation(frame: &ffmpeg::frame::Video) -> Option<Orientation> {
+    let matrix = frame.side_data(ffmpeg::util::frame::side_data::Type::DisplayMatrix)?;
+    orientation_from(matrix.data())
+}
+
+fn orientation_from(matrix: &[u8]) -> Option<Orientation> {
     let mut numbers = [0i32; 9];
-    let bytes = matrix.data();
-    if bytes.len() < 36 {
-        return Orientation::default();
+    if matrix.len() < 36 {
+        return None;
     }
-    for (number, bytes) in numbers.iter_mut().zip(bytes.chunks_exact(4)) {
+    for (number, bytes) in numbers.iter_mut().zip(matrix.chunks_exact(4)) {
         *number = i32::from_ne_bytes(bytes.try_into().expect("chunks of four"));
     }
-    Orientation::from_display_matrix(&numbers)
+    Some(Orientation::from_display_matrix(&numbers))
 }
 
 /// Packets of a stream that the container's index lists so far.

@@ -163,11 +163,13 @@ fn decode_origin(
     let transform = FrameTransform::new(clip.size, preprocessing, options.crop)?;
     let jumps = options.should_jump(&SlidingWindow::new(clip));
     let stream = VideoStream::open(source, options, if jumps { Seeking::Anywhere } else { Seeking::ToStart })?;
-    let mut assembly = Assembly::new(&stream.info, clip, preprocessing, options, transform, sink);
+    let mut info = stream.info.clone();
+    let mut assembly = Assembly::new(&info, clip, preprocessing, options, transform, sink);
     let mut decoded = stream.decode(|frame| assembly.take(frame));
     if let Ok(None) = decoded {
         let stream = VideoStream::open(source, options, Seeking::Never)?;
-        assembly.start_again(&stream.info);
+        info = stream.info.clone();
+        assembly.start_again(&info);
         decoded = stream.decode(|frame| assembly.take(frame));
     }
     let decoded = match decoded {
@@ -180,18 +182,16 @@ fn decode_origin(
         Err(Stop::Failed(error)) => return Err(error),
     };
     let summary = assembly.so_far();
-    // Of the end of these files, FFmpeg says nothing.
-    let cut_off = match decoded.partial {
-        None | Some(PartialReason::CorruptPackets { .. }) if decoded.to_the_end => {
-            ending::missing_bytes(source, &summary.container, &options.limits)
-        }
-        _ => None,
+    let partial = ending::why_partial(source, &info, &decoded, &options.limits);
+    let corrupt_packets = match partial {
+        Some(PartialReason::CorruptPackets { packets }) => packets,
+        _ => decoded.corrupt_packets,
     };
     Ok(VideoSummary {
         frames: decoded.frames,
         duration: decoded.end.map_or(summary.duration, |end| end.saturating_sub(assembly.start())),
-        corrupt_packets: decoded.corrupt_packets,
-        partial: cut_off.or(decoded.partial),
+        corrupt_packets,
+        partial,
         ..summary
     })
 }

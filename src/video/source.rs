@@ -148,15 +148,34 @@ pub(super) fn explain_refusal(source: &dyn Origin, error: ffmpeg_next::Error) ->
     }
     match glue::detect_format(&head) {
         None if head.is_empty() => VideoError::Empty,
+        // A photograph with more than one picture behind it, or with a video, is none of FFmpeg's formats.
+        None if head.starts_with(&[0xff, 0xd8, 0xff]) => VideoError::Image { format: "jpeg".to_string() },
         None => VideoError::NotAVideo { detail: "no container format was recognised".to_string() },
-        Some(format) if format.ends_with("_pipe") || format == "image2" || format == "apng" => {
+        Some(format) if format == "webp_pipe" && is_animated_webp(&head) => {
+            VideoError::UnsupportedCodec { codec: "animated WebP".to_string() }
+        }
+        Some(format) if format.ends_with("_pipe") || format == "image2" => {
             VideoError::Image { format: format.trim_end_matches("_pipe").to_string() }
+        }
+        Some(format) if format.starts_with("mov") && image_brand(&head).is_some() => {
+            VideoError::Image { format: image_brand(&head).unwrap_or_default().to_string() }
         }
         Some(format) if is_accepted(&format) => {
             VideoError::NotAVideo { detail: format!("the {format} header is missing, damaged or cut off ({error})") }
         }
         Some(format) => VideoError::Container { format, accepted: glue::ACCEPTED_CONTAINERS.to_string() },
     }
+}
+
+/// The image format that a file of ISO base media says it is: still images have none of the headers of videos.
+fn image_brand(head: &[u8]) -> Option<&'static str> {
+    if head.get(4..8)? == b"ftyp" { glue::image_brand(head.get(8..12)?) } else { None }
+}
+
+/// Whether a WebP says that it has frames (RFC 9649, section 2.7.1.1).
+fn is_animated_webp(head: &[u8]) -> bool {
+    const ANIMATION: u8 = 2;
+    head.get(12..16) == Some(b"VP8X") && head.get(20).is_some_and(|flags| flags & ANIMATION != 0)
 }
 
 fn is_accepted(format: &str) -> bool {

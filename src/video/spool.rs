@@ -226,9 +226,12 @@ impl std::fmt::Debug for SpoolReader {
     }
 }
 
-/// Whether a file can be decoded front to back, from its first bytes on: everything can but an MP4 whose index comes
-/// after its samples. Waits for as many bytes as it takes to tell.
+/// Whether a file can be decoded front to back, from its first bytes on, and gives the same then: everything does but an
+/// MP4 whose index comes after its samples, and an MXF, of which the times of frames come last. Waits for as many bytes
+/// as it takes to tell.
 pub(super) fn decodes_in_order(mut bytes: impl Read + Seek) -> io::Result<bool> {
+    /// How each element of an MXF begins (SMPTE ST 377-1).
+    const MXF: [u8; 8] = [0x06, 0x0e, 0x2b, 0x34, 0x02, 0x05, 0x01, 0x01];
     bytes.seek(SeekFrom::Start(0))?;
     // A hundred boxes before the first sample are more than any writer makes.
     for _ in 0..100 {
@@ -241,6 +244,7 @@ pub(super) fn decodes_in_order(mut bytes: impl Read + Seek) -> io::Result<bool> 
         match &header[4..8] {
             b"moov" | b"moof" => return Ok(true),
             b"mdat" => return Ok(false),
+            _ if header.starts_with(&MXF) => return Ok(false),
             b"ftyp" | b"styp" | b"sidx" | b"free" | b"skip" | b"wide" | b"pnot" | b"uuid" | b"meta" | b"emsg"
             | b"prft" | b"udta" => {}
             _ => return Ok(true),
@@ -339,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn only_samples_before_the_index_need_the_end_first() {
+    fn what_comes_after_the_samples_has_to_come_first() {
         let file = |names: &[&[u8; 4]]| {
             let boxes = names.iter().flat_map(|name| [[0, 0, 0, 8], **name].concat());
             io::Cursor::new(boxes.collect::<Vec<u8>>())
@@ -350,5 +354,7 @@ mod tests {
         assert!(in_order(&[b"ftyp", b"free", b"moof", b"mdat"]));
         assert!(decodes_in_order(io::Cursor::new(b"\x1aE\xdf\xa3 not an mp4 at all")).expect("in memory"));
         assert!(decodes_in_order(io::Cursor::new(b"")).expect("in memory"));
+        let mxf = [0x06, 0x0e, 0x2b, 0x34, 0x02, 0x05, 0x01, 0x01, 0x0d, 0x01, 0x02, 0x01, 0x01, 0x02, 0x04, 0x00];
+        assert!(!decodes_in_order(io::Cursor::new(mxf)).expect("in memory"));
     }
 }

@@ -60,8 +60,14 @@ async fn upload(server: &Server, video: &[u8], options: Option<ClassificationOpt
 async fn an_upload_in_chunks_gets_the_answer_of_one_message() {
     let media = Media::new();
     let server = Server::start().await;
-    for (name, args) in [("index-last.mp4", "-t 3"), ("first.mp4", "-t 3 -movflags +faststart"), ("video.mkv", "-t 3")]
-    {
+    for (name, args) in [
+        ("index-last.mp4", "-t 3"),
+        ("first.mp4", "-t 3 -movflags +faststart"),
+        ("video.mkv", "-t 3"),
+        // FFmpeg goes back to the beginning of these.
+        ("video.gif", "-t 3"),
+        ("indexed.flv", "-t 3 -c:v libx264 -flvflags add_keyframe_index"),
+    ] {
         let video = make(&media, name, args);
         let options =
             ClassificationOptions { segments: SegmentMode::Merged.into(), embedding: true, ..Default::default() };

@@ -3,8 +3,11 @@
 #![cfg(feature = "video")]
 
 mod broken;
+mod choice;
+mod containers;
 mod isolation;
 mod lengths;
+mod losses;
 mod media;
 mod parity;
 mod pillow;
