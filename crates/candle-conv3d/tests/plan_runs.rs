@@ -4,7 +4,7 @@
 mod values;
 
 use candle_conv3d::plan::{
-    Algorithm, ConvSpec, GraphBuilder, Input, InstructionSet, Plan, PlanError, PlanOptions, Residual,
+    Algorithm, ConvSpec, GraphBuilder, Input, InstructionSet, Node, Plan, PlanError, PlanOptions, Residual,
 };
 use values::{error, he_weights, noise_vec};
 
@@ -15,7 +15,11 @@ const CLASSES: usize = 21;
 /// A small residual network whose layers meet every kind of kernel: a strided stem, a pool, tiles of all sizes in space
 /// and time, both residuals, two frames, a single frame. Outputs logits and features.
 fn network(options: PlanOptions) -> Plan {
-    let mut graph = GraphBuilder::new(DIMS).unwrap();
+    let (graph, outputs) = layers(GraphBuilder::new(DIMS).unwrap());
+    graph.compile(&outputs, options).unwrap()
+}
+
+fn layers(mut graph: GraphBuilder<'static>) -> (GraphBuilder<'static>, [Node; 2]) {
     let mut seed = 0;
     let mut conv = |from: usize, to: usize, kernel: [usize; 3], gain: f32| {
         seed += 1;
@@ -41,7 +45,26 @@ fn network(options: PlanOptions) -> Plan {
     }
     let features = graph.global_avg_pool(x).unwrap();
     let logits = graph.linear(features, he_weights(90, CLASSES, channels), noise_vec(91, CLASSES)).unwrap();
-    graph.compile(&[logits, features], options).unwrap()
+    (graph, [logits, features])
+}
+
+#[test]
+fn a_sketch_tells_what_a_plan_holds() {
+    let sketch = || layers(GraphBuilder::sketch(DIMS).unwrap());
+    for (threads, max_batch, winograd) in [(1, 1, true), (3, 1, true), (2, 9, true), (1, 4, false)] {
+        for instruction_set in InstructionSet::available() {
+            let options = PlanOptions { threads, max_batch, instruction_set: Some(instruction_set), winograd };
+            let (graph, outputs) = sketch();
+            let told = graph.memory_bytes(&outputs, options.clone()).unwrap();
+            assert_eq!(told, network(options.clone()).memory_bytes(), "{options:?}");
+        }
+    }
+    let (graph, outputs) = sketch();
+    assert!(matches!(graph.compile(&outputs, PlanOptions::default()), Err(PlanError::Sketch)));
+    let mut without_weights = GraphBuilder::sketch([3, 4, 8, 8]).unwrap();
+    let conv = ConvSpec::new("conv", 16, [3; 3], &[][..], &[][..]);
+    let x = without_weights.conv(without_weights.input(), conv).unwrap();
+    assert!(without_weights.memory_bytes(&[x], PlanOptions::default()).unwrap() > 16 * 3 * 27 * 4);
 }
 
 fn bytes(clips: usize) -> Vec<u8> {

@@ -62,27 +62,27 @@ impl Direct {
         (to.h * to.w * frames * taps, kernel_frames(from, to, window).len() * taps)
     }
 
-    /// `weight` is (out, in, kt, kh, kw).
-    pub(crate) fn new(
-        input: Slot,
-        output: Slot,
-        window: Window,
-        storage: Storage,
-        weight: &[f32],
-        epilogue: Epilogue,
-        lanes: usize,
-        team: &mut Team,
-    ) -> Self {
-        let [kt, kh, kw] = window.kernel;
+    /// Without weights, which [`pack`](Self::pack) brings.
+    pub(crate) fn new(input: Slot, output: Slot, window: Window, storage: Storage, epilogue: Epilogue) -> Self {
+        let [_, kh, kw] = window.kernel;
         let ic = input.shape.c;
         let (frame_taps, run) = match storage {
             Storage::Activation => (kh * kw, padded_channels(ic)),
             Storage::Haloed => (kh, kw * ic),
         };
         let kernel_frames = kernel_frames(input.shape, output.shape, &window);
-        let k_len = kernel_frames.len() * frame_taps * run;
+        let (weights, zeros) = (Buffer::zeroed(0), Buffer::zeroed(run));
+        Self { input, output, window, storage, kernel_frames, frame_taps, run, weights, epilogue, zeros }
+    }
+
+    /// Takes its weights, (out, in, kt, kh, kw).
+    pub(crate) fn pack(&mut self, weight: &[f32], lanes: usize, team: &mut Team) {
+        let Self { input, output, storage, run, ref kernel_frames, .. } = *self;
+        let [kt, kh, kw] = self.window.kernel;
+        let ic = input.shape.c;
+        let k_len = self.k_len();
         let columns = output.shape.cp();
-        let mut weights = Buffer::zeroed(k_len * columns);
+        let mut weights = Buffer::zeroed(self.weight_len());
         let packed = weights.shared();
         team.run(&|member| {
             member.share(output.shape.c, |oc| {
@@ -101,8 +101,12 @@ impl Direct {
                 }
             });
         });
-        let zeros = Buffer::zeroed(run);
-        Self { input, output, window, storage, kernel_frames, frame_taps, run, weights, epilogue, zeros }
+        self.weights = weights;
+    }
+
+    /// Products of one output value.
+    fn k_len(&self) -> usize {
+        self.kernel_frames.len() * self.frame_taps * self.run
     }
 
     /// Floats of scratch a thread needs: for each position of an item the address of its result, its residual and its
@@ -112,8 +116,9 @@ impl Direct {
         (addresses * size_of::<usize>() / size_of::<f32>()).next_multiple_of(16)
     }
 
-    pub(crate) fn weight_bytes(&self) -> usize {
-        self.weights.bytes()
+    /// Floats of weights as they are packed.
+    pub(crate) fn weight_len(&self) -> usize {
+        self.k_len() * self.output.shape.cp()
     }
 
     /// # Safety

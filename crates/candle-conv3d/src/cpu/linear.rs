@@ -14,22 +14,28 @@ pub(crate) struct Linear {
 }
 
 impl Linear {
-    /// `weight` is (out, in).
-    pub(crate) fn new(input: Slot, output: Slot, weight: &[f32], bias: &[f32], lanes: usize) -> Self {
-        let (k, columns) = (input.shape.cp(), output.shape.cp());
-        let mut weights = Buffer::zeroed(k * columns);
-        for (oc, row) in weight.chunks_exact(input.shape.c).enumerate() {
+    /// Without weights, which [`pack`](Self::pack) brings.
+    pub(crate) fn new(input: Slot, output: Slot, bias: &[f32]) -> Self {
+        let mut padded = Buffer::zeroed(output.shape.cp());
+        padded[..bias.len()].copy_from_slice(bias);
+        Self { input, output, weights: Buffer::zeroed(0), bias: padded }
+    }
+
+    /// Takes its weights, (out, in).
+    pub(crate) fn pack(&mut self, weight: &[f32], lanes: usize) {
+        let (k, columns) = (self.input.shape.cp(), self.output.shape.cp());
+        let mut weights = Buffer::zeroed(self.weight_len());
+        for (oc, row) in weight.chunks_exact(self.input.shape.c).enumerate() {
             for (i, &w) in row.iter().enumerate() {
                 weights[packed_index(k, columns, lanes, i, oc)] = w;
             }
         }
-        let mut padded = Buffer::zeroed(columns);
-        padded[..bias.len()].copy_from_slice(bias);
-        Self { input, output, weights, bias: padded }
+        self.weights = weights;
     }
 
-    pub(crate) fn weight_bytes(&self) -> usize {
-        self.weights.bytes()
+    /// Floats of weights as they are packed.
+    pub(crate) fn weight_len(&self) -> usize {
+        self.input.shape.cp() * self.output.shape.cp()
     }
 
     /// # Safety

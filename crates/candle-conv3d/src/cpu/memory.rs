@@ -50,10 +50,6 @@ impl Buffer {
         Layout::from_size_align(bytes, align).expect("a buffer is smaller than the address space")
     }
 
-    pub(crate) fn bytes(&self) -> usize {
-        self.len * size_of::<f32>()
-    }
-
     pub(crate) fn shared(&mut self) -> SharedMut {
         SharedMut(self.data.as_ptr())
     }

@@ -61,15 +61,27 @@ impl Step {
         }
     }
 
-    /// Bytes of weights as the step holds them.
-    pub(crate) fn weight_bytes(&self) -> usize {
+    /// Takes its weights, in the layout of its layer's specification, for vectors of `lanes`.
+    pub(crate) fn pack(&mut self, weight: &[f32], lanes: usize, team: &mut Team) {
         match self {
-            Self::Direct(step) => step.weight_bytes(),
-            Self::Stem(step) => step.weight_bytes(),
-            Self::Winograd(step) => step.weight_bytes(),
-            Self::Linear(step) => step.weight_bytes(),
-            _ => 0,
+            Self::Direct(step) => step.pack(weight, lanes, team),
+            Self::Stem(step) => step.pack(weight, lanes),
+            Self::Winograd(step) => step.pack(weight, lanes, team),
+            Self::Linear(step) => step.pack(weight, lanes),
+            _ => {}
         }
+    }
+
+    /// Bytes of weights as the step holds them once it has them.
+    pub(crate) fn weight_bytes(&self) -> usize {
+        let floats = match self {
+            Self::Direct(step) => step.weight_len(),
+            Self::Stem(step) => step.weight_len(),
+            Self::Winograd(step) => step.weight_len(),
+            Self::Linear(step) => step.weight_len(),
+            _ => 0,
+        };
+        floats * size_of::<f32>()
     }
 }
 
@@ -116,11 +128,11 @@ impl Program {
         instruction_set: InstructionSet,
         max_batch: usize,
     ) -> Self {
-        let scratch = steps.iter().map(|step| step.scratch_len(team.threads())).max().unwrap_or(0);
+        let scratch_len = scratch_len(&steps, team.threads());
         Self {
             steps,
             arena: Buffer::zeroed(arena_len),
-            scratch: Buffer::zeroed(scratch),
+            scratch: Buffer::zeroed(scratch_len),
             team,
             instruction_set,
             max_batch,
@@ -133,7 +145,7 @@ impl Program {
 
     /// Bytes of activations, scratch and weights.
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.arena.bytes() + self.scratch.bytes() + self.steps.iter().map(Step::weight_bytes).sum::<usize>()
+        memory_bytes(&self.steps, self.arena.len(), self.team.threads())
     }
 
     /// Runs `batch` clips. Returns the wall time of each step.
@@ -172,6 +184,17 @@ impl Program {
         });
         times.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
+}
+
+/// Floats of scratch that `threads` need together: steps use it one after the other.
+fn scratch_len(steps: &[Step], threads: usize) -> usize {
+    steps.iter().map(|step| step.scratch_len(threads)).max().unwrap_or(0)
+}
+
+/// Bytes that a program of these steps holds, whether or not they have their weights yet.
+pub(crate) fn memory_bytes(steps: &[Step], arena_len: usize, threads: usize) -> usize {
+    let buffers = (arena_len + scratch_len(steps, threads)) * size_of::<f32>();
+    buffers + steps.iter().map(Step::weight_bytes).sum::<usize>()
 }
 
 /// What happens to a convolution's sum before it is stored.

@@ -17,6 +17,7 @@ use super::lower::ConvStep;
 use super::program::{Gpu, Program, Source};
 use super::search::{Choice, Remembered};
 use crate::Precision;
+use crate::plan::PlanError;
 use crate::plan::graph::{GraphBuilder, Node};
 
 /// How to build a plan.
@@ -149,6 +150,9 @@ impl Plan {
     /// Builds a plan of the part of a graph that `outputs` need. Takes seconds, and minutes where algorithms have to be
     /// measured first.
     pub fn build(graph: GraphBuilder<'_>, outputs: &[Node], options: PlanOptions) -> Result<Self, CudaError> {
+        if graph.is_sketch {
+            return Err(CudaError::Input(PlanError::Sketch.to_string()));
+        }
         let (graph, outputs) = (graph.into_owned(), outputs.to_vec());
         let (sender, messages) = mpsc::channel();
         let (report, ready) = mpsc::channel();

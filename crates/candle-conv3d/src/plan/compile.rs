@@ -8,7 +8,7 @@ use crate::cpu::linear::Linear;
 use crate::cpu::memory::{Arena, Slot};
 use crate::cpu::output::StoreOutput;
 use crate::cpu::pooling::{GlobalAvgPool, MaxPool};
-use crate::cpu::program::{Epilogue, Program, ResidualSource, Step};
+use crate::cpu::program::{self, Epilogue, Program, ResidualSource, Step};
 use crate::cpu::stem::Stem;
 use crate::cpu::team::Team;
 use crate::cpu::winograd::Winograd;
@@ -32,9 +32,37 @@ fn products_per_second(instruction_set: InstructionSet) -> f64 {
 
 impl GraphBuilder<'_> {
     /// Compiles the part of the graph that `outputs` need.
-    pub fn compile(mut self, outputs: &[Node], options: PlanOptions) -> Result<Plan, PlanError> {
+    pub fn compile(self, outputs: &[Node], options: PlanOptions) -> Result<Plan, PlanError> {
+        if self.is_sketch {
+            return Err(PlanError::Sketch);
+        }
+        check_option("threads", options.threads, MAX_THREADS)?;
+        let team = Team::new(options.threads)?;
+        let max_batch = options.max_batch;
+        let Compiled { steps, layers, arena_len, input, outputs, instruction_set, team } =
+            self.lower(outputs, options, Some(team))?;
+        let team = team.expect("handed in");
+        Ok(Plan {
+            program: Program::new(steps, arena_len, team, instruction_set, max_batch),
+            layers,
+            input: input.dims(),
+            outputs: outputs.iter().map(Shape::dims).collect(),
+            instruction_set,
+            max_batch,
+        })
+    }
+
+    /// What [`Plan::memory_bytes`] will be, found without taking that memory. Serves [sketches](Self::sketch) too.
+    pub fn memory_bytes(self, outputs: &[Node], options: PlanOptions) -> Result<usize, PlanError> {
+        check_option("threads", options.threads, MAX_THREADS)?;
+        let threads = options.threads;
+        let Compiled { steps, arena_len, .. } = self.lower(outputs, options, None)?;
+        Ok(program::memory_bytes(&steps, arena_len, threads))
+    }
+
+    /// The steps of a plan; their weights are left out where no `team` packs them.
+    fn lower(mut self, outputs: &[Node], options: PlanOptions, team: Option<Team>) -> Result<Compiled, PlanError> {
         let PlanOptions { threads, max_batch, instruction_set, winograd } = options;
-        check_option("threads", threads, MAX_THREADS)?;
         check_option("max_batch", max_batch, MAX_BATCH)?;
         check_option("outputs", outputs.len(), usize::MAX)?;
         let instruction_set = instruction_set.unwrap_or_else(InstructionSet::detect);
@@ -48,7 +76,8 @@ impl GraphBuilder<'_> {
         let pooled = if input_layout == Layout::Phases { self.merge_pooling(outputs) } else { None };
         let last_reads = self.last_reads(outputs);
         let mut compiler = Compiler {
-            team: Team::new(threads)?,
+            team,
+            threads,
             arena: Arena::new(max_batch),
             lanes: instruction_set.lanes(),
             products_per_second: products_per_second(instruction_set),
@@ -79,14 +108,7 @@ impl GraphBuilder<'_> {
             compiler.push(format!("output {index}"), Algorithm::Store, step, *shape, *shape, 0);
         }
         let Compiler { team, arena, steps, layers, .. } = compiler;
-        Ok(Plan {
-            program: Program::new(steps, arena.len(), team, instruction_set, max_batch),
-            layers,
-            input: input.dims(),
-            outputs: output_shapes.iter().map(Shape::dims).collect(),
-            instruction_set,
-            max_batch,
-        })
+        Ok(Compiled { steps, layers, arena_len: arena.len(), input, outputs: output_shapes, instruction_set, team })
     }
 
     /// Makes one layer of a convolution of the input and the max pooling that alone reads it, where one kernel does both.
@@ -152,8 +174,22 @@ impl GraphBuilder<'_> {
     }
 }
 
+/// What a plan is made of.
+struct Compiled {
+    steps: Vec<Step>,
+    layers: Vec<Layer>,
+    /// Floats that the steps' slots need.
+    arena_len: usize,
+    input: Shape,
+    outputs: Vec<Shape>,
+    instruction_set: InstructionSet,
+    team: Option<Team>,
+}
+
 struct Compiler {
-    team: Team,
+    /// Packs weights; without it steps get none.
+    team: Option<Team>,
+    threads: usize,
     arena: Arena,
     lanes: usize,
     products_per_second: f64,
@@ -187,26 +223,24 @@ impl Compiler {
                 let result = unpooled.unwrap_or(shape);
                 let epilogue = Epilogue::new(&bias, relu, residual, result);
                 let layout = if node.0 == 0 { self.input_layout } else { Layout::Activation };
-                let multiply_adds = (result.len() * weight.len() / result.c) as u64;
+                let multiply_adds = (result.len() * from.c * window.kernel.iter().product::<usize>()) as u64;
                 let algorithm = self.choose(from, result, window, layout);
-                let (lanes, team) = (self.lanes, &mut self.team);
-                let step = match algorithm {
+                let (batch, threads) = (self.max_batch, self.threads);
+                let mut step = match algorithm {
                     Algorithm::Winograd { .. } if layout == Layout::Phases => {
-                        let batch = self.max_batch;
-                        let stem = Stem::new(input, output, unpooled, window, &weight, epilogue, batch, lanes, team);
-                        Step::Stem(stem)
+                        Step::Stem(Stem::new(input, output, unpooled, window, epilogue, batch, threads))
                     }
                     Algorithm::Winograd { tile } => {
                         let kt = window.kernel[0];
-                        let batch = self.max_batch;
-                        Step::Winograd(Winograd::new(input, output, kt, tile, &weight, epilogue, batch, lanes, team))
+                        Step::Winograd(Winograd::new(input, output, kt, tile, epilogue, batch, threads))
                     }
                     _ => {
                         let haloed = matches!(layout, Layout::Haloed(_));
                         let storage = if haloed { Storage::Haloed } else { Storage::Activation };
-                        Step::Direct(Direct::new(input, output, window, storage, &weight, epilogue, lanes, team))
+                        Step::Direct(Direct::new(input, output, window, storage, epilogue))
                     }
                 };
+                self.pack(&mut step, &weight);
                 self.push(name, algorithm, step, from, shape, multiply_adds);
             }
             Operation::MaxPool { window, .. } => {
@@ -218,8 +252,9 @@ impl Compiler {
                 self.push(name, Algorithm::Pooling, step, from, shape, 0);
             }
             Operation::Linear { weight, bias, .. } => {
-                let multiply_adds = weight.len() as u64;
-                let step = Step::Linear(Linear::new(input, output, &weight, &bias, self.lanes));
+                let multiply_adds = (from.c * shape.c) as u64;
+                let mut step = Step::Linear(Linear::new(input, output, &bias));
+                self.pack(&mut step, &weight);
                 self.push(name, Algorithm::MatrixProduct, step, from, shape, multiply_adds);
             }
         }
@@ -246,6 +281,12 @@ impl Compiler {
         .into_iter()
         .min_by(|a, b| a.1.total_cmp(&b.1))
         .map_or(Algorithm::Direct, |best| best.0)
+    }
+
+    fn pack(&mut self, step: &mut Step, weight: &[f32]) {
+        if let Some(team) = &mut self.team {
+            step.pack(weight, self.lanes, team);
+        }
     }
 
     fn push(&mut self, name: String, algorithm: Algorithm, step: Step, from: Shape, to: Shape, multiply_adds: u64) {

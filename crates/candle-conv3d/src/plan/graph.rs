@@ -77,6 +77,8 @@ impl<'a> ConvSpec<'a> {
 /// Collects the layers of a network, from the input on.
 pub struct GraphBuilder<'a> {
     pub(crate) layers: Vec<LayerNode<'a>>,
+    /// Whether its layers have no weights.
+    pub(crate) is_sketch: bool,
 }
 
 pub(crate) struct LayerNode<'a> {
@@ -144,15 +146,22 @@ impl Operation<'_> {
 impl<'a> GraphBuilder<'a> {
     /// A graph for clips of shape (c, t, h, w).
     pub fn new([c, t, h, w]: [usize; 4]) -> Result<Self, PlanError> {
-        let mut graph = Self { layers: Vec::new() };
+        let mut graph = Self { layers: Vec::new(), is_sketch: false };
         graph.push("input", Operation::Input, Shape { c, t, h, w })?;
         Ok(graph)
+    }
+
+    /// A graph of layers without weights, for clips of shape (c, t, h, w): it tells
+    /// [how much memory](Self::memory_bytes) its plan would take, and can't be compiled. Weights that layers bring are
+    /// not looked at, nor are biases but that of a linear layer, whose length is that of its output.
+    pub fn sketch(clip: [usize; 4]) -> Result<Self, PlanError> {
+        Ok(Self { is_sketch: true, ..Self::new(clip)? })
     }
 
     /// The same graph with weights of its own.
     pub fn into_owned(self) -> GraphBuilder<'static> {
         let layers = self.layers.into_iter().map(LayerNode::into_owned);
-        GraphBuilder { layers: layers.collect() }
+        GraphBuilder { layers: layers.collect(), is_sketch: self.is_sketch }
     }
 
     /// The clip.
@@ -173,8 +182,10 @@ impl<'a> GraphBuilder<'a> {
         let shape = Shape { c: out_channels, ..window_output(&name, from, window)? };
         check_shape(&name, shape)?;
         let taps: usize = kernel.iter().product();
-        check_parameter(&name, "weight", weight.len(), [out_channels, from.c, taps])?;
-        check_parameter(&name, "bias", bias.len(), [out_channels, 1, 1])?;
+        if !self.is_sketch {
+            check_parameter(&name, "weight", weight.len(), [out_channels, from.c, taps])?;
+            check_parameter(&name, "bias", bias.len(), [out_channels, 1, 1])?;
+        }
         let residual = match residual {
             None => None,
             Some(Residual::Identity(node)) => Some((node, [1; 3])),
@@ -235,7 +246,9 @@ impl<'a> GraphBuilder<'a> {
         if from.t * from.h * from.w != 1 {
             return Err(PlanError::LinearInput { layer: "linear".to_owned(), actual: from.dims() });
         }
-        check_parameter("linear", "weight", weight.len(), [bias.len(), from.c, 1])?;
+        if !self.is_sketch {
+            check_parameter("linear", "weight", weight.len(), [bias.len(), from.c, 1])?;
+        }
         let shape = Shape { c: bias.len(), t: 1, h: 1, w: 1 };
         self.push("linear", Operation::Linear { input, weight, bias }, shape)
     }

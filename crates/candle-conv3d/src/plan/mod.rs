@@ -104,6 +104,9 @@ pub enum PlanError {
         /// The node's number.
         index: usize,
     },
+    /// A graph without weights was to be compiled.
+    #[error("a sketch has no weights and can't be compiled")]
+    Sketch,
     /// The processor lacks the instruction set asked for.
     #[error("this processor has no {0:?}; it has {found:?}", found = InstructionSet::available())]
     InstructionSet(InstructionSet),

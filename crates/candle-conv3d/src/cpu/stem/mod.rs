@@ -16,7 +16,6 @@ mod weights;
 use super::memory::{Buffer, Slot};
 use super::program::{Context, Epilogue};
 use super::simd::{Kernel, Simd, prefetch, prefetch_to_write};
-use super::team::Team;
 use super::{CHANNEL_BLOCK, Shape};
 use crate::geometry::Window;
 use pool::{NoFrameYet, PoolingInverse, Seam};
@@ -126,25 +125,21 @@ impl Stem {
         *window == Window { kernel: [3; 3], stride: [2; 3], padding: [1; 3] }
     }
 
-    /// `weight` is (out, in, kt, 7, 7); where max pooling follows, `unpooled` is the shape before it. Groups are sized for
-    /// `max_batch` clips and the team.
-    #[expect(clippy::too_many_arguments, reason = "one call site; each has its own meaning")]
+    /// Without weights, which [`pack`](Self::pack) brings. Where max pooling follows, `unpooled` is the shape before it.
+    /// Groups are sized for `max_batch` clips and `threads`.
     pub(crate) fn new(
         input: Slot,
         output: Slot,
         unpooled: Option<Shape>,
         window: Window,
-        weight: &[f32],
         epilogue: Epilogue,
         max_batch: usize,
-        lanes: usize,
-        team: &Team,
+        threads: usize,
     ) -> Self {
         let (shape, pooled) = (unpooled.unwrap_or(output.shape), unpooled.is_some());
         let channels = input.shape.c;
         let tiles = tiles(input.shape);
         let time = Time::new(window.kernel[0], window.padding[0], input.shape.t, shape.t);
-        let weights = weights::transform(weight, [shape.c, channels], time, lanes);
         let mut minus_half = [[0.0; CHANNEL_BLOCK]; 2];
         for (y, x) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
             for c in 0..channels {
@@ -158,12 +153,19 @@ impl Stem {
         // Pooling takes whole rows of tiles.
         let unit = if pooled { tiles[1] } else { 1 };
         // At least two groups a thread, or the last ones leave threads idle.
-        let group = ((GROUP / floats).min(all / (2 * team.threads())) / unit).max(1) * unit;
+        let group = ((GROUP / floats).min(all / (2 * threads)) / unit).max(1) * unit;
+        let weights = Buffer::zeroed(0);
         Self { input, output, shape, pooled, tiles, time, weights, minus_half, epilogue, group, max_batch }
     }
 
-    pub(crate) fn weight_bytes(&self) -> usize {
-        self.weights.bytes()
+    /// Takes its weights, (out, in, kt, 7, 7).
+    pub(crate) fn pack(&mut self, weight: &[f32], lanes: usize) {
+        self.weights = weights::transform(weight, [self.shape.c, self.input.shape.c], self.time, lanes);
+    }
+
+    /// Floats of weights as they are packed.
+    pub(crate) fn weight_len(&self) -> usize {
+        weights::len([self.shape.c, self.input.shape.c], self.time)
     }
 
     /// Floats between two spatial points before and after the products. Odd numbers of cache lines: with a power of two

@@ -7,6 +7,13 @@ use super::time::Time;
 use super::transform::{POINTS, weights_four, weights_three};
 use super::{KERNEL, phase, point_phases};
 
+/// Floats of weights when they are transformed.
+pub(super) fn len([oc, ic]: [usize; 2], time: Time) -> usize {
+    let points = (0..POINTS).flat_map(|qy| (0..POINTS).map(move |qx| (qy, qx)));
+    let phases: usize = points.map(|(qy, qx)| point_phases(qy, qx).1).sum();
+    time.weight_taps() * phases * ic * padded_channels(oc)
+}
+
 /// Transforms `weight`, (out, in, kt, 7, 7), to `[spatial point]`, the temporal sets of each packed together for vectors of
 /// `lanes`. Computed in f64: the transform's own rounding would add to that of every product.
 pub(super) fn transform(weight: &[f32], [oc, ic]: [usize; 2], time: Time, lanes: usize) -> Buffer {

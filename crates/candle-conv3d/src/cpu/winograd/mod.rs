@@ -71,34 +71,42 @@ impl Winograd {
         (products, y.points() * x.points() * time.points() * ic * oc)
     }
 
-    /// `weight` is (out, in, kt, 3, 3); `tile` 2 or 4; groups are sized for `max_batch` clips and the team.
-    #[expect(clippy::too_many_arguments, reason = "one call site; each has its own meaning")]
+    /// Without weights, which [`pack`](Self::pack) brings. `tile` is 2 or 4; groups are sized for `max_batch` clips and
+    /// `threads`.
     pub(crate) fn new(
         input: Slot,
         output: Slot,
         kt: usize,
         tile: usize,
-        weight: &[f32],
         epilogue: Epilogue,
         max_batch: usize,
-        lanes: usize,
-        team: &mut Team,
+        threads: usize,
     ) -> Self {
-        let Shape { t, h, w, c } = output.shape;
+        let Shape { t, h, w, .. } = output.shape;
         let (y, x, time) = (Axis::new(h, tile), Axis::new(w, tile), Time::new(kt, t));
-        let weights = weights::transform(weight, [c, input.shape.c], kt, [y.points(), x.points()], time, lanes, team);
+        let (_, weight_len) = Self::cost(output.shape, [input.shape.cp(), output.shape.cp()], kt, tile);
         let tile_floats = y.points() * x.points() * t * input.shape.cp().max(output.shape.cp());
         let all_tiles = max_batch * y.tiles() * x.tiles();
         let private_len = PRIVATE_GROUP.max(second_level_cache() / 4 * 3) / size_of::<f32>();
         // At least two groups a thread, or the last ones leave threads idle.
-        let private_tiles = (private_len / tile_floats).min(all_tiles / (2 * team.threads()));
-        let private = weights.len() <= PRIVATE_WEIGHTS && private_tiles >= 4;
+        let private_tiles = (private_len / tile_floats).min(all_tiles / (2 * threads));
+        let private = weight_len <= PRIVATE_WEIGHTS && private_tiles >= 4;
         let group = if private { private_tiles } else { (SHARED_GROUP / tile_floats).max(8) }.min(all_tiles);
-        Self { input, output, y, x, time, weights, epilogue, group, private }
+        Self { input, output, y, x, time, weights: Buffer::zeroed(0), epilogue, group, private }
     }
 
-    pub(crate) fn weight_bytes(&self) -> usize {
-        self.weights.bytes()
+    /// Takes its weights, (out, in, kt, 3, 3).
+    pub(crate) fn pack(&mut self, weight: &[f32], lanes: usize, team: &mut Team) {
+        let channels = [self.output.shape.c, self.input.shape.c];
+        let kt = weight.len() / (9 * channels[0] * channels[1]);
+        let points = [self.y.points(), self.x.points()];
+        self.weights = weights::transform(weight, channels, kt, points, self.time, lanes, team);
+    }
+
+    /// Floats of weights as they are packed.
+    pub(crate) fn weight_len(&self) -> usize {
+        let points = self.y.points() * self.x.points() * self.time.points();
+        points * self.input.shape.cp() * self.output.shape.cp()
     }
 
     /// Floats of `V` between two spatial points. An odd number of cache lines: with a power of two the points of one
