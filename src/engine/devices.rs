@@ -8,6 +8,8 @@ use candle_conv3d::Precision;
 
 use super::{Build, CpuExecutor, EngineConfig, Executor, ExecutorError};
 use crate::model::file::Model;
+use crate::model::layout::Layout;
+use crate::model::spec::ClipSpec;
 
 /// A device by the name that a user gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -140,6 +142,21 @@ impl Devices {
             Self::Cpu => EngineConfig::DEFAULT_MAX_BATCH,
             #[cfg(feature = "cuda")]
             Self::Gpus { .. } => EngineConfig::DEFAULT_GPU_MAX_BATCH,
+        }
+    }
+
+    /// Bytes that a model's executor on the CPU would hold, found without its weights and without taking that memory.
+    /// 0 on GPUs, where only building one tells.
+    pub(crate) fn memory_bytes(
+        &self,
+        layout: &Layout,
+        clip: ClipSpec,
+        config: EngineConfig,
+    ) -> Result<u64, ExecutorError> {
+        match self {
+            Self::Cpu => CpuExecutor::memory_bytes_of(layout, clip, config.threads, config.max_batch),
+            #[cfg(feature = "cuda")]
+            Self::Gpus { .. } => Ok(0),
         }
     }
 

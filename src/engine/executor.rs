@@ -6,7 +6,9 @@ use candle_conv3d::plan::{Input, InstructionSet, Layer, Plan, PlanError, PlanOpt
 
 use super::ClipOutput;
 use crate::model::file::Model;
+use crate::model::layout::Layout;
 use crate::model::plan::{self, ModelPlanError};
+use crate::model::spec::ClipSpec;
 
 /// A model on a device.
 pub trait Executor: Send {
@@ -89,6 +91,18 @@ impl CpuExecutor {
     /// Compiles the model for batches of up to `max_batch` clips on `threads` threads.
     pub fn new(model: &Model, threads: usize, max_batch: usize) -> Result<Self, ExecutorError> {
         Self::with_options(model, PlanOptions { threads, max_batch, ..PlanOptions::default() })
+    }
+
+    /// What [`memory_bytes`](Executor::memory_bytes) of such an executor will be, found without its weights and without
+    /// taking that memory.
+    pub(super) fn memory_bytes_of(
+        layout: &Layout,
+        clip: ClipSpec,
+        threads: usize,
+        max_batch: usize,
+    ) -> Result<u64, ExecutorError> {
+        let options = PlanOptions { threads, max_batch, ..PlanOptions::default() };
+        Ok(plan::memory_bytes(layout, clip, options)? as u64)
     }
 
     /// Compiles the model.

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
-use std::io::{Read, Seek};
+use std::io::{ErrorKind, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
-use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensorError, SafeTensors};
 
 use super::layout::{Layout, LayoutError};
 use super::spec::{ClipSpec, ModelSpec, Resize};
@@ -15,6 +15,9 @@ use crate::replacement;
 
 /// Key in the safetensors `__metadata__` under which the [`ModelSpec`] stands as JSON.
 pub const SPEC_KEY: &str = "kinetoscope.model";
+
+/// Longest head of a safetensors file, as the library has it.
+const MAX_HEAD_BYTES: u64 = 100_000_000;
 
 /// Largest file that is read.
 pub const MAX_FILE_BYTES: u64 = 8 << 30;
@@ -28,6 +31,13 @@ pub struct Model {
     pub layout: Layout,
     /// Exactly the layout's parameters, in one of f32, f16, bf16.
     pub tensors: HashMap<String, Tensor>,
+}
+
+/// Of a safetensors file's head, what is not about tensors.
+#[derive(serde::Deserialize)]
+struct Head {
+    #[serde(rename = "__metadata__", default)]
+    metadata: HashMap<String, String>,
 }
 
 /// Why a model file is refused.
@@ -216,6 +226,33 @@ impl Model {
         file.rewind().map_err(io)?;
         file.read_to_end(&mut bytes).map_err(io)?;
         Self::from_bytes(&bytes)
+    }
+
+    /// What a model file says about itself, checked, and the layers that it describes. Reads the file's head only, so
+    /// that this takes no memory for weights; whether the tensors are there is not looked at. Moves the file's position.
+    pub(crate) fn read_spec(mut file: &File, path: &Path) -> Result<(ModelSpec, Layout), ModelFileError> {
+        let io = |error| ModelFileError::Io { path: path.to_owned(), error };
+        let mut len = [0; 8];
+        file.rewind().map_err(io)?;
+        match file.read_exact(&mut len) {
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                return Err(SafeTensorError::HeaderTooSmall.into());
+            }
+            read => read.map_err(io)?,
+        }
+        let len = u64::from_le_bytes(len);
+        if len > MAX_HEAD_BYTES {
+            return Err(SafeTensorError::HeaderTooLarge.into());
+        }
+        let mut head = Vec::new();
+        file.take(len).read_to_end(&mut head).map_err(io)?;
+        if head.len() as u64 != len {
+            return Err(SafeTensorError::InvalidHeaderLength.into());
+        }
+        let head: Head = serde_json::from_slice(&head).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
+        let spec: ModelSpec = serde_json::from_str(head.metadata.get(SPEC_KEY).ok_or(ModelFileError::NoSpec)?)?;
+        let layout = spec.validate()?;
+        Ok((spec, layout))
     }
 
     /// [`read`](Self::read) from memory.

@@ -8,7 +8,8 @@ use candle_core::{DType, Tensor};
 use rayon::iter::{IntoParallelIterator, ParallelIterator};
 
 use super::file::Model;
-use super::layout::{Block, BlockShortcut, ConvLayer};
+use super::layout::{Block, BlockShortcut, ConvLayer, Layout};
+use super::spec::ClipSpec;
 
 /// Added to the variance before its root: `eps` of PyTorch's batch norm.
 const NORM_EPSILON: f64 = 1e-5;
@@ -32,6 +33,14 @@ pub fn compile(model: &Model, options: PlanOptions) -> Result<Plan, ModelPlanErr
     Ok(graph.compile(&outputs, options)?)
 }
 
+/// Bytes that [`compile`]'s plan of a network would hold, found without its weights and without taking that memory.
+pub fn memory_bytes(layout: &Layout, clip: ClipSpec, options: PlanOptions) -> Result<usize, ModelPlanError> {
+    let conv = |layer| conv_spec(layer, &[], &[]);
+    let last = Linear { weight: Vec::new(), bias: vec![0.0; layout.classes] };
+    let (graph, outputs) = graph(GraphBuilder::sketch(clip_dims(clip))?, layout, conv, last)?;
+    Ok(graph.memory_bytes(&outputs, options)?)
+}
+
 /// A model whose batch norm is folded into its convolutions.
 pub struct FoldedModel<'a> {
     model: &'a Model,
@@ -50,46 +59,69 @@ impl<'a> FoldedModel<'a> {
     /// The network for clips of the model's geometry, and its outputs: logits `(n, classes)` and the pooled features before
     /// the last layer `(n, features)`.
     pub fn graph(&self) -> Result<(GraphBuilder<'_>, [Node; 2]), ModelPlanError> {
-        let Self { model, convs: folded } = self;
-        let (layout, clip) = (&model.layout, model.spec.clip);
-        let mut graph = GraphBuilder::new([3, clip.frames, clip.size, clip.size])?;
-        let input = graph.input();
-        let mut x = graph.conv(input, ConvSpec { relu: true, ..conv_spec(&layout.stem, folded) })?;
-        if layout.max_pool {
-            x = graph.max_pool(x, [3; 3], [2; 3], [1; 3])?;
-        }
-        for block in &layout.blocks {
-            x = add_block(&mut graph, x, block, folded)?;
-        }
-        let features = graph.global_avg_pool(x)?;
-        let logits =
-            graph.linear(features, values(&model.tensors["fc.weight"])?, values(&model.tensors["fc.bias"])?)?;
-        Ok((graph, [logits, features]))
+        let Self { model, convs } = self;
+        let conv = |layer: &'a ConvLayer| {
+            let Folded { weight, bias } = &convs[layer.conv.as_str()];
+            conv_spec(layer, weight, bias)
+        };
+        let [weight, bias] = ["fc.weight", "fc.bias"].map(|name| values(&model.tensors[name]));
+        let last = Linear { weight: weight?, bias: bias? };
+        Ok(graph(GraphBuilder::new(clip_dims(model.spec.clip))?, &model.layout, conv, last)?)
     }
 }
 
-fn add_block<'a>(
+/// The last layer: weights `(classes, features)`, and biases.
+struct Linear {
+    weight: Vec<f32>,
+    bias: Vec<f32>,
+}
+
+/// `(c, t, h, w)`.
+fn clip_dims(clip: ClipSpec) -> [usize; 4] {
+    [3, clip.frames, clip.size, clip.size]
+}
+
+/// Adds a network's layers to an empty graph; `conv` gives each convolution's weights.
+fn graph<'a, 'l>(
+    mut graph: GraphBuilder<'a>,
+    layout: &'l Layout,
+    conv: impl Fn(&'l ConvLayer) -> ConvSpec<'a>,
+    last: Linear,
+) -> Result<(GraphBuilder<'a>, [Node; 2]), PlanError> {
+    let input = graph.input();
+    let mut x = graph.conv(input, ConvSpec { relu: true, ..conv(&layout.stem) })?;
+    if layout.max_pool {
+        x = graph.max_pool(x, [3; 3], [2; 3], [1; 3])?;
+    }
+    for block in &layout.blocks {
+        x = add_block(&mut graph, x, block, &conv)?;
+    }
+    let features = graph.global_avg_pool(x)?;
+    let logits = graph.linear(features, last.weight, last.bias)?;
+    Ok((graph, [logits, features]))
+}
+
+fn add_block<'a, 'l>(
     graph: &mut GraphBuilder<'a>,
     input: Node,
-    block: &'a Block,
-    folded: &'a HashMap<&str, Folded>,
+    block: &'l Block,
+    conv: &impl Fn(&'l ConvLayer) -> ConvSpec<'a>,
 ) -> Result<Node, PlanError> {
     let residual = match &block.shortcut {
         BlockShortcut::Identity => Residual::Identity(input),
         &BlockShortcut::Strided { stride, .. } => Residual::Strided { node: input, stride: [stride; 3] },
-        BlockShortcut::Projection(layer) => Residual::Identity(graph.conv(input, conv_spec(layer, folded))?),
+        BlockShortcut::Projection(layer) => Residual::Identity(graph.conv(input, conv(layer))?),
     };
     let mut x = input;
     for (index, layer) in block.convs.iter().enumerate() {
         let is_last = index + 1 == block.convs.len();
         let residual = is_last.then_some(residual);
-        x = graph.conv(x, ConvSpec { residual, relu: true, ..conv_spec(layer, folded) })?;
+        x = graph.conv(x, ConvSpec { residual, relu: true, ..conv(layer) })?;
     }
     Ok(x)
 }
 
-fn conv_spec<'a>(layer: &'a ConvLayer, folded: &'a HashMap<&str, Folded>) -> ConvSpec<'a> {
-    let Folded { weight, bias } = &folded[layer.conv.as_str()];
+fn conv_spec<'a>(layer: &'a ConvLayer, weight: &'a [f32], bias: &'a [f32]) -> ConvSpec<'a> {
     let spec = ConvSpec::new(&layer.conv, layer.out_channels, layer.kernel, weight, bias);
     ConvSpec { stride: layer.stride, padding: layer.padding, ..spec }
 }

@@ -1,11 +1,12 @@
 //! Models come and go while the server serves.
 
-use std::path::Path;
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use kinetoscope::engine::Devices;
+use kinetoscope::engine::{Devices, Engine};
 use kinetoscope::hub::HubOptions;
 use kinetoscope::metrics::Metrics;
 use kinetoscope::model::spec::{Architecture, ClipSpec, ModelSpec};
@@ -155,6 +156,206 @@ fn a_look_finds_what_is_new_changed_and_gone() {
     std::fs::rename(&models, media.path("elsewhere")).unwrap();
     assert!(matches!(repository.refresh(), Err(RepositoryError::Io { .. })));
     assert_eq!(ids(&repository).len(), 2);
+}
+
+/// A directory of models of version 1, one a file, that goes by their names.
+fn directory_of(media: &Media, names: &[&str]) -> (PathBuf, Repository) {
+    let models = media.path("models");
+    for name in names {
+        write(&models.join(format!("{name}.safetensors")), name, "1");
+    }
+    let repository = open(options(&models)).unwrap();
+    (models, repository)
+}
+
+fn served(repository: &Repository, name: &str) -> Arc<Engine> {
+    Arc::clone(repository.served().find(name, "").unwrap_or_else(|| panic!("{name} is served")))
+}
+
+#[test]
+fn a_copy_under_the_name_of_another_model_ends_neither() {
+    for (from, to) in [("m", "n"), ("n", "m")] {
+        let media = Media::new();
+        let (models, repository) = directory_of(&media, &["m", "n"]);
+        let before = ["m", "n"].map(|name| served(&repository, name));
+        let path = |name: &str| models.join(format!("{name}.safetensors"));
+        std::fs::copy(path(from), path(to)).unwrap();
+        assert!(matches!(repository.refresh(), Err(RepositoryError::Duplicate { path: at, .. }) if at == path(to)));
+        let after = ["m", "n"].map(|name| served(&repository, name));
+        assert!(before.iter().zip(&after).all(|(old, new)| Arc::ptr_eq(old, new)), "{from} over {to}");
+        assert_eq!(repository.served().refused[0].name, to);
+    }
+}
+
+#[test]
+fn models_that_change_places_are_both_served() {
+    let media = Media::new();
+    let (models, repository) = directory_of(&media, &["m", "n"]);
+    write(&models.join("m.safetensors"), "n", "1");
+    write(&models.join("n.safetensors"), "m", "1");
+    let before = ["m", "n"].map(|name| served(&repository, name));
+    repository.refresh().unwrap();
+    let after = ["m", "n"].map(|name| served(&repository, name));
+    assert!(before.iter().zip(&after).all(|(old, new)| !Arc::ptr_eq(old, new)));
+}
+
+#[test]
+fn loading_a_model_touches_no_other() {
+    let media = Media::new();
+    let (models, repository) = directory_of(&media, &["m", "n"]);
+    let n = served(&repository, "n");
+    std::fs::remove_file(models.join("n.safetensors")).unwrap();
+    repository.load("m").unwrap();
+    assert!(Arc::ptr_eq(&n, &served(&repository, "n")), "n's file is gone, which is nothing to do with m");
+    assert!(matches!(repository.load("n"), Err(RepositoryError::NotFound { .. })));
+    assert!(Arc::ptr_eq(&n, &served(&repository, "n")), "a call that fails changes nothing");
+    repository.refresh().unwrap();
+    assert_eq!(ids(&repository), [id("m", "1")], "a look at all ends it");
+
+    // A file that holds another model by now.
+    let m = served(&repository, "m");
+    write(&models.join("m.safetensors"), "x", "1");
+    assert!(matches!(repository.load("m"), Err(RepositoryError::NotFound { .. })));
+    assert_eq!(ids(&repository), [id("m", "1")]);
+    repository.load("x").unwrap();
+    assert_eq!(ids(&repository), [id("m", "1"), id("x", "1")]);
+    assert!(Arc::ptr_eq(&m, &served(&repository, "m")));
+    repository.refresh().unwrap();
+    assert_eq!(ids(&repository), [id("x", "1")]);
+}
+
+#[test]
+fn of_the_versions_of_a_model_all_are_loaded_or_none() {
+    let media = Media::new();
+    let models = media.path("models");
+    write(&models.join("m/1/a.safetensors"), "m", "1");
+    let repository = open(options(&models)).unwrap();
+    write(&models.join("m/2/a.safetensors"), "m", "2");
+    std::fs::create_dir_all(models.join("m/3")).unwrap();
+    std::fs::write(models.join("m/3/a.safetensors"), b"half a file").unwrap();
+    assert!(matches!(repository.load("m"), Err(RepositoryError::File { .. })));
+    assert_eq!(ids(&repository), [id("m", "1")]);
+    assert_eq!(repository.served().refused.len(), 1);
+    std::fs::remove_dir_all(models.join("m/3")).unwrap();
+    repository.load("m").unwrap();
+    assert_eq!(ids(&repository), [id("m", "2"), id("m", "1")]);
+
+    // While a second file is beside it, nobody knows which one is meant.
+    let two = Arc::clone(repository.served().find("m", "2").unwrap());
+    write(&models.join("m/2/b.safetensors"), "m", "2");
+    assert!(matches!(repository.refresh(), Err(RepositoryError::Version { actual: 2, .. })));
+    assert!(Arc::ptr_eq(&two, repository.served().find("m", "2").unwrap()));
+}
+
+/// Runs the program without the rights that let root read everything.
+fn kinetoscope_without_privileges(args: &[&str]) -> std::process::Output {
+    let drop = ["--inh-caps=-all", "--bounding-set=-all"];
+    let program = env!("CARGO_BIN_EXE_kinetoscope");
+    std::process::Command::new("setpriv").args(drop).arg(program).args(args).output().unwrap()
+}
+
+#[test]
+fn a_directory_that_cannot_be_read_is_one_bad_entry() {
+    let media = Media::new();
+    let (models, repository) = directory_of(&media, &["m"]);
+    let lost = models.join("lost+found");
+    std::fs::create_dir(&lost).unwrap();
+    std::fs::set_permissions(&lost, PermissionsExt::from_mode(0o000)).unwrap();
+    let path = models.to_str().unwrap();
+    let args = ["serve", "--check", "--model", path];
+    let checked = kinetoscope_without_privileges(&args);
+    let log = text(&checked.stderr);
+    assert!(
+        checked.status.success() && log.contains("a directory is passed over") && log.contains("lost+found"),
+        "{log}"
+    );
+
+    // A link in a circle can't be read by anybody.
+    let circle = models.join("circle");
+    symlink(&circle, &circle).unwrap();
+    symlink(models.join("nowhere"), models.join("README")).unwrap();
+    write(&models.join("n.safetensors"), "n", "1");
+    assert!(matches!(repository.refresh(), Err(RepositoryError::Io { path, .. }) if path == circle));
+    assert_eq!(ids(&repository), [id("m", "1"), id("n", "1")], "later changes are made");
+    let started = open(options(&models)).unwrap();
+    assert_eq!(ids(&started), [id("m", "1"), id("n", "1")], "and it stops no start");
+    let refused: Vec<_> = started.served().refused.iter().map(|entry| entry.name.clone()).collect();
+    assert_eq!(refused, ["circle"]);
+    repository.load("n").unwrap();
+
+    // What is served of a directory that can't be read any more goes on.
+    write(&models.join("v/1/model.safetensors"), "v", "1");
+    let _ = repository.refresh();
+    let v = served(&repository, "v");
+    std::fs::rename(models.join("v"), models.join(".away")).unwrap();
+    symlink(models.join("v"), models.join("v")).unwrap();
+    assert!(repository.refresh().is_err() && repository.load("v").is_err());
+    assert!(Arc::ptr_eq(&v, &served(&repository, "v")));
+}
+
+#[test]
+fn memory_for_models_is_asked_for_before_it_is_taken() {
+    let media = Media::new();
+    let (models, repository) = directory_of(&media, &["m"]);
+    let one = served(&repository, "m").memory_bytes();
+    let file = models.join("large.safetensors");
+    let spec = ModelSpec { name: "large".to_owned(), trained: false, ..builtin::spec() };
+    init::initialise(spec, 1).unwrap().write(&file).unwrap();
+    let exact = {
+        let alone = open(options(&file)).unwrap();
+        served(&alone, "large").memory_bytes()
+    };
+    let refusal = |max_bytes| {
+        let repository = open(RepositoryOptions { max_bytes, ..options(&models) }).unwrap();
+        assert!(max_bytes == one || repository.served().refused.is_empty());
+        repository.served().refused.first().map(|refused| refused.reason.clone())
+    };
+    assert_eq!(refusal(one + exact), None);
+    // Weights that nobody may read without memory for them: were they read, the reason would be another one.
+    let mut broken = std::fs::read(&file).unwrap();
+    let at = broken.len() - 4;
+    broken[at..].copy_from_slice(&f32::NAN.to_le_bytes());
+    std::fs::write(&file, &broken).unwrap();
+    let reason = refusal(one).unwrap();
+    assert!(reason.contains(&format!("large takes {exact} bytes of memory")), "{reason}");
+}
+
+#[test]
+fn models_that_are_replaced_at_once_make_room_for_each_other() {
+    let media = Media::new();
+    let names = ["a", "b", "c"];
+    let (models, repository) = directory_of(&media, &names);
+    let one = served(&repository, "a").memory_bytes();
+    drop(repository);
+    let repository = open(RepositoryOptions { max_bytes: 4 * one, ..options(&models) }).unwrap();
+    // In place, and as a new file for one that goes.
+    for name in ["a", "b"] {
+        write(&models.join(format!("{name}.safetensors")), name, "2");
+    }
+    std::fs::remove_file(models.join("c.safetensors")).unwrap();
+    write(&models.join("new.safetensors"), "c", "2");
+    repository.refresh().unwrap();
+    assert_eq!(ids(&repository), names.map(|name| id(name, "2")));
+}
+
+#[test]
+fn models_that_still_answer_count_until_they_end() {
+    let media = Media::new();
+    let (models, repository) = directory_of(&media, &["m"]);
+    let one = served(&repository, "m").memory_bytes();
+    drop(repository);
+    let repository = open(RepositoryOptions { max_bytes: 2 * one, ..options(&models) }).unwrap();
+    let request = served(&repository, "m");
+    write(&models.join("m.safetensors"), "m", "2");
+    repository.refresh().unwrap();
+    assert_eq!(repository.retired_bytes(), [("m".to_owned(), one)].into());
+    write(&models.join("m.safetensors"), "m", "3");
+    let refused = repository.refresh().unwrap_err();
+    assert!(matches!(refused, RepositoryError::Memory { taken, .. } if taken == 2 * one), "{refused}");
+    assert_eq!(ids(&repository), [id("m", "2")]);
+    drop(request);
+    repository.refresh().unwrap();
+    assert_eq!(ids(&repository), [id("m", "3")]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
