@@ -10,7 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{StatusCode, Uri};
+use http::{HeaderMap, StatusCode, Uri, header};
 use http_body::{Body, Frame, SizeHint};
 use http_body_util::{BodyExt, Limited};
 use hyper_util::client::legacy::Client;
@@ -38,6 +38,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 const IDLE_CONNECTIONS: usize = 4;
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 
+/// Stands for the length of a body whose server does not say it.
+pub(super) const UNKNOWN_LENGTH: u64 = i64::MAX as u64;
+
 /// Of an error's page, more is of no interest.
 const LONGEST_ERROR_PAGE: usize = 64 << 10;
 
@@ -53,6 +56,12 @@ pub(super) enum Refusal {
     /// 416, which an empty file answers to any range.
     #[error("the server has no such range")]
     OutOfRange,
+    /// A part of the file, but not which, or not of how many bytes.
+    #[error("the server does not say which part of the file it sends")]
+    PartUnknown,
+    /// Another of the answers that say that the request is at fault.
+    #[error("the server answers {0}")]
+    Rejected(StatusCode),
     /// A redirect.
     #[error("the server redirects")]
     Redirect,
@@ -184,9 +193,18 @@ impl Requests {
             }
             StatusCode::NOT_FOUND | StatusCode::GONE if is_web => return Err(is_refused(Refusal::NotFound)),
             status if status.is_redirection() && is_web => return Err(is_refused(Refusal::Redirect)),
+            StatusCode::REQUEST_TIMEOUT | StatusCode::TOO_EARLY | StatusCode::TOO_MANY_REQUESTS => {}
+            status if status.is_client_error() && is_web => return Err(is_refused(Refusal::Rejected(status))),
             _ => {}
         }
-        let (parts, body) = response.into_parts();
+        let (mut parts, body) = response.into_parts();
+        if status == StatusCode::PARTIAL_CONTENT && !has_known_part(&parts.headers) {
+            return Err(is_refused(Refusal::PartUnknown));
+        }
+        if status.is_success() {
+            // Stores want a length; bodies that come in chunks or end with the connection have none.
+            parts.headers.entry(header::CONTENT_LENGTH).or_insert(UNKNOWN_LENGTH.into());
+        }
         let body = Patient { body, timeout: self.idle_timeout, silence: None };
         let body = if status.is_success() {
             HttpResponseBody::new(body)
@@ -196,6 +214,18 @@ impl Requests {
         };
         Ok(HttpResponse::from_parts(parts, body))
     }
+}
+
+/// Whether an answer of a part says which it is, and of how many bytes.
+fn has_known_part(headers: &HeaderMap) -> bool {
+    let known = || {
+        let range = headers.get(header::CONTENT_RANGE)?.to_str().ok()?;
+        let (part, len) = range.trim().strip_prefix("bytes ")?.split_once('/')?;
+        let (start, end) = part.split_once('-')?;
+        let [start, end, len] = [start, end, len].map(|number| number.parse::<u64>().ok());
+        Some(start? <= end? && end? < len?)
+    };
+    known().unwrap_or(false)
 }
 
 #[async_trait::async_trait]

@@ -109,6 +109,9 @@ pub enum UriError {
     /// Its server is away, slow or does not do what it should; the detail is for the log only.
     #[error("{0}")]
     Unavailable(String),
+    /// Its server rejects the request, and would do so again; the detail is for the log only.
+    #[error("{0}")]
+    Rejected(String),
     /// What is there can be no video.
     #[error(transparent)]
     Video(#[from] VideoError),

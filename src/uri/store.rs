@@ -21,7 +21,7 @@ use object_store::{BackoffConfig, GetOptions, GetResult, ObjectStore, RetryConfi
 use tokio::sync::mpsc;
 use tokio_stream::StreamExt;
 
-use super::http::{Connector, Refusal, SharedClient, causes};
+use super::http::{Connector, Refusal, SharedClient, UNKNOWN_LENGTH, causes};
 use super::location::{Location, Scheme};
 use super::{OpenedUri, Opening, Prefix, UriConfigError, UriError, UriOptions, check_len};
 use crate::video::{
@@ -82,8 +82,11 @@ impl Stores {
         let (opening, failures) = Opening::new();
         let first = match object.get(Some(0..FIRST_PIECE)).await {
             Ok(first) => first,
-            // Of servers that know no ranges.
+            // Of servers that know no ranges, or not well.
             Err(object_store::Error::NotSupported { .. }) => {
+                return self.spool(object, max_bytes, opening, failures).await;
+            }
+            Err(error) if Refusal::find(&error) == Some(Refusal::PartUnknown) => {
                 return self.spool(object, max_bytes, opening, failures).await;
             }
             Err(error) if Refusal::find(&error) == Some(Refusal::OutOfRange) => return Err(VideoError::Empty.into()),
@@ -129,7 +132,10 @@ impl Stores {
         failures: mpsc::Sender<UriError>,
     ) -> Result<OpenedUri, UriError> {
         let whole = object.get(None).await?;
-        check_len(whole.meta.size, max_bytes)?;
+        // What comes without a length is measured as it comes.
+        if whole.meta.size != UNKNOWN_LENGTH {
+            check_len(whole.meta.size, max_bytes)?;
+        }
         let options = SpoolOptions { max_memory: SPOOL_MEMORY, max_bytes, directory: self.spool.clone() };
         let (writer, reader) = spool(options, opening.cancel.clone());
         let (cancel, received) = (opening.cancel.clone(), Arc::clone(&opening.received));
@@ -299,6 +305,7 @@ impl From<object_store::Error> for UriError {
         match (Refusal::find(&error), &error) {
             (Some(Refusal::NotFound), _) | (None, NotFound { .. }) => Self::NotFound,
             (Some(Refusal::Denied), _) | (None, PermissionDenied { .. } | Unauthenticated { .. }) => Self::Denied,
+            (Some(refusal @ Refusal::Rejected(_)), _) => Self::Rejected(refusal.to_string()),
             (Some(Refusal::Redirect), _) => Self::NotAllowed("the URI's server redirects to elsewhere"),
             (Some(Refusal::PrivateAddress), _) => Self::NotAllowed("the URI's host has no public address"),
             // The deepest cause: those above quote the URL, whose query may be a secret.

@@ -97,6 +97,36 @@ async fn a_uri_gets_the_answer_of_the_bytes_it_names() {
 }
 
 #[tokio::test]
+async fn a_source_that_tells_no_length_is_read_to_its_end_and_to_the_limit() {
+    let media = Media::new();
+    let (small, too_large) = (small(&media), vec![0; 17 << 20]);
+    let web = Web::start([("small.mp4", small.clone()), ("large.mp4", too_large), ("empty.mp4", Vec::new())]).await;
+    let server = server_of(&web, Duration::from_secs(10)).await;
+    let expected = server.client().await.classify_video(request(small)).await.unwrap().into_inner().classification;
+    for behaviour in ["no-length", "part-of-unknown"] {
+        let answer = classify(&server, web.uri(&format!("{behaviour}/small.mp4"))).await;
+        assert_eq!(Some(answer.unwrap()), expected, "{behaviour}");
+    }
+    let refused = refusal(&server, web.uri("no-length/large.mp4")).await;
+    assert!(
+        [is(Code::InvalidArgument, "VIDEO_TOO_LARGE"), is(Code::InvalidArgument, "NOT_A_VIDEO")].contains(&refused)
+    );
+    assert_eq!(refusal(&server, web.uri("no-length/empty.mp4")).await.0, Code::InvalidArgument);
+    server.assert_nothing_left_behind().await;
+}
+
+#[tokio::test]
+async fn only_what_may_pass_is_worth_another_try() {
+    let media = Media::new();
+    let web = Web::start([("small.mp4", small(&media))]).await;
+    let server = server_of(&web, Duration::from_secs(10)).await;
+    let rejected = refusal(&server, web.uri("rejected/small.mp4")).await;
+    assert_eq!(rejected, is(Code::FailedPrecondition, "SOURCE_REJECTED"));
+    let busy = refusal(&server, web.uri("busy/small.mp4")).await;
+    assert_eq!(busy, is(Code::Unavailable, "SOURCE_UNAVAILABLE"));
+}
+
+#[tokio::test]
 async fn of_a_short_range_little_more_than_it_is_fetched() {
     let media = Media::new();
     let large = large(&media);

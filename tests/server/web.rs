@@ -131,6 +131,15 @@ async fn answer(State(site): State<Arc<Site>>, Path(path): Path<String>, request
         "broken" => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         "broken-later" if is_rest => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
         "no-ranges" => whole(file),
+        // In chunks, so that nobody knows how long it is before it is there.
+        "no-length" => in_chunks(file),
+        "part-of-unknown" if asked.range.is_some() => {
+            let range = [(header::CONTENT_RANGE, "bytes 0-99/*")];
+            (StatusCode::PARTIAL_CONTENT, range, file.slice(..file.len().min(100))).into_response()
+        }
+        "part-of-unknown" => in_chunks(file),
+        "rejected" => StatusCode::METHOD_NOT_ALLOWED.into_response(),
+        "busy" => StatusCode::TOO_MANY_REQUESTS.into_response(),
         "endless" => {
             let length = [(header::CONTENT_LENGTH, (1u64 << 60).to_string())];
             (length, Body::from_stream(tokio_stream::pending::<Result<Bytes, std::io::Error>>())).into_response()
@@ -178,6 +187,12 @@ fn part(file: Bytes, range: Option<Range<usize>>, tag: &str, stalled: Option<Arc
     };
     let headers = [(header::CONTENT_RANGE, content_range), (header::CONTENT_LENGTH, length)];
     (StatusCode::PARTIAL_CONTENT, about, headers, body).into_response()
+}
+
+fn in_chunks(file: Bytes) -> Response {
+    let chunks: Vec<Result<Bytes, std::io::Error>> =
+        file.chunks(64 << 10).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
+    Body::from_stream(tokio_stream::iter(chunks)).into_response()
 }
 
 /// Some bytes and then nothing.
