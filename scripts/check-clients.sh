@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Runs the example clients against a server of the binary ($KINETOSCOPE, or the one that tests build) and compares their
 # answers with the command line's, then Triton's perf_analyzer. Needs Python 3 with venv, ffmpeg, and package indices for the
-# clients' libraries; says what it skips where one of them, or Node, is not there.
+# clients' libraries; says what it skips where one of them, Node, Go or Java is not there. Of C#, only that code can be made
+# from the definitions is looked at.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -69,6 +70,47 @@ if command -v npm >/dev/null; then
 else
     echo "SKIPPED: there is no Node here"
 fi
+
+# Installs Debian packages where there are some. Says whether they are there.
+have_packages() {
+    dpkg-query -W "$@" >/dev/null 2>&1 && return
+    [ "$(id -u)" -eq 0 ] && command -v apt-get >/dev/null &&
+        { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"; } >/dev/null 2>&1
+}
+protos=(kinetoscope/v1/kinetoscope.proto inference/grpc_service.proto)
+
+if have_packages golang-go protobuf-compiler protoc-gen-go protoc-gen-go-grpc golang-google-grpc-dev; then
+    mkdir -p "$work/go/src"
+    protoc -I proto --go_out="$work/go/src" --go-grpc_out="$work/go/src" "${protos[@]}"
+    # Debian has the libraries as a path of sources, not as modules.
+    export GO111MODULE=off GOPATH="$work/go:/usr/share/gocode" GOCACHE="$work/go/cache" GOFLAGS=-p=2
+    go build kinetoscope.v1/inference
+    go build -o "$work/classify-go" examples/go/classify.go
+    check "$work/classify-go"
+else
+    echo "SKIPPED: Go and its gRPC can't be installed here"
+fi
+
+if have_packages default-jdk-headless protobuf-compiler protobuf-compiler-grpc-java-plugin libgrpc-java libprotobuf-java \
+    libgeronimo-annotation-1.3-spec-java libnetty-java libperfmark-java; then
+    mkdir -p "$work/java" "$work/classes"
+    protoc -I proto --plugin=protoc-gen-grpc-java=/usr/bin/grpc_java_plugin --java_out="$work/java" --grpc-java_out="$work/java" "${protos[@]}"
+    jars=$(printf '/usr/share/java/%s.jar:' grpc-{api,context,core,netty,protobuf,protobuf-lite,stub} protobuf guava \
+        netty-{buffer,codec,codec-http,codec-http2,common,handler,handler-proxy,resolver,transport} \
+        netty-transport-native-unix-common perfmark-api geronimo-annotation-1.3-spec)
+    find "$work/java" examples/java -name '*.java' >"$work/java/files"
+    javac -nowarn -cp "$jars" -d "$work/classes" "@$work/java/files"
+    check java -cp "$work/classes:$jars" Classify
+else
+    echo "SKIPPED: Java and its gRPC can't be installed here"
+fi
+
+if have_packages protobuf-compiler; then
+    mkdir "$work/csharp"
+    protoc -I proto --csharp_out="$work/csharp" "${protos[@]}"
+    grep -q 'namespace Kinetoscope.V1' "$work/csharp/Kinetoscope.cs"
+fi
+echo "SKIPPED: a client in C# (.NET and its gRPC are in no package index that this script asks)"
 
 # The newest perf_analyzer that runs on Debian 12's glibc comes with this version. It wants two libraries beside it.
 if "$work/venv/bin/pip" install --quiet --disable-pip-version-check --target "$work/perf" --no-deps \
