@@ -1,4 +1,4 @@
-//! All metrics and their names, in OpenMetrics text as Prometheus reads it.
+//! All metrics and their names, in OpenMetrics or in Prometheus' older text, as whoever scrapes prefers.
 //!
 //! Labels are few and fixed: our own methods, status codes, reasons and stages, and the names of loaded models. Nothing
 //! that a client sends becomes a label.
@@ -16,8 +16,74 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// Media type of [`Metrics::encode`].
-pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+/// How [`Metrics::encode`] writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Prometheus' text format 0.0.4, which all tools read.
+    Text,
+    /// OpenMetrics 1.0.
+    OpenMetrics,
+}
+
+impl Format {
+    /// What an `Accept` header asks for: OpenMetrics if it is named and not liked less, else text.
+    pub fn accepted(accept: &str) -> Self {
+        let (mut text, mut open_metrics) = (0.0f32, 0.0f32);
+        for range in accept.split(',') {
+            let mut parts = range.split(';').map(str::trim);
+            let media_type = parts.next().unwrap_or_default().to_ascii_lowercase();
+            let (mut quality, mut version) = (1.0, None);
+            for (name, value) in parts.filter_map(|parameter| parameter.split_once('=')) {
+                match name.trim().to_ascii_lowercase().as_str() {
+                    "q" => quality = value.trim().parse().unwrap_or(0.0),
+                    "version" => version = Some(value.trim().trim_matches('"')),
+                    _ => {}
+                }
+            }
+            match media_type.as_str() {
+                "application/openmetrics-text" if !matches!(version, Some("1.0.0" | "0.0.1") | None) => {}
+                "application/openmetrics-text" => open_metrics = open_metrics.max(quality),
+                "text/plain" if !matches!(version, Some("0.0.4") | None) => {}
+                "text/plain" | "text/*" | "*/*" => text = text.max(quality),
+                _ => {}
+            }
+        }
+        if open_metrics > 0.0 && open_metrics >= text { Self::OpenMetrics } else { Self::Text }
+    }
+
+    /// Its media type.
+    pub const fn content_type(self) -> &'static str {
+        match self {
+            Self::Text => "text/plain; version=0.0.4; charset=utf-8",
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+        }
+    }
+}
+
+/// OpenMetrics as text 0.0.4: there, what describes a counter has the name of its samples, an info is a gauge, and units
+/// and the end are not told.
+fn to_text(open_metrics: &str) -> String {
+    let mut text = String::with_capacity(open_metrics.len());
+    let mut help = "";
+    for line in open_metrics.lines() {
+        let describes = |what: &str| line.strip_prefix("# ")?.strip_prefix(what)?.strip_prefix(' ')?.split_once(' ');
+        if let Some((_, words)) = describes("HELP") {
+            help = words;
+        } else if let Some((name, kind)) = describes("TYPE") {
+            let (suffix, kind) = match kind {
+                "counter" => ("_total", kind),
+                "info" => ("_info", "gauge"),
+                "unknown" => ("", "untyped"),
+                _ => ("", kind),
+            };
+            text.push_str(&format!("# HELP {name}{suffix} {help}\n# TYPE {name}{suffix} {kind}\n"));
+        } else if !line.starts_with('#') {
+            text.push_str(line);
+            text.push('\n');
+        }
+    }
+    text
+}
 
 /// Half a millisecond to two minutes.
 const SECONDS: [f64; 17] =
@@ -173,17 +239,25 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// Everything, as OpenMetrics text, with how the engines of each model are right now.
-    pub fn encode(&self, engines: &BTreeMap<String, EngineGauges>) -> String {
+    /// Everything, with how the engines of each model are right now and the bytes that its workers hold, those of engines
+    /// included that were replaced and still answer.
+    pub fn encode(
+        &self,
+        format: Format,
+        engines: &BTreeMap<String, EngineGauges>,
+        memory: &BTreeMap<String, u64>,
+    ) -> String {
         // Of two scrapes at a time, none sees the other's gap.
         let _encoding = self.encoding.lock().unwrap_or_else(PoisonError::into_inner);
         self.queue_clips.clear();
         self.workers.clear();
         self.model_memory.clear();
+        for (model, &bytes) in memory {
+            self.model_memory.get_or_create(&[("model", Cow::Owned(model.clone()))]).set(bytes as i64);
+        }
         for (model, gauges) in engines {
             let name = || Cow::Owned(model.clone());
             self.queue_clips.get_or_create(&[("model", name())]).set(gauges.queued_clips as i64);
-            self.model_memory.get_or_create(&[("model", name())]).set(gauges.memory_bytes as i64);
             let states = [
                 ("starting", gauges.starting),
                 ("failed", gauges.failed),
@@ -196,7 +270,10 @@ impl Metrics {
         }
         let mut text = String::new();
         encode(&mut text, &self.registry).expect("a string takes all text");
-        text
+        match format {
+            Format::Text => to_text(&text),
+            Format::OpenMetrics => text,
+        }
     }
 
     /// A call began; drop the guard when it ends.
@@ -272,8 +349,6 @@ impl Metrics {
 /// How the engines of a model are right now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct EngineGauges {
-    /// Bytes that workers hold.
-    pub memory_bytes: u64,
     /// Clips that wait for a batch.
     pub queued_clips: usize,
     /// Workers that are being built.
@@ -313,6 +388,61 @@ mod tests {
     use super::*;
 
     #[test]
+    fn whoever_names_open_metrics_gets_it_and_others_get_text() {
+        use Format::{OpenMetrics, Text};
+        for (accept, expected) in [
+            ("", Text),
+            ("*/*", Text),
+            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", Text),
+            ("text/plain;version=0.0.4", Text),
+            ("text/plain;version=0.0.4;q=0.5,*/*;q=0.1", Text),
+            (
+                "application/vnd.google.protobuf;proto=io.prometheus.client.MetricFamily;encoding=delimited;q=0.7,text/plain;version=0.0.4;q=0.3",
+                Text,
+            ),
+            ("application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1", OpenMetrics),
+            (
+                "application/openmetrics-text; version=1.0.0; escaping=allow-utf-8;q=0.6,application/openmetrics-text;version=0.0.1;q=0.5,text/plain;version=1.0.0;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2",
+                OpenMetrics,
+            ),
+            ("Application/OpenMetrics-Text", OpenMetrics),
+            ("application/openmetrics-text;q=0", Text),
+            ("application/openmetrics-text;q=0.2, text/plain", Text),
+            ("application/openmetrics-text;version=2.0.0", Text),
+        ] {
+            assert_eq!(Format::accepted(accept), expected, "{accept}");
+        }
+    }
+
+    #[test]
+    fn text_describes_each_metric_by_the_name_of_its_samples() {
+        let metrics = Metrics::default();
+        metrics.request_ended("ClassifyVideo", "OK");
+        metrics.stage(Stage::Decode, Duration::from_millis(3));
+        let encode = |format| metrics.encode(format, &BTreeMap::new(), &BTreeMap::new());
+        assert!(encode(Format::OpenMetrics).ends_with("# EOF\n"));
+        let text = encode(Format::Text);
+        let mut described = std::collections::HashSet::new();
+        for line in text.lines() {
+            match line.strip_prefix("# TYPE ").and_then(|rest| rest.split_once(' ')) {
+                Some((name, kind)) => {
+                    assert!(["counter", "gauge", "histogram"].contains(&kind), "{line}");
+                    assert!(described.insert(name), "{name} is described once");
+                    assert!(text.contains(&format!("# HELP {name} ")), "{name}");
+                }
+                None if line.starts_with('#') => assert!(line.starts_with("# HELP "), "{line}"),
+                None => {
+                    let name = line.split(['{', ' ']).next().unwrap();
+                    let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|end| name.strip_suffix(end));
+                    assert!(described.contains(name) || described.contains(of_histogram.unwrap()), "{line}");
+                }
+            }
+        }
+        assert!(text.contains("# TYPE kinetoscope_requests_total counter\n"), "{text}");
+        assert!(text.contains("# TYPE kinetoscope_build_info gauge\n"), "{text}");
+    }
+
+    #[test]
     fn text_has_what_was_counted() {
         let metrics = Metrics::default();
         let in_flight = metrics.request_started("ClassifyVideo");
@@ -320,18 +450,19 @@ mod tests {
         metrics.stage(Stage::Decode, Duration::from_millis(3));
         let engines =
             BTreeMap::from([("m".to_owned(), EngineGauges { queued_clips: 4, idle: 1, ..Default::default() })]);
-        let text = metrics.encode(&engines);
+        let text = metrics.encode(Format::Text, &engines, &BTreeMap::from([("old".to_owned(), 7)]));
         for line in [
             "kinetoscope_requests_total{method=\"ClassifyVideo\",code=\"OK\"} 1",
             "kinetoscope_requests_in_flight{method=\"ClassifyVideo\"} 1",
             "kinetoscope_stage_seconds_bucket{le=\"0.005\",stage=\"decode\"} 1",
             "kinetoscope_queue_clips{model=\"m\"} 4",
             "kinetoscope_workers{model=\"m\",state=\"idle\"} 1",
+            "kinetoscope_model_memory_bytes{model=\"old\"} 7",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
         drop(in_flight);
-        let text = metrics.encode(&BTreeMap::new());
+        let text = metrics.encode(Format::Text, &BTreeMap::new(), &BTreeMap::new());
         assert!(text.contains("kinetoscope_requests_in_flight{method=\"ClassifyVideo\"} 0"), "{text}");
         assert!(!text.contains("model=\"m\""), "a model that has gone is no longer told of\n{text}");
     }

@@ -1,5 +1,6 @@
 //! `kinetoscope serve`.
 
+use std::io::Write;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,7 +21,7 @@ use crate::engine::EngineConfig;
 use crate::hub::ModelSource;
 use crate::metrics::Metrics;
 use crate::repository::{self, Repository, RepositoryOptions};
-use crate::rpc::{self, Listeners, ServeOptions, Services, Tls, Tokens};
+use crate::rpc::{self, Credentials, Listeners, ServeOptions, Services, TlsFiles};
 use crate::uri::{Prefix, UriOptions, Uris};
 use crate::video::{Limits, PoolOptions, WorkerOptions};
 
@@ -65,8 +66,8 @@ pub(super) struct Args {
     #[arg(long, env = "KINETOSCOPE_MODEL", value_name = "PATH", value_delimiter = ',')]
     model: Vec<ModelSource>,
 
-    /// Memory that all models may take. One that is replaced counts until the new one has its place, so leave room for
-    /// two. No limit if absent
+    /// Memory that all models may take. One that is replaced counts until the new one has its place and its last request
+    /// has ended, so leave room for two. No limit if absent
     #[arg(long, env = "KINETOSCOPE_MODEL_MEMORY", value_name = "SIZE")]
     model_memory: Option<ByteSize>,
 
@@ -181,8 +182,7 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let tls = tls(&args)?;
-    let tokens = args.tokens.as_deref().map(Tokens::read).transpose()?;
+    let credentials = Credentials::read(tls_files(&args), args.tokens.clone())?;
     let uris = Uris::new(UriOptions {
         allow: args.allow_uri.clone(),
         allow_private_addresses: args.allow_private_addresses,
@@ -196,9 +196,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     // Not part of the check, which another user may run on another machine.
-    if let Some(spool) = &args.spool {
-        tempfile::tempfile_in(spool).with_context(|| format!("can't write to the spool {}", spool.display()))?;
-    }
+    let spool = args.spool.clone().unwrap_or_else(std::env::temp_dir);
+    tempfile::tempfile_in(&spool)
+        .and_then(|mut file| file.write_all(&[0]))
+        .with_context(|| format!("can't write to the spool {}", spool.display()))?;
     let threads = args.engine.threads();
     let devices = args.device.choose()?;
     let max_batch = args.max_batch.map_or_else(|| devices.default_max_batch(), usize::from);
@@ -228,8 +229,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         spool: args.spool,
         model_control: args.model_control,
         uris,
-        tokens,
-        tls,
+        tokens: credentials.tokens(),
+        tls: credentials.tls(),
         idle_timeout: args.idle_timeout.into(),
         max_connection_age: args.max_connection_age.map(Into::into),
         grace: args.grace.into(),
@@ -246,7 +247,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         };
         let http_address = http.as_ref().map(TcpListener::local_addr).transpose()?.map(tracing::field::display);
         let shutdown = shutdown_signal()?;
-        refresh_on_hangup(models)?;
+        refresh_on_hangup(models, credentials)?;
         if !address.ip().is_loopback() && (options.tls.is_none() || options.tokens.is_none()) {
             let (tls, tokens) = (options.tls.is_some(), options.tokens.is_some());
             warn!(%address, tls, tokens, "others can reach this address: see --tls-certificate and --tokens");
@@ -261,22 +262,21 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn tls(args: &Args) -> anyhow::Result<Option<Tls>> {
-    let (Some(certificate), Some(key)) = (&args.tls_certificate, &args.tls_key) else { return Ok(None) };
-    let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("can't read {}", path.display()));
-    let client_ca = args.tls_client_ca.as_ref().map(read).transpose()?;
-    let tls = Tls { certificate: read(certificate)?, key: read(key)?, client_ca };
-    tls.validate()
-        .with_context(|| format!("{} and {} don't make an identity", certificate.display(), key.display()))?;
-    Ok(Some(tls))
+fn tls_files(args: &Args) -> Option<TlsFiles> {
+    let (certificate, key) = args.tls_certificate.clone().zip(args.tls_key.clone())?;
+    Some(TlsFiles { certificate, key, client_ca: args.tls_client_ca.clone() })
 }
 
-/// Reads models anew at each SIGHUP.
-fn refresh_on_hangup(models: Arc<Repository>) -> std::io::Result<()> {
+/// Reads models, certificates and tokens anew at each SIGHUP, and the latter two whenever their files change.
+fn refresh_on_hangup(models: Arc<Repository>, credentials: Credentials) -> std::io::Result<()> {
     let mut hangup = signal(SignalKind::hangup())?;
+    // One that is pending is enough.
+    let (ask, asked) = tokio::sync::mpsc::channel(1);
+    tokio::spawn(credentials.watch(asked));
     tokio::spawn(async move {
         while hangup.recv().await.is_some() {
-            info!("SIGHUP: reading the models again");
+            info!("SIGHUP: reading models, certificates and tokens again");
+            let _ = ask.try_send(());
             let models = Arc::clone(&models);
             match tokio::task::spawn_blocking(move || models.refresh()).await {
                 Ok(Ok(())) => info!("the models are served as their files have them"),

@@ -1,26 +1,46 @@
-//! Who may call: bearer tokens, of which the server knows hashes only.
+//! Who may call: bearer tokens, of which the server knows hashes only. They can be replaced while it serves.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use sha2::{Digest, Sha256};
 use subtle::{Choice, ConstantTimeEq};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tonic::Status;
 use tonic::codegen::http::{HeaderMap, header};
 
 use super::status;
 
-/// Tokens that the server takes.
+/// Tokens that the server takes. Clones share them.
 #[derive(Debug, Clone)]
-pub struct Tokens(Arc<[Token]>);
+pub struct Tokens(Arc<RwLock<Arc<[Token]>>>);
 
+#[derive(Clone)]
 struct Token {
-    name: String,
+    name: Arc<str>,
     hash: [u8; 32],
     places: Option<Arc<Semaphore>>,
     max_requests: usize,
+    /// Cancelled when the server takes it no longer.
+    revoked: CancellationToken,
+}
+
+/// Whoever made a call, for as long as it runs.
+#[derive(Debug)]
+pub(super) struct Caller {
+    pub(super) name: Arc<str>,
+    /// Among those of the token.
+    _place: Option<OwnedSemaphorePermit>,
+    revoked: CancellationToken,
+}
+
+impl Caller {
+    /// Resolves when the server no longer takes the caller's token.
+    pub(super) fn revoked(&self) -> WaitForCancellationFutureOwned {
+        self.revoked.clone().cancelled_owned()
+    }
 }
 
 impl fmt::Debug for Token {
@@ -68,17 +88,45 @@ impl Tokens {
             .map(|(index, line)| token(line).ok_or(TokensError::Line { line: index + 1 }))
             .collect();
         let tokens = tokens?;
-        if tokens.is_empty() { Err(TokensError::Empty) } else { Ok(Self(tokens.into())) }
+        if tokens.is_empty() { Err(TokensError::Empty) } else { Ok(Self(Arc::new(RwLock::new(tokens.into())))) }
     }
 
-    /// The caller's name and its place, if there is a limit; or why it may not call.
-    pub(super) fn admit(&self, headers: &HeaderMap) -> Result<(&str, Option<OwnedSemaphorePermit>), Status> {
+    /// Takes the tokens of a file from now on. Calls with others end. If the file can't be used, all stays as it is.
+    pub fn replace(&self, path: &Path) -> Result<(), TokensError> {
+        self.replace_by(&Self::read(path)?);
+        Ok(())
+    }
+
+    fn replace_by(&self, new: &Self) {
+        let mut new: Vec<Token> = new.all().to_vec();
+        let mut place = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        for old in place.iter() {
+            let mut same = new.iter_mut().filter(|token| token.hash == old.hash).peekable();
+            if same.peek().is_none() {
+                old.revoked.cancel();
+            }
+            for token in same {
+                token.revoked = old.revoked.clone();
+                if token.max_requests == old.max_requests {
+                    token.places = old.places.clone();
+                }
+            }
+        }
+        *place = new.into();
+    }
+
+    fn all(&self) -> Arc<[Token]> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// The caller, with its place if there is a limit; or why it may not call.
+    pub(super) fn admit(&self, headers: &HeaderMap) -> Result<Caller, Status> {
         let value = headers.get(header::AUTHORIZATION).ok_or_else(status::no_token)?;
-        let secret = value.as_bytes().strip_prefix(b"Bearer ").ok_or_else(status::no_token)?;
+        let secret = bearer(value.as_bytes()).ok_or_else(status::no_token)?;
         let hash: [u8; 32] = Sha256::digest(secret).into();
         // All are looked at, so that the time tells nothing about which one was near.
-        let mut found = None;
-        for token in self.0.iter() {
+        let (all, mut found) = (self.all(), None);
+        for token in all.iter() {
             let same: Choice = token.hash.ct_eq(&hash);
             if same.into() {
                 found = Some(token);
@@ -91,8 +139,14 @@ impl Tokens {
             }
             None => None,
         };
-        Ok((&token.name, place))
+        Ok(Caller { name: Arc::clone(&token.name), _place: place, revoked: token.revoked.clone() })
     }
+}
+
+/// The token in `Bearer TOKEN`; the scheme in any case, as RFC 9110 has it.
+fn bearer(value: &[u8]) -> Option<&[u8]> {
+    let (scheme, rest) = value.split_at(value.iter().position(|&byte| byte == b' ')?);
+    scheme.eq_ignore_ascii_case(b"bearer").then(|| rest.trim_ascii())
 }
 
 fn token(line: &str) -> Option<Token> {
@@ -110,7 +164,8 @@ fn token(line: &str) -> Option<Token> {
         None => None,
     };
     let places = max_requests.map(|limit| Arc::new(Semaphore::new(limit)));
-    Some(Token { name: name.to_owned(), hash, places, max_requests: max_requests.unwrap_or(usize::MAX) })
+    let (max_requests, revoked) = (max_requests.unwrap_or(usize::MAX), CancellationToken::new());
+    Some(Token { name: name.into(), hash, places, max_requests, revoked })
 }
 
 #[cfg(test)]
@@ -129,16 +184,34 @@ mod tests {
     #[test]
     fn only_known_tokens_are_admitted_and_only_so_often_at_a_time() {
         let tokens = Tokens::parse(&format!("# who\n\nbatch {SECRET} 1\n")).unwrap();
-        let (name, place) = tokens.admit(&bearing("Bearer secret")).unwrap();
-        assert_eq!(name, "batch");
+        let caller = tokens.admit(&bearing("Bearer secret")).unwrap();
+        assert_eq!(&*caller.name, "batch");
         let busy = tokens.admit(&bearing("Bearer secret")).unwrap_err();
         assert_eq!(busy.code(), Code::ResourceExhausted);
-        drop(place);
-        assert!(tokens.admit(&bearing("Bearer secret")).is_ok());
-        for wrong in ["Bearer Secret", "Bearer ", "Basic secret", "secret"] {
+        drop(caller);
+        for right in ["Bearer secret", "bearer secret", "BEARER  secret"] {
+            assert!(tokens.admit(&bearing(right)).is_ok(), "{right}");
+        }
+        for wrong in ["Bearer Secret", "Bearer ", "Basic secret", "secret", "Bearersecret", "Bearer"] {
             assert_eq!(tokens.admit(&bearing(wrong)).unwrap_err().code(), Code::Unauthenticated, "{wrong}");
         }
         assert_eq!(tokens.admit(&HeaderMap::new()).unwrap_err().code(), Code::Unauthenticated);
+    }
+
+    #[test]
+    fn a_token_that_is_taken_away_is_revoked_and_others_keep_their_places() {
+        /// `printf other | sha256sum`.
+        const OTHER: &str = "d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa";
+        let parse = |text: String| Tokens::parse(&text).unwrap();
+        let tokens = parse(format!("a {SECRET} 1\nb {OTHER}"));
+        let (a, b) = (bearing("Bearer secret"), bearing("Bearer other"));
+        let (kept, gone) = (tokens.admit(&a).unwrap(), tokens.admit(&b).unwrap());
+        tokens.replace_by(&parse(format!("renamed {SECRET} 1")));
+        assert!(gone.revoked.is_cancelled() && !kept.revoked.is_cancelled());
+        assert_eq!(tokens.admit(&b).unwrap_err().code(), Code::Unauthenticated);
+        assert_eq!(tokens.admit(&a).unwrap_err().code(), Code::ResourceExhausted, "the one that runs counts");
+        drop(kept);
+        assert_eq!(&*tokens.admit(&a).unwrap().name, "renamed");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use tracing::{Instrument, info_span};
 use super::admission::Reservations;
 use super::proto::classify_videos_response::Result as Answer;
 use super::proto::{ClassifyVideosRequest, ClassifyVideosResponse};
+use super::quote::cut;
 use super::request::Deadline;
 use super::service::{self, Service};
 use super::status;
@@ -95,7 +96,7 @@ pub(super) fn classify(
     request: Request<Streaming<ClassifyVideosRequest>>,
 ) -> Result<Answers<ClassifyVideosResponse>, Status> {
     answer_each(service, request, |service, ClassifyVideosRequest { key, video, options }, deadline| {
-        let span = info_span!("video", key);
+        let span = info_span!("video", key = &*cut(&key));
         let work = async move {
             let answer = match service.classify_message(video, &options.unwrap_or_default(), deadline).await {
                 Ok(classification) => Answer::Classification(classification),

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use axum::Router;
 use axum::extract::State as Extract;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use tokio::net::TcpListener;
@@ -16,7 +16,7 @@ use super::Services;
 use super::admission::MessageMemory;
 use super::cpu_time::CpuMeter;
 use crate::engine::WorkerState;
-use crate::metrics::{self, EngineGauges};
+use crate::metrics::{EngineGauges, Format};
 
 /// What the pages tell about.
 #[derive(Debug, Clone)]
@@ -46,14 +46,15 @@ async fn ready(Extract(state): Extract<State>) -> impl IntoResponse {
     }
 }
 
-async fn metrics(Extract(state): Extract<State>) -> impl IntoResponse {
+async fn metrics(Extract(state): Extract<State>, headers: HeaderMap) -> impl IntoResponse {
     let metrics = &state.services.metrics;
     let mut engines: BTreeMap<String, EngineGauges> = BTreeMap::new();
+    let mut memory = state.services.models.retired_bytes();
     // Versions of a model are added up.
     for engine in state.services.models.served().engines() {
         let now = engine.state();
         let gauges = engines.entry(engine.spec().name.clone()).or_default();
-        gauges.memory_bytes += engine.memory_bytes();
+        *memory.entry(engine.spec().name.clone()).or_default() += engine.memory_bytes();
         gauges.queued_clips += now.queued_clips;
         for worker in now.workers {
             match worker {
@@ -71,5 +72,8 @@ async fn metrics(Extract(state): Extract<State>) -> impl IntoResponse {
     if let Ok(spent) = state.cpu.read(state.services.classifier.decode_cpu_time()) {
         metrics.set_cpu(&[("decode", spent.decode), ("model", spent.model), ("rest", spent.rest)]);
     }
-    ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], metrics.encode(&engines))
+    let accept: Vec<&str> = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok()).collect();
+    let format = Format::accepted(&accept.join(","));
+    let about = [(header::CONTENT_TYPE, format.content_type()), (header::VARY, "accept")];
+    (about, metrics.encode(format, &engines, &memory))
 }

@@ -5,13 +5,17 @@ mod auth;
 mod batch;
 pub mod client;
 mod cpu_time;
+mod credentials;
+mod health;
 mod http;
 mod inference;
+mod quote;
 mod reason;
 mod request;
 mod service;
 mod status;
 mod stream;
+mod tls;
 mod wire;
 
 use std::future::Future;
@@ -22,10 +26,9 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
+use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
+use tonic_health::pb::health_server::HealthServer;
 use tracing::{info, warn};
 
 use crate::classify::Classifier;
@@ -34,10 +37,13 @@ use crate::repository::Repository;
 use crate::uri::Uris;
 use admission::MessageMemory;
 pub use auth::{Tokens, TokensError};
+pub use credentials::{Credentials, CredentialsError};
 use oip::grpc_inference_service_server::GrpcInferenceServiceServer;
 use proto::video_classification_service_server::VideoClassificationServiceServer;
 pub use reason::Reason;
 pub use status::code_name;
+use tls::Secured;
+pub use tls::{Tls, TlsError, TlsFiles, TlsPem};
 
 /// Generated from `proto/kinetoscope/v1/kinetoscope.proto`.
 #[allow(missing_docs, unreachable_pub, clippy::all)]
@@ -102,38 +108,6 @@ pub struct ServeOptions {
     pub grace: Duration,
 }
 
-/// What the server proves itself with, and what it wants of clients. All in PEM.
-#[derive(Clone)]
-pub struct Tls {
-    /// The server's certificate, with those between it and its root.
-    pub certificate: Vec<u8>,
-    /// Its private key.
-    pub key: Vec<u8>,
-    /// Roots of the certificates that clients have to show; they need none if `None`.
-    pub client_ca: Option<Vec<u8>>,
-}
-
-impl std::fmt::Debug for Tls {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tls").field("client_ca", &self.client_ca.is_some()).finish_non_exhaustive()
-    }
-}
-
-impl Tls {
-    /// Checks that the certificate and the key fit.
-    pub fn validate(&self) -> Result<(), tonic::transport::Error> {
-        Server::builder().tls_config(self.config()).map(|_| ())
-    }
-
-    fn config(&self) -> ServerTlsConfig {
-        let config = ServerTlsConfig::new().identity(Identity::from_pem(&self.certificate, &self.key));
-        match &self.client_ca {
-            Some(roots) => config.client_ca_root(Certificate::from_pem(roots)),
-            None => config,
-        }
-    }
-}
-
 impl Default for ServeOptions {
     fn default() -> Self {
         Self {
@@ -182,7 +156,7 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let (grace, max_age) = (options.grace, options.max_connection_age);
-    let (tokens, tls) = (options.tokens.clone(), options.tls.clone());
+    let (tokens, tls, idle_timeout) = (options.tokens.clone(), options.tls.clone(), options.idle_timeout);
     let max_message = usize::try_from(services.classifier.limits().max_bytes)
         .unwrap_or(usize::MAX)
         .saturating_add(MESSAGE_OVERHEAD_BYTES);
@@ -200,7 +174,8 @@ pub async fn serve(
         .max_decoding_message_size(usize::MAX)
         .max_encoding_message_size(usize::MAX);
 
-    let (health, health_service) = tonic_health::server::health_reporter();
+    let (health, health_state) = watch::channel(health::State::Serving);
+    let health_service = HealthServer::new(health::HealthService(health_state));
     let watching = watch_health(Arc::clone(&services), health, ready, drained.clone());
     let watching = AbortOnDropHandle::new(tokio::spawn(watching));
     let http = listeners.http.map(|listener| {
@@ -213,16 +188,14 @@ pub async fn serve(
     let mut until_drained = drained.clone();
     // A small answer otherwise waits 40 ms for the client to acknowledge what came before it.
     let incoming = TcpIncoming::from(listeners.grpc).with_nodelay(Some(true));
+    let incoming = Secured::new(incoming, tls);
     let mut builder = Server::builder();
-    if let Some(tls) = tls {
-        builder = builder.tls_config(tls.config())?;
-    }
     if let Some(max_age) = max_age {
         builder = builder.max_connection_age(max_age);
     }
     let server = builder
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .layer(request::RequestLayer { memory, metrics: Arc::clone(&services.metrics), tokens })
+        .layer(request::RequestLayer { memory, metrics: Arc::clone(&services.metrics), tokens, idle_timeout })
         .add_service(health_service)
         .add_service(reflection_v1.build_v1().expect("our own descriptors are valid"))
         .add_service(reflection_v1alpha.build_v1alpha().expect("our own descriptors are valid"))
@@ -251,25 +224,22 @@ pub async fn serve(
 /// Keeps health true to the workers until the server drains.
 async fn watch_health(
     services: Arc<Services>,
-    health: HealthReporter,
+    health: watch::Sender<health::State>,
     ready: watch::Sender<bool>,
     mut drained: watch::Receiver<bool>,
 ) {
-    let names = [
-        "",
-        proto::video_classification_service_server::SERVICE_NAME,
-        oip::grpc_inference_service_server::SERVICE_NAME,
-    ];
     loop {
         let stops = *drained.borrow();
         let serves = !stops && services.models.served().engines().all(|engine| engine.state().is_serving());
-        let status = if serves { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let state = match serves {
+            true => health::State::Serving,
+            false if stops => health::State::Stopping,
+            false => health::State::NotServing,
+        };
         if ready.send_if_modified(|ready| std::mem::replace(ready, serves) != serves) && !stops {
             warn!(serves, "health changed");
         }
-        for name in names {
-            health.set_service_status(name, status).await;
-        }
+        health.send_if_modified(|told| std::mem::replace(told, state) != state);
         if stops {
             return;
         }

@@ -29,6 +29,8 @@ pub enum Reason {
     InvalidTensor,
     /// `start` and `end` are no range.
     InvalidTimeRange,
+    /// The request can't be read: there is none, it breaks off, or it is no message of the call.
+    MalformedRequest,
     /// Callers may not load and unload models.
     ModelControlOff,
     /// The last model can't be unloaded.
@@ -55,8 +57,12 @@ pub enum Reason {
     OptionsNotFirst,
     /// A parameter of `RepositoryModelLoad` that means nothing here.
     ParameterUnsupported,
+    /// The server has no service of this name.
+    ServiceUnknown,
     /// The server of a URI denies access.
     SourceDenied,
+    /// The server of a URI takes the request for wrong, and would do so again.
+    SourceRejected,
     /// The server of a URI does not give the video.
     SourceUnavailable,
     /// The server stops.

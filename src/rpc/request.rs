@@ -4,15 +4,14 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::Frame;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::time::Sleep;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::body::Body;
 use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Response};
 use tonic::{Code, Status};
@@ -20,7 +19,8 @@ use tower::{Layer, Service};
 use tracing::{Instrument, Span, debug, info, info_span};
 
 use super::admission::{MessageMemory, Sending};
-use super::auth::Tokens;
+use super::auth::{Caller, Tokens};
+use super::quote::cut;
 use super::status;
 use crate::metrics::{InFlight, Metrics};
 
@@ -47,6 +47,8 @@ pub(super) struct RequestLayer {
     pub(super) metrics: Arc<Metrics>,
     /// Who may call; everybody if `None`.
     pub(super) tokens: Option<Tokens>,
+    /// How long a client may take nothing of its answer.
+    pub(super) idle_timeout: Duration,
 }
 
 #[derive(Debug, Clone)]
@@ -81,7 +83,7 @@ where
         let span = info_span!(
             "request",
             id = id.to_str().unwrap_or_default(),
-            call = request.uri().path(),
+            call = &*cut(request.uri().path()),
             token = tracing::field::Empty,
             otel.kind = tracing::field::Empty,
             otel.name = tracing::field::Empty
@@ -92,7 +94,7 @@ where
         let timeout = request.headers().get(GRPC_TIMEOUT).and_then(parse_timeout);
         let metrics = Arc::clone(&self.layer.metrics);
         let mut call = Call {
-            _place: None,
+            caller: None,
             method: method.name,
             in_flight: Some(metrics.request_started(method.name)),
             metrics,
@@ -102,11 +104,11 @@ where
 
         // Load balancers that look after the server's health have no token.
         let tokens = self.layer.tokens.as_ref().filter(|_| !request.uri().path().starts_with("/grpc.health."));
-        let place = match tokens.map(|tokens| tokens.admit(request.headers())) {
-            None => None,
-            Some(Ok((name, place))) => {
-                span.record("token", name);
-                place
+        match tokens.map(|tokens| tokens.admit(request.headers())) {
+            None => {}
+            Some(Ok(caller)) => {
+                span.record("token", &*caller.name);
+                call.caller = Some(caller);
             }
             Some(Err(status)) => {
                 if status.code() == Code::ResourceExhausted {
@@ -117,8 +119,9 @@ where
                 response.headers_mut().insert(REQUEST_ID, id);
                 return Box::pin(std::future::ready(Ok(response)));
             }
-        };
-        call._place = place;
+        }
+        let idle_timeout = self.layer.idle_timeout;
+        let mut end = end_of_call(timeout, call.caller.as_ref());
 
         let (mut parts, body) = request.into_parts();
         let (body, reservations) = self.layer.memory.meter(body, method.sending);
@@ -129,17 +132,17 @@ where
         let response = self.inner.call(Request::from_parts(parts, Body::new(body)));
         Box::pin(
             async move {
-                let deadline = timeout.map(|timeout| {
-                    let sleep = tokio::time::sleep(timeout.saturating_sub(answer_time(timeout)));
-                    (timeout, Box::pin(sleep))
-                });
-                let (mut response, deadline) = match deadline {
-                    None => (response.await?, None),
-                    Some((timeout, mut sleep)) => tokio::select! {
-                        response = response => (response?, Some((timeout, sleep))),
-                        () = &mut sleep => (status::deadline_exceeded(timeout).into_http(), None),
+                let mut response = match &mut end {
+                    None => response.await?,
+                    Some(ending) => tokio::select! {
+                        response = response => response?,
+                        status = ending => {
+                            end = None;
+                            status.into_http()
+                        }
                     },
                 };
+                status::blame_caller(response.headers_mut());
                 response.headers_mut().insert(REQUEST_ID, id);
                 // The messages of a call without a stream are held until its answer is there.
                 drop(reservations);
@@ -151,7 +154,7 @@ where
                 {
                     call.end(code);
                 }
-                let body = CallBody { body, call, deadline };
+                let body = CallBody::new(body, call, end, idle_timeout);
                 Ok(Response::from_parts(parts, Body::new(body)))
             }
             .instrument(span),
@@ -202,8 +205,8 @@ impl Method {
 /// A call that is being worked on.
 #[derive(Debug)]
 struct Call {
-    /// Among those of the caller's token.
-    _place: Option<OwnedSemaphorePermit>,
+    /// If callers have to say who they are.
+    caller: Option<Caller>,
     method: &'static str,
     in_flight: Option<InFlight>,
     metrics: Arc<Metrics>,
@@ -238,19 +241,147 @@ impl Drop for Call {
     }
 }
 
-/// The body of an answer, which ends at the deadline.
-struct CallBody {
-    body: Body,
-    call: Option<Call>,
-    deadline: Option<(Duration, Pin<Box<Sleep>>)>,
+/// Resolves when a call has to end, whatever it does.
+type End = Pin<Box<dyn Future<Output = Status> + Send>>;
+
+/// At the call's deadline, or when its token is revoked.
+fn end_of_call(timeout: Option<Duration>, caller: Option<&Caller>) -> Option<End> {
+    if timeout.is_none() && caller.is_none() {
+        return None;
+    }
+    let revoked = caller.map(Caller::revoked);
+    Some(Box::pin(async move {
+        let late = async {
+            match timeout {
+                Some(timeout) => tokio::time::sleep(timeout.saturating_sub(answer_time(timeout))).await,
+                None => std::future::pending().await,
+            }
+            status::deadline_exceeded(timeout.unwrap_or_default())
+        };
+        let revoked = async {
+            match revoked {
+                Some(revoked) => revoked.await,
+                None => std::future::pending().await,
+            }
+            status::unknown_token()
+        };
+        tokio::select! {
+            status = late => status,
+            status = revoked => status,
+        }
+    }))
 }
 
+/// The body of an answer, which ends when the call has to, or when its client takes nothing of it for too long. It is not
+/// asked for more then, so somebody else has to look.
+struct CallBody {
+    answer: Arc<Mutex<Answer>>,
+    _watch: Option<AbortOnDropHandle<()>>,
+}
+
+struct Answer {
+    body: Body,
+    call: Option<Call>,
+    end: Option<End>,
+    /// What is left of a frame.
+    rest: Bytes,
+    /// Since when there was something to take and the client made no room for more.
+    untaken: Option<tokio::time::Instant>,
+    /// How the answer ends instead of as it would.
+    replaced: Option<Status>,
+}
+
+/// Frames are cut to this, so that a client that takes a large one slowly is seen to take it.
+const PIECE: usize = 16 << 10;
+
 impl CallBody {
-    fn end(&mut self, code: Code) {
+    fn new(body: Body, call: Option<Call>, end: Option<End>, idle_timeout: Duration) -> Self {
+        let is_over = call.is_none();
+        let answer = Answer { body, call, end, rest: Bytes::new(), untaken: None, replaced: None };
+        let answer = Arc::new(Mutex::new(answer));
+        let watch = (!is_over).then(|| give_up_if_untaken(Arc::clone(&answer), idle_timeout));
+        Self { answer, _watch: watch.map(|watch| AbortOnDropHandle::new(tokio::spawn(watch))) }
+    }
+}
+
+async fn give_up_if_untaken(answer: Arc<Mutex<Answer>>, timeout: Duration) {
+    loop {
+        let since = lock(&answer).untaken;
+        let until = since.unwrap_or_else(tokio::time::Instant::now) + timeout;
+        if since.is_some() && until <= tokio::time::Instant::now() {
+            lock(&answer).replace(status::client_idle(timeout));
+            return;
+        }
+        tokio::time::sleep_until(until).await;
+    }
+}
+
+fn lock(answer: &Mutex<Answer>) -> MutexGuard<'_, Answer> {
+    answer.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Answer {
+    /// Whoever makes the answer stops: nobody takes it.
+    fn replace(&mut self, status: Status) {
+        (self.body, self.rest) = (Body::empty(), Bytes::new());
+        self.over(status.code());
+        self.replaced = Some(status);
+    }
+
+    fn over(&mut self, code: Code) {
         if let Some(call) = self.call.take() {
             call.end(code);
         }
-        self.deadline = None;
+        self.end = None;
+    }
+
+    fn poll_frame(&mut self, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        self.untaken = None;
+        let mut frame = if !self.rest.is_empty() {
+            Some(Ok(Frame::data(std::mem::take(&mut self.rest))))
+        } else if let Some(status) = self.replaced.take() {
+            Some(trailers(status))
+        } else {
+            match http_body::Body::poll_frame(Pin::new(&mut self.body), context) {
+                Poll::Ready(frame) => frame,
+                Poll::Pending => {
+                    let Some(end) = &mut self.end else { return Poll::Pending };
+                    let status = ready!(end.as_mut().poll(context));
+                    self.body = Body::empty();
+                    Some(trailers(status))
+                }
+            }
+        };
+        match &mut frame {
+            Some(Ok(frame)) => {
+                if let Some(trailers) = frame.trailers_mut() {
+                    status::blame_caller(trailers);
+                    let code =
+                        trailers.get(GRPC_STATUS).map_or(Code::Unknown, |code| Code::from_bytes(code.as_bytes()));
+                    self.over(code);
+                }
+                if let Some(data) = frame.data_mut() {
+                    if data.len() > PIECE {
+                        self.rest = data.split_off(PIECE);
+                    }
+                    self.untaken = Some(tokio::time::Instant::now());
+                }
+            }
+            Some(Err(status)) => {
+                let code = status.code();
+                self.over(code);
+            }
+            None => self.over(Code::Ok),
+        }
+        Poll::Ready(frame)
+    }
+}
+
+fn trailers(status: Status) -> Result<Frame<Bytes>, Status> {
+    let mut trailers = HeaderMap::new();
+    match status.add_header(&mut trailers) {
+        Ok(()) => Ok(Frame::trailers(trailers)),
+        Err(_) => Err(status),
     }
 }
 
@@ -258,43 +389,13 @@ impl http_body::Body for CallBody {
     type Data = Bytes;
     type Error = Status;
 
-    fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
-        let frame = match Pin::new(&mut self.body).poll_frame(context) {
-            Poll::Ready(frame) => frame,
-            Poll::Pending => {
-                let Some((timeout, sleep)) = &mut self.deadline else { return Poll::Pending };
-                if sleep.as_mut().poll(context).is_pending() {
-                    return Poll::Pending;
-                }
-                let status = status::deadline_exceeded(*timeout);
-                // Whoever makes the answer stops when nobody takes it.
-                self.body = Body::empty();
-                let mut trailers = HeaderMap::new();
-                if status.add_header(&mut trailers).is_err() {
-                    return Poll::Ready(Some(Err(status)));
-                }
-                Some(Ok(Frame::trailers(trailers)))
-            }
-        };
-        match &frame {
-            Some(Ok(frame)) => {
-                if let Some(trailers) = frame.trailers_ref() {
-                    let code =
-                        trailers.get(GRPC_STATUS).map_or(Code::Unknown, |code| Code::from_bytes(code.as_bytes()));
-                    self.end(code);
-                }
-            }
-            Some(Err(status)) => {
-                let code = status.code();
-                self.end(code);
-            }
-            None => self.end(Code::Ok),
-        }
-        Poll::Ready(frame)
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+        lock(&self.answer).poll_frame(context)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.call.is_none() && self.body.is_end_stream()
+        let answer = lock(&self.answer);
+        answer.call.is_none() && answer.rest.is_empty() && answer.replaced.is_none() && answer.body.is_end_stream()
     }
 }
 
@@ -341,7 +442,10 @@ fn parse_timeout(value: &HeaderValue) -> Option<Duration> {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
+
     use tower::service_fn;
+
+    use crate::metrics::Format;
 
     use super::*;
 
@@ -350,6 +454,7 @@ mod tests {
             memory: MessageMemory::new(1 << 20, 1 << 10, Duration::from_secs(60), Arc::default()),
             metrics: Arc::new(Metrics::default()),
             tokens: None,
+            idle_timeout: Duration::from_secs(60),
         }
     }
 
@@ -383,7 +488,42 @@ mod tests {
         let trailers = frame.await.unwrap().unwrap().into_trailers().unwrap();
         assert_eq!(Status::from_header_map(&trailers).unwrap().code(), Code::DeadlineExceeded);
         let counted = "kinetoscope_requests_total{method=\"ClassifyVideos\",code=\"DEADLINE_EXCEEDED\"} 1";
-        assert!(metrics.encode(&BTreeMap::new()).contains(counted));
+        assert!(metrics.encode(Format::Text, &BTreeMap::new(), &BTreeMap::new()).contains(counted));
+    }
+
+    #[tokio::test]
+    async fn an_answer_that_nobody_takes_ends() {
+        struct Filled(Option<Bytes>);
+        impl http_body::Body for Filled {
+            type Data = Bytes;
+            type Error = Status;
+            fn poll_frame(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Status>>> {
+                self.0.take().map_or(Poll::Pending, |data| Poll::Ready(Some(Ok(Frame::data(data)))))
+            }
+        }
+        let layer = RequestLayer { idle_timeout: Duration::from_millis(50), ..layer() };
+        let metrics = Arc::clone(&layer.metrics);
+        let in_flight = |count| {
+            let text = metrics.encode(Format::Text, &BTreeMap::new(), &BTreeMap::new());
+            text.contains(&format!("kinetoscope_requests_in_flight{{method=\"ClassifyVideos\"}} {count}"))
+        };
+        let whole = Bytes::from(vec![0; 3 * PIECE]);
+        let answer = service_fn(move |_: Request<Body>| {
+            let body = Body::new(Filled(Some(whole.clone())));
+            async { Ok(Response::new(body)) }
+        });
+        let request = Request::builder().uri("/x.Y/ClassifyVideos").body(Body::empty()).unwrap();
+        let mut body = layer.layer(answer).call(request).await.unwrap().into_body();
+        for _ in 0..3 {
+            let frame = std::future::poll_fn(|context| http_body::Body::poll_frame(Pin::new(&mut body), context));
+            assert_eq!(frame.await.unwrap().unwrap().into_data().unwrap().len(), PIECE, "taking it slowly is seen");
+        }
+        while !in_flight(0) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        let frame = std::future::poll_fn(|context| http_body::Body::poll_frame(Pin::new(&mut body), context));
+        let trailers = frame.await.unwrap().unwrap().into_trailers().unwrap();
+        assert_eq!(Status::from_header_map(&trailers).unwrap().code(), Code::DeadlineExceeded);
     }
 
     #[test]

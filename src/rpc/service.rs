@@ -60,10 +60,10 @@ impl Service {
     pub(super) fn engine(&self, selector: Option<&proto::ModelSelector>) -> Result<Arc<Engine>, Status> {
         let (name, version) = selector.map_or(("", ""), |selector| (&selector.name, &selector.version));
         let served = self.services.models.served();
-        served.find(name, version).cloned().ok_or_else(|| {
-            let known: Vec<&str> = served.engines().map(|engine| engine.spec().id().0).collect();
-            status::model_not_found(name, version, &known)
-        })
+        served
+            .find(name, version)
+            .cloned()
+            .ok_or_else(|| status::model_not_found(name, version, served.engines().map(|engine| engine.spec().id())))
     }
 
     /// A place for one video, or a refusal.

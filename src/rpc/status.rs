@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use tonic::codegen::http::HeaderMap;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt};
 use tracing::{error, warn};
 
+use super::quote::Quoted;
 use super::{ERROR_DOMAIN, Reason, proto};
 use crate::classify::ClassifyError;
 use crate::engine::EngineError;
@@ -14,11 +16,25 @@ use crate::repository::RepositoryError;
 use crate::uri::UriError;
 use crate::video::{SpoolError, VideoError};
 
+const GRPC_STATUS: &str = "grpc-status";
+const GRPC_STATUS_DETAILS: &str = "grpc-status-details-bin";
+
 /// What a refused client waits before it tries again.
 const RETRY_DELAY: Duration = Duration::from_secs(1);
 
+/// Bytes of a message. It stands in the trailers twice, and clients take 8 KiB of these.
+const LONGEST_MESSAGE: usize = 1000;
+
 fn status(code: Code, reason: Reason, message: impl Into<String>) -> Status {
-    let details = ErrorDetails::with_error_info(reason.as_str(), ERROR_DOMAIN, HashMap::new());
+    with_details(code, ErrorDetails::with_error_info(reason.as_str(), ERROR_DOMAIN, HashMap::new()), message.into())
+}
+
+fn with_details(code: Code, details: ErrorDetails, mut message: String) -> Status {
+    if message.len() > LONGEST_MESSAGE {
+        let end = (0..=LONGEST_MESSAGE).rev().find(|&end| message.is_char_boundary(end));
+        message.truncate(end.unwrap_or_default());
+        message.push('…');
+    }
     Status::with_error_details(code, message, details)
 }
 
@@ -27,9 +43,45 @@ pub(super) fn invalid(reason: Reason, message: impl Into<String>) -> Status {
     status(Code::InvalidArgument, reason, message)
 }
 
-pub(super) fn model_not_found(name: &str, version: &str, known: &[&str]) -> Status {
-    let wanted = if version.is_empty() { name.to_owned() } else { format!("{name} version {version}") };
-    status(Code::NotFound, Reason::ModelNotFound, format!("no model {wanted:?}; there are {}", known.join(", ")))
+/// `known` are names and versions, the versions of a name one after the other.
+pub(super) fn model_not_found<'a>(
+    name: &str,
+    version: &str,
+    known: impl Iterator<Item = (&'a str, &'a str)>,
+) -> Status {
+    let mut wanted = Quoted::text(name).to_string();
+    if !version.is_empty() {
+        wanted.push_str(&format!(" version {}", Quoted::text(version)));
+    }
+    let mut models: Vec<(&str, Vec<&str>)> = Vec::new();
+    for (name, version) in known {
+        match models.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, versions)) => versions.push(version),
+            None => models.push((name, vec![version])),
+        }
+    }
+    let models: Vec<String> =
+        models.iter().map(|(name, versions)| format!("{name} ({})", versions.join(", "))).collect();
+    let message = format!("no model {wanted}; there are {}", models.join(", "));
+    status(Code::NotFound, Reason::ModelNotFound, message)
+}
+
+/// NOT_FOUND, as the health protocol has it.
+pub(super) fn unknown_service() -> Status {
+    status(Code::NotFound, Reason::ServiceUnknown, "this server has no such service")
+}
+
+/// INVALID_ARGUMENT for what could not be understood at all, which tonic calls INTERNAL: no message, one that is no
+/// protobuf, text that is no UTF-8, a body that breaks off. Our own INTERNAL has details, these have none.
+pub(super) fn blame_caller(headers: &mut HeaderMap) {
+    let is = |code: Code| headers.get(GRPC_STATUS).is_some_and(|value| Code::from_bytes(value.as_bytes()) == code);
+    if !is(Code::Internal) || headers.contains_key(GRPC_STATUS_DETAILS) {
+        return;
+    }
+    let Some(status) = Status::from_header_map(headers) else { return };
+    let status = invalid(Reason::MalformedRequest, format!("the request can't be read: {}", status.message()));
+    // What stands in a status can stand in headers.
+    let _ = status.add_header(headers);
 }
 
 pub(super) fn no_model_control() -> Status {
@@ -39,7 +91,9 @@ pub(super) fn no_model_control() -> Status {
 
 pub(super) fn from_repository_error(error: &RepositoryError) -> Status {
     match error {
-        RepositoryError::NotFound { .. } => status(Code::NotFound, Reason::ModelNotFound, error.to_string()),
+        RepositoryError::NotFound { name } => {
+            status(Code::NotFound, Reason::ModelNotFound, format!("no model {} was found", Quoted::text(name)))
+        }
         RepositoryError::Last => status(Code::FailedPrecondition, Reason::ModelIsLast, error.to_string()),
         RepositoryError::Memory { .. } => status(Code::ResourceExhausted, Reason::NoModelMemory, error.to_string()),
         _ => {
@@ -53,7 +107,7 @@ pub(super) fn from_repository_error(error: &RepositoryError) -> Status {
 fn exhausted(reason: Reason, message: String) -> Status {
     let mut details = ErrorDetails::with_error_info(reason.as_str(), ERROR_DOMAIN, HashMap::new());
     details.set_retry_info(Some(RETRY_DELAY));
-    Status::with_error_details(Code::ResourceExhausted, message, details)
+    with_details(Code::ResourceExhausted, details, message)
 }
 
 pub(super) fn overloaded(max_requests: usize) -> Status {
@@ -174,6 +228,10 @@ pub(super) fn from_uri_error(error: UriError) -> Status {
             warn!(detail, "a video could not be fetched");
             let message = "the video could not be fetched from its server; try again";
             status(Code::Unavailable, Reason::SourceUnavailable, message)
+        }
+        UriError::Rejected(detail) => {
+            warn!(detail, "a video's server rejected the request");
+            status(Code::FailedPrecondition, Reason::SourceRejected, "the video's server rejected the request")
         }
         UriError::Video(error) => from_video_error(&error),
         UriError::Spool(error) => from_spool_error(error),

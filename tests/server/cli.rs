@@ -25,6 +25,8 @@ pub(crate) struct Serving {
     child: Child,
     pub(crate) address: String,
     http_address: String,
+    /// What it says after it says where it listens.
+    log: std::sync::mpsc::Receiver<Value>,
 }
 
 impl Serving {
@@ -53,8 +55,23 @@ impl Serving {
             })
             .expect("the server says where it listens");
         // Keeps the pipe open and empty.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, address, http_address }
+        let (sender, log) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            for line in lines.map_while(Result::ok) {
+                let _ = sender.send(serde_json::from_str(&line).expect("the log is JSON"));
+            }
+        });
+        Self { child, address, http_address, log }
+    }
+
+    /// The next line of the log with this message; waits for it, but not for ever.
+    pub(crate) fn log_line(&self, message: &str) -> Value {
+        loop {
+            let line = self.log.recv_timeout(std::time::Duration::from_secs(30)).expect("the line comes");
+            if line.get("message").is_some_and(|said| said.as_str() == Some(message)) {
+                return line;
+            }
+        }
     }
 
     pub(crate) fn signal(&self, name: &str) {

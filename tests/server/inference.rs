@@ -214,3 +214,84 @@ async fn what_is_not_supported_is_refused_by_name() {
     let (code, reason, _) = refusal(ModelInferRequest { model_name: MODEL.to_owned(), ..Default::default() }).await;
     assert_eq!((code, reason.as_str()), (Code::InvalidArgument, "INVALID_TENSOR"));
 }
+
+/// Sends bytes as they are.
+#[derive(Debug, Clone, Default)]
+struct Raw;
+
+impl tonic::codec::Codec for Raw {
+    type Encode = Vec<u8>;
+    type Decode = ();
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl tonic::codec::Encoder for Raw {
+    type Item = Vec<u8>;
+    type Error = tonic::Status;
+
+    fn encode(&mut self, bytes: Vec<u8>, out: &mut tonic::codec::EncodeBuf<'_>) -> Result<(), tonic::Status> {
+        bytes::BufMut::put_slice(out, &bytes);
+        Ok(())
+    }
+}
+
+impl tonic::codec::Decoder for Raw {
+    type Item = ();
+    type Error = tonic::Status;
+
+    fn decode(&mut self, _: &mut tonic::codec::DecodeBuf<'_>) -> Result<Option<()>, tonic::Status> {
+        Ok(Some(()))
+    }
+}
+
+#[tokio::test]
+async fn a_request_that_cannot_be_read_is_the_callers_fault() {
+    let server = Server::start().await;
+    let mut client = tonic::client::Grpc::new(server.channel().await);
+    // Field 1 as text of two bytes that are no UTF-8; a length beyond the end.
+    let (no_text, no_protobuf) = (vec![0x0a, 2, 0xff, 0xfe], vec![0x0a, 200, 1]);
+    for (path, messages) in [
+        ("/kinetoscope.v1.VideoClassificationService/ClassifyVideo", Vec::new()),
+        ("/kinetoscope.v1.VideoClassificationService/ClassifyVideo", vec![no_protobuf.clone()]),
+        ("/kinetoscope.v1.VideoClassificationService/ClassifyVideos", vec![no_protobuf.clone()]),
+        ("/inference.GRPCInferenceService/ModelInfer", vec![no_text.clone()]),
+        ("/inference.GRPCInferenceService/ModelStreamInfer", vec![no_text.clone()]),
+        ("/grpc.health.v1.Health/Check", vec![no_text]),
+        ("/grpc.health.v1.Health/Watch", Vec::new()),
+    ] {
+        client.ready().await.unwrap();
+        let request = tonic::Request::new(tokio_stream::iter(messages));
+        let status = match client.streaming(request, path.parse().unwrap(), Raw).await {
+            Ok(answers) => answers.into_inner().message().await.unwrap_err(),
+            Err(status) => status,
+        };
+        assert_eq!(reason(&status), (Code::InvalidArgument, "MALFORMED_REQUEST".to_owned()), "{path}: {status}");
+    }
+    server.assert_nothing_left_behind().await;
+}
+
+#[tokio::test]
+async fn what_callers_send_is_cut_where_it_is_quoted() {
+    let server = Server::start().await;
+    let mut client = client(&server).await;
+    let long = "\u{1F4A9}".repeat(20_000);
+    let mut requests = [videos("", &[b"x"]), videos("", &[b"x"]), videos("", &[b"x"]), videos("", &[b"x"])];
+    requests[0].inputs[0].name = long.clone();
+    requests[1].inputs[0].datatype = long.clone();
+    requests[2].inputs[0].shape = vec![i64::MIN; 20_000];
+    requests[3].parameters.insert(long, InferParameter::default());
+    for request in requests {
+        let status = client.model_infer(request).await.unwrap_err();
+        assert_eq!(reason(&status), (Code::InvalidArgument, "INVALID_TENSOR".to_owned()));
+        assert!(status.message().len() + status.details().len() < 2000, "{status:?}");
+    }
+}

@@ -7,6 +7,7 @@ mod classify;
 mod cli;
 mod endings;
 mod evaluate;
+mod health;
 #[cfg(feature = "hub")]
 mod hub;
 #[cfg(feature = "hub")]

@@ -71,6 +71,35 @@ async fn unknown_model_or_version_is_not_found() {
     }
 }
 
+#[tokio::test]
+async fn not_found_names_each_model_once_and_cuts_what_was_asked_for() {
+    let models = [("m", "1"), ("m", "2"), ("other", "7")].map(|(name, version)| {
+        let spec = kinetoscope::model::spec::ModelSpec {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            ..builtin::spec()
+        };
+        let build = || -> Result<Box<dyn kinetoscope::engine::Executor>, kinetoscope::engine::ExecutorError> {
+            Ok(Box::new(crate::support::Slow(std::time::Duration::ZERO)))
+        };
+        let config = kinetoscope::engine::EngineConfig::new(1, 1);
+        Engine::with_workers(spec, config, 1, Box::new(build), &Metrics::default()).unwrap()
+    });
+    let server = Server::with_models(models.into(), limits(), ServeOptions::default()).await;
+    let mut client = server.client().await;
+    let mut refused = async |name: &str| {
+        let request = proto::GetModelRequest { model: Some(selector(name, "")) };
+        client.get_model(request).await.unwrap_err()
+    };
+    assert_eq!(refused("n").await.message(), "no model \"n\"; there are m (1, 2), other (7)");
+    for long in ["n".repeat(100_000), "\u{1F4A9}".repeat(25_000), "\n\"".repeat(50_000)] {
+        let status = refused(&long).await;
+        assert_eq!(reason(&status), (Code::NotFound, "MODEL_NOT_FOUND".to_owned()));
+        let trailers = status.message().len() + status.details().len();
+        assert!(trailers < 2000 && status.message().contains("other (7)"), "{trailers} bytes: {status:?}");
+    }
+}
+
 /// Everything a client can depend on: for each field, value and call, what it is.
 type Surface = BTreeMap<String, String>;
 

@@ -7,13 +7,14 @@ use kinetoscope::engine::Engine;
 use kinetoscope::metrics::Metrics;
 use kinetoscope::model::builtin;
 use kinetoscope::rpc::client::{Client, Connection};
-use kinetoscope::rpc::{ServeOptions, Tls, Tokens, proto};
+use kinetoscope::rpc::{Credentials, ServeOptions, Tls, TlsFiles, TlsPem, Tokens, proto};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tonic::Code;
 use tonic::transport::Channel;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::cli::{Serving, run, text};
 use crate::media::Media;
 use crate::support::{Server, engine_config, limits, reason, request};
 
@@ -77,8 +78,7 @@ impl Authority {
 async fn tls_needs_the_right_root() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("localhost");
-    let tls = Tls { certificate, key, client_ca: None };
-    tls.validate().unwrap();
+    let tls = Tls::new(&TlsPem { certificate, key, client_ca: None }).unwrap();
     let server = server(ServeOptions { tls: Some(tls), ..ServeOptions::default() }).await;
     let address = format!("https://localhost:{}", server.address.port());
     let trusting = |ca: &Authority| Connection { server: address.clone(), ca: Some(ca.pem()), ..Connection::default() };
@@ -97,7 +97,7 @@ async fn tls_needs_the_right_root() {
 async fn mtls_needs_a_certificate_of_the_client() {
     let authority = Authority::new();
     let (certificate, key) = authority.issue("localhost");
-    let tls = Tls { certificate, key, client_ca: Some(authority.pem()) };
+    let tls = Tls::new(&TlsPem { certificate, key, client_ca: Some(authority.pem()) }).unwrap();
     let server = server(ServeOptions { tls: Some(tls), ..ServeOptions::default() }).await;
     let connect = async |identity: Option<(Vec<u8>, Vec<u8>)>| {
         let server = format!("https://localhost:{}", server.address.port());
@@ -113,6 +113,153 @@ async fn mtls_needs_a_certificate_of_the_client() {
 #[test]
 fn files_that_are_no_identity_are_refused_at_the_start() {
     let (certificate, _) = Authority::new().issue("localhost");
-    let tls = Tls { key: certificate.clone(), certificate, client_ca: None };
-    assert!(tls.validate().is_err());
+    assert!(Tls::new(&TlsPem { key: certificate.clone(), certificate: certificate.clone(), client_ca: None }).is_err());
+    let (_, other_key) = Authority::new().issue("localhost");
+    let refused = Tls::new(&TlsPem { certificate, key: other_key, client_ca: None }).unwrap_err().to_string();
+    assert!(refused.contains("don't make an identity"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_token_that_is_taken_away_ends_its_calls_and_gets_no_others() {
+    let media = Media::new();
+    // `printf secret | sha256sum`, `printf other | sha256sum`.
+    let kept = "us 2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b\n";
+    let revoked = "them d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa\n";
+    let path = media.write("tokens", format!("{kept}{revoked}").as_bytes());
+    let tokens = Tokens::read(&path).unwrap();
+    let server = server(ServeOptions { tokens: Some(tokens.clone()), ..ServeOptions::default() }).await;
+    let mut client = server.client().await;
+    let bearing = |token: &'static str| {
+        move |mut request: tonic::Request<()>| {
+            request.metadata_mut().insert("authorization", token.parse().unwrap());
+            request
+        }
+    };
+    // Two calls that wait for their videos, on one connection.
+    let mut open = async |token: &'static str| {
+        let (videos, receiver) = tokio::sync::mpsc::channel::<proto::ClassifyVideosRequest>(1);
+        let stream = tokio_stream::wrappers::ReceiverStream::new(receiver);
+        let request = bearing(token)(tonic::Request::new(())).map(|()| stream);
+        (videos, client.classify_videos(request).await.unwrap().into_inner())
+    };
+    let (videos, mut of_kept) = open("bearer secret").await;
+    let (_held, mut of_revoked) = open("Bearer other").await;
+    std::fs::write(&path, kept).unwrap();
+    tokens.replace(&path).unwrap();
+    let ended = of_revoked.message().await.unwrap_err();
+    assert_eq!(reason(&ended), (Code::Unauthenticated, "TOKEN_UNKNOWN".to_owned()));
+    drop(videos);
+    assert!(of_kept.message().await.unwrap().is_none(), "the other call goes on to its end");
+    let with = |token: &str| Connection {
+        server: server.address.to_string(),
+        token: Some(token.to_owned()),
+        ..Connection::default()
+    };
+    assert_eq!(classify(&with("other")).await.unwrap_err().code(), Code::Unauthenticated);
+    assert!(classify(&with("secret")).await.is_ok());
+
+    std::fs::write(&path, "nonsense").unwrap();
+    assert!(tokens.replace(&path).is_err());
+    assert!(classify(&with("secret")).await.is_ok(), "a broken file changes nothing");
+    server.assert_nothing_left_behind().await;
+}
+
+#[tokio::test]
+async fn certificates_and_tokens_are_read_again_when_their_files_change() {
+    let media = Media::new();
+    let (old, new) = (Authority::new(), Authority::new());
+    let write = |authority: &Authority| {
+        let (certificate, key) = authority.issue("localhost");
+        (media.write("certificate.pem", &certificate), media.write("key.pem", &key))
+    };
+    let (certificate, key) = write(&old);
+    let tokens = media.write("tokens", b"us 2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b\n");
+    let files = TlsFiles { certificate: certificate.clone(), key, client_ca: None };
+    let mut credentials = Credentials::read(Some(files), Some(tokens.clone())).unwrap();
+    let options = ServeOptions { tls: credentials.tls(), tokens: credentials.tokens(), ..ServeOptions::default() };
+    let server = server(options).await;
+    let connection = |ca: &Authority, token: &str| Connection {
+        server: format!("https://localhost:{}", server.address.port()),
+        ca: Some(ca.pem()),
+        token: Some(token.to_owned()),
+        ..Connection::default()
+    };
+    let connects =
+        async |ca: &Authority| Client::connect(&connection(ca, "secret"), Duration::from_secs(5)).await.is_ok();
+    assert!(classify(&connection(&old, "secret")).await.is_ok());
+
+    // One file after the other: in between they don't fit, and what was read before goes on.
+    let (next_certificate, next_key) = new.issue("localhost");
+    std::fs::write(&certificate, next_certificate).unwrap();
+    credentials.refresh(false);
+    assert!(connects(&old).await && !connects(&new).await);
+    media.write("key.pem", &next_key);
+    std::fs::write(&tokens, "us d9298a10d1b0735837dc4bd85dac641b0f3cef27a47e5d53a54f2f3f5b2fcffa\n").unwrap();
+    credentials.refresh(false);
+    assert!(connects(&new).await && !connects(&old).await);
+    assert!(classify(&connection(&new, "other")).await.is_ok());
+    assert_eq!(classify(&connection(&new, "secret")).await.unwrap_err().code(), Code::Unauthenticated);
+}
+
+#[tokio::test]
+async fn a_certificate_that_is_not_valid_now_is_told_with_its_date() {
+    let media = Media::new();
+    let write = |from: i32, until: i32| {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["localhost".to_owned()]).unwrap();
+        params.not_before = rcgen::date_time_ymd(from, 1, 2);
+        params.not_after = rcgen::date_time_ymd(until, 3, 4);
+        let certificate = params.self_signed(&key).unwrap();
+        (media.write("c.pem", certificate.pem().as_bytes()), media.write("k.pem", key.serialize_pem().as_bytes()))
+    };
+    for (from, until, expected) in [
+        (2001, 2002, Some("the certificate expired at 2002-03-04T00:00:00Z")),
+        (2901, 2902, Some("the certificate is not valid before 2901-01-02T00:00:00Z")),
+        (2001, 2902, None),
+    ] {
+        let (certificate, key) = write(from, until);
+        let files = [certificate.to_str().unwrap(), key.to_str().unwrap()];
+        let checked = run(&["serve", "--check", "--tls-certificate", files[0], "--tls-key", files[1]]);
+        let log = text(&checked.stderr);
+        assert!(checked.status.success(), "{log}");
+        match expected {
+            Some(expected) => assert!(log.contains(expected), "{log}"),
+            None => assert!(!log.contains("valid now"), "{log}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_handshake_that_fails_is_a_line_with_its_reason() {
+    let media = Media::new();
+    let authority = Authority::new();
+    let (certificate, key) = authority.issue("localhost");
+    let (certificate, key) = (media.write("c.pem", &certificate), media.write("k.pem", &key));
+    let args = ["--tls-certificate", certificate.to_str().unwrap(), "--tls-key", key.to_str().unwrap()];
+    let server = Serving::with(&args);
+    let port = server.address.rsplit_once(':').unwrap().1;
+    let connection = Connection {
+        server: format!("https://localhost:{port}"),
+        ca: Some(Authority::new().pem()),
+        ..Connection::default()
+    };
+    assert!(Client::connect(&connection, Duration::from_secs(5)).await.is_err());
+    let line = server.log_line("a TLS handshake failed");
+    assert!(line["error"].as_str().unwrap().contains("alert"), "{line}");
+}
+
+#[tokio::test]
+async fn a_running_server_follows_the_file_of_tokens_and_hangups() {
+    let media = Media::new();
+    let line = "us 2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b\n";
+    let tokens = media.write("tokens", line.as_bytes());
+    let server = Serving::with(&["--tokens", tokens.to_str().unwrap()]);
+    let connection =
+        Connection { server: server.address.clone(), token: Some("secret".to_owned()), ..Connection::default() };
+    assert!(classify(&connection).await.is_ok());
+    std::fs::write(&tokens, line.replace("us 2bb", "us 000")).unwrap();
+    server.log_line("tokens were read again");
+    assert_eq!(classify(&connection).await.unwrap_err().code(), Code::Unauthenticated);
+    server.signal("-HUP");
+    server.log_line("tokens were read again");
 }

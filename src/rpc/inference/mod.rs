@@ -17,6 +17,7 @@ use super::oip::model_infer_response::InferOutputTensor;
 use super::oip::model_metadata_response::TensorMetadata;
 use super::oip::{self, infer_parameter::ParameterChoice};
 use super::proto::ModelSelector;
+use super::quote::Quoted;
 use super::request::Deadline;
 use super::service::{self, Service};
 use super::status;
@@ -361,8 +362,10 @@ impl GrpcInferenceService for Service {
     ) -> Result<Response<oip::RepositoryModelLoadResponse>, Status> {
         let oip::RepositoryModelLoadRequest { model_name, parameters, .. } = request.into_inner();
         if let Some(parameter) = parameters.keys().next() {
-            let message =
-                format!("parameter {parameter:?} is not supported: models are loaded as their files have them");
+            let message = format!(
+                "parameter {} is not supported: models are loaded as their files have them",
+                Quoted::text(parameter)
+            );
             return Err(status::invalid(Reason::ParameterUnsupported, message));
         }
         self.change_models(move |models| models.load(&model_name)).await?;

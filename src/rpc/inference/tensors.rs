@@ -8,6 +8,7 @@ use bytes::{Buf, Bytes};
 use super::super::oip::infer_parameter::ParameterChoice;
 use super::super::oip::model_infer_request::{InferInputTensor, InferRequestedOutputTensor};
 use super::super::oip::{InferParameter, InferTensorContents, ModelInferRequest};
+use super::super::quote::Quoted;
 use crate::engine::ClipInput;
 use crate::model::spec::ClipSpec;
 
@@ -25,24 +26,26 @@ pub(super) const EMBEDDING: &str = "EMBEDDING";
 pub(super) enum TensorError {
     #[error("the request has {0} inputs; it takes one, {VIDEO} or {CLIPS}")]
     Inputs(usize),
-    #[error("there is no input {0:?}; there are {VIDEO} and {CLIPS}")]
-    UnknownInput(String),
-    #[error("there is no output {0:?}; there are {PROBABILITIES} and {EMBEDDING}")]
-    UnknownOutput(String),
+    #[error("there is no input {0}; there are {VIDEO} and {CLIPS}")]
+    UnknownInput(Quoted),
+    #[error("there is no output {0}; there are {PROBABILITIES} and {EMBEDDING}")]
+    UnknownOutput(Quoted),
     #[error("input {name} has the data type {actual}; it takes {expected}")]
-    DataType { name: &'static str, actual: String, expected: &'static str },
-    #[error("input {name} has the shape {actual:?}; it takes {expected}")]
-    Shape { name: &'static str, actual: Vec<i64>, expected: String },
+    DataType { name: &'static str, actual: Quoted, expected: &'static str },
+    #[error("input {name} has the shape {actual}; it takes {expected}")]
+    Shape { name: &'static str, actual: Quoted, expected: String },
     #[error("input {name} has {actual} bytes or values; its shape needs {expected}")]
     Length { name: &'static str, actual: usize, expected: usize },
     #[error("input {name} has an element whose length of {length} bytes goes beyond its end")]
     Element { name: &'static str, length: usize },
+    #[error("input {name} has a value that is not finite in clip {clip}")]
+    NotFinite { name: &'static str, clip: usize },
     #[error("there are {raw} raw inputs for {inputs}; there is one for each or none")]
     RawInputs { raw: usize, inputs: usize },
-    #[error("parameter {name:?} is not supported")]
-    Parameter { name: String },
-    #[error("parameter {name:?} is not {expected}")]
-    ParameterValue { name: String, expected: &'static str },
+    #[error("parameter {name} is not supported")]
+    Parameter { name: Quoted },
+    #[error("parameter {name} is not {expected}")]
+    ParameterValue { name: Quoted, expected: &'static str },
 }
 
 /// What a request is about.
@@ -62,23 +65,23 @@ pub(super) fn input(request: &mut ModelInferRequest, clip: &ClipSpec) -> Result<
     }
     let tensor = request.inputs.pop().filter(|_| inputs == 1).ok_or(TensorError::Inputs(inputs))?;
     if let Some(name) = tensor.parameters.keys().next() {
-        return Err(TensorError::Parameter { name: name.clone() });
+        return Err(TensorError::Parameter { name: Quoted::text(name) });
     }
     let raw = request.raw_input_contents.pop();
     match tensor.name.as_str() {
         VIDEO => videos(tensor, raw).map(Input::Videos),
         CLIPS => clips(tensor, raw, clip).map(Input::Clips),
-        _ => Err(TensorError::UnknownInput(tensor.name)),
+        _ => Err(TensorError::UnknownInput(Quoted::text(&tensor.name))),
     }
 }
 
 fn videos(tensor: InferInputTensor, raw: Option<Bytes>) -> Result<Vec<Bytes>, TensorError> {
     if tensor.datatype != "BYTES" {
-        return Err(TensorError::DataType { name: VIDEO, actual: tensor.datatype, expected: "BYTES" });
+        return Err(TensorError::DataType { name: VIDEO, actual: Quoted::text(&tensor.datatype), expected: "BYTES" });
     }
     let shape_error = || TensorError::Shape {
         name: VIDEO,
-        actual: tensor.shape.clone(),
+        actual: Quoted::list(&tensor.shape),
         expected: "[n] or [n, 1], n videos from 1 on".to_owned(),
     };
     let n = match tensor.shape[..] {
@@ -114,7 +117,11 @@ fn clips(tensor: InferInputTensor, raw: Option<Bytes>, clip: &ClipSpec) -> Resul
         "UINT8" => ([t, size, size, 3], true),
         "FP32" => ([3, t, size, size], false),
         _ => {
-            return Err(TensorError::DataType { name: CLIPS, actual: tensor.datatype, expected: "UINT8 or FP32" });
+            return Err(TensorError::DataType {
+                name: CLIPS,
+                actual: Quoted::text(&tensor.datatype),
+                expected: "UINT8 or FP32",
+            });
         }
     };
     let n = match tensor.shape[..] {
@@ -123,7 +130,7 @@ fn clips(tensor: InferInputTensor, raw: Option<Bytes>, clip: &ClipSpec) -> Resul
     };
     let n = n.ok_or_else(|| TensorError::Shape {
         name: CLIPS,
-        actual: tensor.shape.clone(),
+        actual: Quoted::list(&tensor.shape),
         expected: format!("[n, {}], n clips from 1 on", expected.map(|dim| dim.to_string()).join(", ")),
     })?;
     let contents = contents(tensor.contents);
@@ -149,6 +156,9 @@ fn clips(tensor: InferInputTensor, raw: Option<Bytes>, clip: &ClipSpec) -> Resul
         None => contents.fp32_contents,
     };
     check(values.len(), needed(1))?;
+    if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+        return Err(TensorError::NotFinite { name: CLIPS, clip: index / len });
+    }
     Ok(values.chunks_exact(len).map(|clip| ClipInput::Normalised(Arc::from(clip))).collect())
 }
 
@@ -171,14 +181,14 @@ pub(super) fn outputs(requested: &[InferRequestedOutputTensor]) -> Result<Vec<Ou
     }
     let outputs = requested.iter().map(|output| {
         let name = [PROBABILITIES, EMBEDDING].into_iter().find(|name| *name == output.name);
-        let name = name.ok_or_else(|| TensorError::UnknownOutput(output.name.clone()))?;
+        let name = name.ok_or_else(|| TensorError::UnknownOutput(Quoted::text(&output.name)))?;
         let mut top_k = None;
         for (parameter, value) in &output.parameters {
             if parameter != "classification" || name != PROBABILITIES {
-                return Err(TensorError::Parameter { name: parameter.clone() });
+                return Err(TensorError::Parameter { name: Quoted::text(parameter) });
             }
             let expected = "a number of classes";
-            let error = || TensorError::ParameterValue { name: parameter.clone(), expected };
+            let error = || TensorError::ParameterValue { name: Quoted::text(parameter), expected };
             top_k = Some(unsigned(value).ok_or_else(error)? as usize).filter(|&k| k > 0);
         }
         Ok(Output { name, top_k })
@@ -201,7 +211,7 @@ pub(super) struct Parameters {
 pub(super) fn parameters(parameters: &HashMap<String, InferParameter>) -> Result<Parameters, TensorError> {
     let mut known = Parameters::default();
     for (name, value) in parameters {
-        let error = |expected| TensorError::ParameterValue { name: name.clone(), expected };
+        let error = |expected| TensorError::ParameterValue { name: Quoted::text(name), expected };
         match name.as_str() {
             "priority" => known.priority = unsigned(value).ok_or_else(|| error("a number"))?,
             "timeout" => known.timeout = unsigned(value).ok_or_else(|| error("a number of microseconds"))?,
@@ -210,7 +220,7 @@ pub(super) fn parameters(parameters: &HashMap<String, InferParameter>) -> Result
             }
             // No sequence is what every request is that has none.
             "sequence_id" | "sequence_start" | "sequence_end" if is_zero(value) => {}
-            _ => return Err(TensorError::Parameter { name: name.clone() }),
+            _ => return Err(TensorError::Parameter { name: Quoted::text(name) }),
         }
     }
     Ok(known)
@@ -289,6 +299,21 @@ mod tests {
     }
 
     #[test]
+    fn values_that_give_any_score_are_refused() {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut values = vec![0.0f32; 48];
+            values[30] = value;
+            let raw = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+            let refused = input(&mut request(CLIPS, "FP32", &[2, 3, 2, 2, 2], raw), &CLIP);
+            assert!(matches!(refused, Err(TensorError::NotFinite { clip: 1, .. })), "{refused:?}");
+            let mut typed = request(CLIPS, "FP32", &[2, 3, 2, 2, 2], Vec::new());
+            typed.raw_input_contents.clear();
+            typed.inputs[0].contents = Some(InferTensorContents { fp32_contents: values, ..Default::default() });
+            assert!(matches!(input(&mut typed, &CLIP), Err(TensorError::NotFinite { clip: 1, .. })), "{value}");
+        }
+    }
+
+    #[test]
     fn shapes_that_lie_are_refused() {
         let shapes: [&[i64]; 6] =
             [&[], &[2], &[i64::MAX, 2, 2, 2, 3], &[-1, 2, 2, 2, 3], &[0, 2, 2, 2, 3], &[1, 3, 2, 2, 2]];
@@ -298,7 +323,7 @@ mod tests {
         }
         assert!(matches!(
             input(&mut request("AUDIO", "BYTES", &[1], Vec::new()), &CLIP),
-            Err(TensorError::UnknownInput(name)) if name == "AUDIO"
+            Err(TensorError::UnknownInput(name)) if name.to_string() == "\"AUDIO\""
         ));
     }
 
