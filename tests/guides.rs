@@ -250,7 +250,7 @@ fn what_the_program_says() -> Vec<(&'static str, String)> {
         ("invalid value … for …: … is not in …", run(&["serve", "--check", "--max-batch", "999"])),
         ("the following required arguments were not provided:", run(&["serve", "--check", "--tls-key", &key])),
         (
-            "… and … don't make an identity: …",
+            "the … is no certificate in PEM",
             run(&["serve", "--check", "--tls-certificate", &misspelt, "--tls-key", &key]),
         ),
         (

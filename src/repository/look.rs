@@ -166,7 +166,7 @@ impl<'a> Look<'a> {
             .sum()
     }
 
-    fn serve_what_is_ready(&self) {
+    fn serve_what_is_ready(&mut self) {
         let before = self.repository.served();
         let is_pending = |name: &str| self.candidates.iter().any(|other| other.engine.is_none() && other.name == name);
         let mut models = before.models.clone();
@@ -187,7 +187,15 @@ impl<'a> Look<'a> {
                 models.push(started);
             }
         }
-        self.repository.replace(Served::new(models, before.refused.clone()));
+        let served = Served::new(models, before.refused.clone());
+        for candidate in &mut self.candidates {
+            if candidate.engine.as_ref().is_some_and(|engine| served.engines().any(|other| Arc::ptr_eq(other, engine)))
+            {
+                // It is not gone back to, and has to end for the next ones.
+                candidate.old = None;
+            }
+        }
+        self.repository.replace(served);
     }
 
     /// What is to be served, and what can't be.

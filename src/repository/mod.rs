@@ -239,10 +239,10 @@ impl Repository {
     /// What is to be served: what the paths hold now, or, if it is about one model, what is served already but for that
     /// one. With what can't be.
     fn look(&self, only: Option<&str>) -> (Vec<Entry>, Vec<Failure>) {
-        let before = self.served();
         // Of other models the hub is not asked.
         let as_it_was = |origin: &PathBuf| {
             let name = only?;
+            let before = self.served();
             let entry = before.models.iter().find(|entry| entry.origin() == Some(origin) && entry.id().0 != name)?;
             entry.file.clone()
         };
