@@ -7,6 +7,7 @@ pub mod client;
 mod cpu_time;
 mod http;
 mod inference;
+mod listener;
 mod reason;
 mod request;
 mod service;
@@ -22,7 +23,6 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Certificate, Identity, Server, ServerTlsConfig};
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
@@ -34,6 +34,8 @@ use crate::repository::Repository;
 use crate::uri::Uris;
 use admission::MessageMemory;
 pub use auth::{Tokens, TokensError};
+use listener::Incoming;
+pub use listener::{Connection, ConnectionInfo, ListenAddress, Listener, NoListenAddress, SocketFile};
 use oip::grpc_inference_service_server::GrpcInferenceServiceServer;
 use proto::video_classification_service_server::VideoClassificationServiceServer;
 pub use reason::Reason;
@@ -168,7 +170,7 @@ pub struct Services {
 #[derive(Debug)]
 pub struct Listeners {
     /// gRPC.
-    pub grpc: TcpListener,
+    pub grpc: Listener,
     /// Plain HTTP: `/metrics`, `/healthz` (the process answers) and `/readyz` (it takes requests).
     pub http: Option<TcpListener>,
 }
@@ -211,8 +213,7 @@ pub async fn serve(
 
     let (reflection_v1, reflection_v1alpha) = (reflection_builder(), reflection_builder());
     let mut until_drained = drained.clone();
-    // A small answer otherwise waits 40 ms for the client to acknowledge what came before it.
-    let incoming = TcpIncoming::from(listeners.grpc).with_nodelay(Some(true));
+    let incoming = Incoming(listeners.grpc);
     let mut builder = Server::builder();
     if let Some(tls) = tls {
         builder = builder.tls_config(tls.config())?;
