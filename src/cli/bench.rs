@@ -281,7 +281,11 @@ fn parse_rate(text: &str) -> Result<f64, String> {
 fn bench_decode(args: DecodeArgs) -> anyhow::Result<ExitCode> {
     use crate::bench::decode::{Effort, measure};
 
-    let effort = Effort { isolation: args.isolation.into(), threads: args.threads.into(), rounds: args.rounds.into() };
+    let effort = Effort {
+        isolation: args.isolation.within(&crate::video::Limits::UNLIMITED),
+        threads: args.threads.into(),
+        rounds: args.rounds.into(),
+    };
     if !args.json {
         println!("{:>9} {:>12} {:>12} {:>7} {:>10}  video", "frames", "decode", "+ transform", "ratio", "frames/s");
     }
