@@ -53,7 +53,7 @@ struct ServeArgs {
     #[arg(long, value_name = "N", conflicts_with = "videos", value_parser = clap::value_parser!(u16).range(1..=1024))]
     clips: Option<u16>,
 
-    /// The server
+    /// The server: HOST:PORT, https://HOST:PORT or unix:PATH
     #[arg(long, env = "KINETOSCOPE_SERVER", value_name = "URL", default_value = "127.0.0.1:50051")]
     server: String,
 

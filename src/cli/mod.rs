@@ -22,6 +22,7 @@ mod convert;
 mod data;
 #[cfg(feature = "video")]
 mod evaluate;
+mod headings;
 #[cfg(feature = "video")]
 mod health;
 #[cfg(feature = "video")]
@@ -121,7 +122,7 @@ impl Cli {
     /// Parses this process's arguments, with the settings of the file that `serve --config` names. Ends the process if
     /// they make no sense.
     pub fn from_process() -> Self {
-        let program = config::with_variables(Self::command());
+        let program = config::with_variables(program());
         let arguments: Vec<OsString> = std::env::args_os().collect();
         let arguments = match config::expand(&program, "serve", &arguments, |name| config::variable(name)) {
             Ok(arguments) => arguments,
@@ -191,7 +192,7 @@ impl Cli {
             Command::Bench(args) => bench::run(args),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
-                clap_complete::generate(shell, &mut Self::command(), "kinetoscope", &mut script);
+                clap_complete::generate(shell, &mut program(), "kinetoscope", &mut script);
                 print!("{}", String::from_utf8_lossy(&script));
                 Ok(ExitCode::SUCCESS)
             }
@@ -204,6 +205,10 @@ impl Cli {
             ExitCode::FAILURE
         })
     }
+}
+
+fn program() -> clap::Command {
+    headings::with_headings(Cli::command())
 }
 
 /// An error and its causes, but for those whose words stand at the end of what they caused.
@@ -219,7 +224,7 @@ fn words_of(causes: impl Iterator<Item = String>) -> String {
 
 fn man(directory: &Path) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(directory)
-        .and_then(|()| clap_mangen::generate_to(Cli::command(), directory))
+        .and_then(|()| clap_mangen::generate_to(program(), directory))
         .with_context(|| format!("can't write manual pages to {}", directory.display()))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -230,7 +235,29 @@ mod tests {
 
     #[test]
     fn arguments_are_consistent() {
-        Cli::command().debug_assert();
+        program().debug_assert();
+    }
+
+    #[test]
+    fn flags_stand_below_headings() {
+        let help = |name: &str| {
+            let mut program = program();
+            program.find_subcommand_mut(name).expect("a command").render_help().to_string()
+        };
+        for (command, headings) in [
+            ("inspect", &["Options:"][..]),
+            #[cfg(feature = "video")]
+            ("serve", &["Network:", "Models:", "Work:", "Load:", "Limits of a video:", "Videos by URI:"]),
+            #[cfg(feature = "video")]
+            ("classify", &["Answer:", "Part of a video:", "Output:", "Model or server:", "Limits of a video:"]),
+            #[cfg(feature = "video")]
+            ("train", &["Data:", "Network:", "Clips:", "Recipe:", "Optimizer:", "Several processes:"]),
+        ] {
+            let help = help(command);
+            headings
+                .iter()
+                .for_each(|heading| assert!(help.contains(&format!("\n{heading}\n")), "{heading} of {help}"));
+        }
     }
 
     #[test]
