@@ -7,13 +7,12 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio_stream::Stream;
-use tonic::transport::server::{Connected, TcpConnectInfo, UdsConnectInfo};
+use tonic::transport::server::Connected;
 
 /// What the address of a socket in the file system begins with.
 const UNIX: &str = "unix:";
@@ -101,18 +100,18 @@ impl Listener {
     }
 
     /// The next connection.
-    pub fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Connection>> {
+    pub(super) fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
         match self {
             Self::Port(listener) => {
                 let (stream, _) = ready!(listener.poll_accept(context))?;
                 // A small answer otherwise waits 40 ms for the client to acknowledge what came before it. Of a connection
                 // that has ended already, whoever reads it learns.
                 let _ = stream.set_nodelay(true);
-                Poll::Ready(Ok(Connection::Port(stream)))
+                Poll::Ready(Ok(Accepted::Port(stream)))
             }
             Self::Path(listener, _) => {
                 let (stream, _) = ready!(listener.poll_accept(context))?;
-                Poll::Ready(Ok(Connection::Path(stream)))
+                Poll::Ready(Ok(Accepted::Path(stream)))
             }
         }
     }
@@ -122,7 +121,7 @@ impl Listener {
 pub(super) struct Incoming(pub(super) Listener);
 
 impl Stream for Incoming {
-    type Item = io::Result<Connection>;
+    type Item = io::Result<Accepted>;
 
     fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         self.0.poll_accept(context).map(Some)
@@ -154,34 +153,21 @@ async fn remove_if_abandoned(path: &Path) -> io::Result<()> {
 
 /// A connection to a client.
 #[derive(Debug)]
-pub enum Connection {
+pub(super) enum Accepted {
     /// By TCP.
     Port(TcpStream),
     /// By a socket in the file system.
     Path(UnixStream),
 }
 
-/// What is known of a client by its connection.
-#[derive(Debug, Clone)]
-pub enum ConnectionInfo {
-    /// By TCP.
-    Port(TcpConnectInfo),
-    /// By a socket in the file system.
-    Path(Arc<UdsConnectInfo>),
+impl Connected for Accepted {
+    /// Nobody asks who a client is by its connection.
+    type ConnectInfo = ();
+
+    fn connect_info(&self) {}
 }
 
-impl Connected for Connection {
-    type ConnectInfo = ConnectionInfo;
-
-    fn connect_info(&self) -> ConnectionInfo {
-        match self {
-            Self::Port(stream) => ConnectionInfo::Port(stream.connect_info()),
-            Self::Path(stream) => ConnectionInfo::Path(Arc::new(stream.connect_info())),
-        }
-    }
-}
-
-impl AsyncRead for Connection {
+impl AsyncRead for Accepted {
     fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Port(stream) => Pin::new(stream).poll_read(context, out),
@@ -190,7 +176,7 @@ impl AsyncRead for Connection {
     }
 }
 
-impl AsyncWrite for Connection {
+impl AsyncWrite for Accepted {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Port(stream) => Pin::new(stream).poll_write(context, bytes),

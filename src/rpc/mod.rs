@@ -35,7 +35,7 @@ use crate::uri::Uris;
 use admission::MessageMemory;
 pub use auth::{Tokens, TokensError};
 use listener::Incoming;
-pub use listener::{Connection, ConnectionInfo, ListenAddress, Listener, NoListenAddress, SocketFile};
+pub use listener::{ListenAddress, Listener, NoListenAddress, SocketFile};
 use oip::grpc_inference_service_server::GrpcInferenceServiceServer;
 use proto::video_classification_service_server::VideoClassificationServiceServer;
 pub use reason::Reason;
