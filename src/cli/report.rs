@@ -125,10 +125,11 @@ impl Report {
     /// Lines for people.
     pub(super) fn to_text(&self) -> String {
         let mut text = format!(
-            "{} - {} frames, {} clips, {}, {}x{}, model {}\n",
+            "{} - {} frames, {} {}, {}, {}x{}, model {}\n",
             self.title,
             self.frames,
             self.clips,
+            if self.clips == 1 { "clip" } else { "clips" },
             time::length(self.duration_seconds),
             self.width,
             self.height,
@@ -160,7 +161,8 @@ impl Report {
     }
 
     fn no_label(&self) -> String {
-        format!("no label scores {}% or more", 100.0 * self.threshold)
+        // In tenths: 0.6 as f32 is a little more.
+        format!("no label scores {}% or more", (1000.0 * f64::from(self.threshold)).round() / 10.0)
     }
 }
 

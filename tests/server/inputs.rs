@@ -270,7 +270,8 @@ fn a_reader_that_leaves_ends_the_program_in_silence() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     let path = path.to_str().unwrap();
-    let output = kinetoscope().args(["classify", path, path, path]).stdout(writer).output().unwrap();
+    let classify = ["classify", "--device", "cpu", path, path, path];
+    let output = kinetoscope().args(classify).stdout(writer).output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     // Nor does it matter whether anybody reads what goes wrong.
     let (reader, writer) = std::io::pipe().unwrap();
@@ -286,6 +287,7 @@ fn a_variable_that_names_a_server_is_told_of_and_gives_way_to_arguments() {
     let path = path.to_str().unwrap();
     let serving = Serving::start();
     let with = |variables: &[(&str, &str)], args: &[&str]| {
+        let args = [&["--device", "cpu"], args].concat();
         let output =
             kinetoscope().arg("classify").arg(path).args(args).envs(variables.iter().copied()).output().unwrap();
         (output.status.success(), text(&output.stderr).to_owned())
