@@ -379,9 +379,11 @@ pub(super) fn check_pixels(width: u32, height: u32, limits: &Limits) -> Result<(
     Ok(())
 }
 
-/// FFmpeg's option `max_pixels`, which allows no more.
+/// FFmpeg's option `max_pixels`, which allows no more. It counts what a decoder keeps, such as whole macroblocks beyond the
+/// picture's edges; the picture itself is checked apart.
 fn pixel_limit(limits: &Limits) -> String {
-    limits.max_pixels.min(FFMPEG_MAX).to_string()
+    const EDGES: u64 = 1 << 20;
+    limits.max_pixels.saturating_add(limits.max_pixels / 16).saturating_add(EDGES).min(FFMPEG_MAX).to_string()
 }
 
 fn find_stream_info(input: &mut Input, limits: &Limits) -> Result<(), ffmpeg::Error> {
