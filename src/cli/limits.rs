@@ -51,7 +51,6 @@ impl ServerLimitArgs {
             max_clips: self.max_clips,
             max_pixels: self.max_pixels,
             max_cpu_time: self.max_decode_time.into(),
-            ..Limits::default()
         }
     }
 }

@@ -37,9 +37,10 @@ pub(super) fn unescaped(text: &str) -> Option<OsString> {
             name.push(b'\\');
             rest = after;
         } else {
-            let digits = rest.strip_prefix(b"x")?.split_at_checked(2)?;
-            name.push(u8::from_str_radix(std::str::from_utf8(digits.0).ok()?, 16).ok()?);
-            rest = digits.1;
+            let (digits, after) = rest.strip_prefix(b"x")?.split_at_checked(2)?;
+            let [high, low] = [digits[0], digits[1]].map(|digit| char::from(digit).to_digit(16));
+            name.push((high? * 16 + low?) as u8);
+            rest = after;
         }
     }
     Some(OsString::from_vec(name))
