@@ -93,7 +93,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let classifier = Classifier::new(Limits::default(), Isolation::None, pool, Arc::clone(&metrics));
     let models = vec![engine(&metrics, &large)?, engine(&metrics, &small)?];
     let services = Services { classifier, models: Arc::new(Repository::of(models)), metrics };
-    let listeners = Listeners { grpc: listener, http: None };
+    let listeners = Listeners { grpc: listener.into(), http: None };
     tokio::spawn(serve(listeners, services, ServeOptions::default(), std::future::pending()));
     let mut client = Client::connect(&connection, Duration::from_secs(5)).await?;
     time("a call that does nothing (GetModel)", async || client.model("").await.map(drop)).await?;

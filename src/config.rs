@@ -3,11 +3,15 @@
 //! A key of the file is a flag's name with `_` for `-`, and means what the flag means: the file is turned into flags
 //! that stand before those of the command line, so that there is one place that knows names, types and bounds. A flag
 //! wins over its variable, that over the file, the file over the default.
+//!
+//! A variable that is set to nothing is as one that is not set, and one of a switch takes the usual words: see
+//! [`with_variables`].
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
-use clap::{Arg, Command};
+use clap::builder::BoolishValueParser;
+use clap::{Arg, ArgAction, Command};
 use toml::{Table, Value};
 
 use crate::hub::HubOptions;
@@ -54,6 +58,48 @@ pub enum ConfigError {
         /// TOML's word for what it is.
         kind: &'static str,
     },
+}
+
+/// Makes the variables of a program's flags mean what people expect: one that is empty is absent, as scripts and containers
+/// pass on what they don't have; one of a switch is 1, 0, yes, no, true, false, on or off.
+pub fn with_variables(program: Command) -> Command {
+    let program = program.mut_args(|argument| {
+        let Some(name) = argument.get_env() else { return argument };
+        if std::env::var_os(name).is_some_and(|value| value.is_empty()) {
+            argument.env(None::<&str>)
+        } else if matches!(argument.get_action(), ArgAction::SetTrue) {
+            argument.value_parser(BoolishValueParser::new())
+        } else {
+            argument
+        }
+    });
+    program.mut_subcommands(with_variables)
+}
+
+/// Adds to an error about a flag's value that it is not the flag's but its variable's, where that is so.
+pub fn name_variable(mut error: clap::Error, program: &Command) -> clap::Error {
+    use clap::error::{ContextKind, ContextValue};
+    let text = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => text.clone(),
+        _ => String::new(),
+    };
+    let (flag, value) = (text(ContextKind::InvalidArg), text(ContextKind::InvalidValue));
+    let flag = flag.split(' ').next().unwrap_or_default().trim_start_matches("--");
+    let arguments = program.get_subcommands().flat_map(Command::get_arguments).chain(program.get_arguments());
+    let is_its = |argument: &&Arg| {
+        let set = argument.get_env().and_then(variable);
+        argument.get_long() == Some(flag) && set.is_some_and(|set| set.to_string_lossy().contains(&value))
+    };
+    if let Some(name) = arguments.filter(|_| !value.is_empty()).find(is_its).and_then(Arg::get_env) {
+        let tip = format!("the variable {} has this value", name.to_string_lossy());
+        error.insert(ContextKind::Suggested, ContextValue::StyledStrs(vec![tip.into()]));
+    }
+    error
+}
+
+/// A variable that is set to something.
+pub fn variable(name: impl AsRef<OsStr>) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
 /// Puts the settings of the file that `--config` or its variable names into the arguments of a program's `subcommand`,

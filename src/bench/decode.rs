@@ -10,7 +10,9 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 
 use crate::model::spec::{ClipSpec, Preprocessing};
-use crate::video::{DecodeOptions, DecodePool, Decoder, Isolation, PoolOptions, Source, VideoError, time_decoding};
+use crate::video::{
+    DecodeOptions, DecodePool, Decoder, Isolation, Limits, PoolOptions, Source, VideoError, time_decoding,
+};
 
 /// How to measure.
 #[derive(Debug, Clone)]
@@ -65,7 +67,7 @@ pub struct IsolationCost {
 pub fn measure(video: &Path, effort: &Effort) -> Result<Row, VideoError> {
     let source = Source::Path(video.to_path_buf());
     let (clip, preprocessing) = (ClipSpec::default(), Preprocessing::AUTHORS_2018);
-    let options = DecodeOptions::default();
+    let options = DecodeOptions { limits: Limits::UNLIMITED, ..DecodeOptions::default() };
     let (mut alone, mut whole, mut rates) = (Vec::new(), Vec::new(), Vec::new());
     let mut frames = 0;
     let threads = effort.threads.max(1);
@@ -120,7 +122,14 @@ async fn request_for(time: Duration, pool: Arc<DecodePool>, source: Source) -> R
     let (clip, preprocessing) = (ClipSpec::default(), Preprocessing::AUTHORS_2018);
     let (begin, mut frames) = (Instant::now(), 0);
     while begin.elapsed() < time {
-        let mut decoding = pool.decode(source.clone(), clip, preprocessing, DecodeOptions::default()).await;
+        let mut decoding = pool
+            .decode(
+                source.clone(),
+                clip,
+                preprocessing,
+                DecodeOptions { limits: Limits::UNLIMITED, ..DecodeOptions::default() },
+            )
+            .await;
         while decoding.next().await.is_some() {}
         frames += decoding.finish().await?.frames;
     }
@@ -158,7 +167,13 @@ impl Comparison {
         let (clip, preprocessing) = (ClipSpec::default(), Preprocessing::AUTHORS_2018);
         let before = self.cpu_time();
         let keep_going = |_| ControlFlow::Continue(());
-        let summary = decoder.decode_clips(source, &clip, &preprocessing, &DecodeOptions::default(), keep_going)?;
+        let summary = decoder.decode_clips(
+            source,
+            &clip,
+            &preprocessing,
+            &DecodeOptions { limits: Limits::UNLIMITED, ..DecodeOptions::default() },
+            keep_going,
+        )?;
         Ok((self.cpu_time().saturating_sub(before), summary.frames))
     }
 

@@ -3,58 +3,63 @@
 use std::error::Error;
 use std::io::Read;
 use std::iter;
-use std::path::Path;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
-use clap::Args;
-use tokio::io::AsyncReadExt;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, Args};
 use tokio::sync::mpsc;
-use tokio_stream::Stream;
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
-use tracing::warn;
 
+use super::input::{Input, bytes_of, chunks};
+use super::limits::LocalLimitArgs;
 use super::model::{self, DecodeIsolation, DeviceArgs, EngineArgs, ServerArgs};
-use crate::classify::Classifier;
+use super::progress::Watch;
+use crate::classify::{Classifier, ClassifyOptions};
 use crate::engine::{Engine, EngineConfig};
 use crate::hub::ModelSource;
 use crate::metrics::Metrics;
 use crate::rpc::client::{Client, with_retries};
 use crate::rpc::proto;
 use crate::uri;
-use crate::video::{Limits, PoolOptions, Source};
+use crate::video::{PoolOptions, ReadPosition, Source, SpoolOptions};
 
 /// Where videos are classified: by a model on this machine or by a server.
 #[derive(Debug, Args)]
 pub(super) struct BackendArgs {
     /// Model file, or one on the Hugging Face Hub as hf:ORG/REPO[/FILE][@REVISION]; the built-in model if absent
-    #[arg(long, env = "KINETOSCOPE_MODEL", value_name = "FILE", conflicts_with = "server")]
+    #[arg(long, env = "KINETOSCOPE_MODEL", value_name = "FILE", help_heading = "Model or server")]
     pub(super) model: Option<ModelSource>,
 
-    /// Ask this server, such as 127.0.0.1:50051, instead of running a model here
-    #[arg(long, env = "KINETOSCOPE_SERVER", value_name = "URL")]
+    /// Ask this server, such as 127.0.0.1:50051, https://HOST:PORT or unix:PATH, instead of running a model here
+    #[arg(long, env = "KINETOSCOPE_SERVER", value_name = "URL", help_heading = "Model or server")]
     pub(super) server: Option<String>,
+
+    /// Whether a variable names the server, of which not everybody thinks.
+    #[arg(skip)]
+    server_is_from_variable: bool,
 
     #[command(flatten)]
     pub(super) connection: ServerArgs,
 
     /// Name of the server's model to ask; its default one if absent
-    #[arg(long, value_name = "NAME", requires = "server")]
+    #[arg(long, value_name = "NAME", requires = "server", help_heading = "Model or server")]
     pub(super) model_name: Option<String>,
 
     /// Give up on a video after this time
-    #[arg(long, value_name = "TIME", requires = "server")]
+    #[arg(long, value_name = "TIME", requires = "server", help_heading = "Model or server")]
     pub(super) timeout: Option<humantime::Duration>,
 
     /// Try a video again so often while the server is full, stopping or away
-    #[arg(long, value_name = "N", default_value_t = 8, requires = "server")]
+    #[arg(long, value_name = "N", default_value_t = 8, requires = "server", help_heading = "Model or server")]
     pub(super) retries: u32,
 
     /// Videos worked on at a time
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = "Work")]
     pub(super) concurrency: u16,
 
     #[command(flatten)]
@@ -65,11 +70,56 @@ pub(super) struct BackendArgs {
 
     /// Where videos are decoded: in locked-in processes (`process`), so that a video that breaks a decoder breaks
     /// nothing else, or in this one (`none`)
-    #[arg(long, env = "KINETOSCOPE_DECODE_ISOLATION", value_enum, value_name = "WHERE", default_value = "process")]
+    #[arg(
+        long,
+        env = "KINETOSCOPE_DECODE_ISOLATION",
+        value_enum,
+        value_name = "WHERE",
+        default_value = "process",
+        help_heading = "Work"
+    )]
     pub(super) decode_isolation: DecodeIsolation,
+
+    /// Where what comes through pipes is kept while it is worked on, without a name; the system's directory for temporary
+    /// files if absent
+    #[arg(long, value_name = "DIR", help_heading = "Work")]
+    spool: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(super) limits: LocalLimitArgs,
 }
 
 impl BackendArgs {
+    /// Settles who classifies where arguments and variables name both a model and a server: arguments win over variables.
+    /// Also finds arguments that are of no use to who it is.
+    pub(super) fn settle(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        let conflict =
+            |message: String| Err(clap::Error::raw(clap::error::ErrorKind::ArgumentConflict, message + "\n"));
+        let is_argument = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+        match (is_argument("model"), is_argument("server")) {
+            (true, true) => {
+                return conflict("--model runs a model here and --server asks another machine: give one".into());
+            }
+            (true, false) => self.server = None,
+            (false, _) if self.server.is_some() => self.model = None,
+            (false, _) => {}
+        }
+        self.server_is_from_variable = self.server.is_some() && !is_argument("server");
+        if self.server.is_some()
+            && let Some(flag) = self.limits.given()
+        {
+            return conflict(format!("{flag} is for videos that are decoded here; a server has limits of its own"));
+        }
+        Ok(())
+    }
+
+    /// Tells people what they may not expect of a command without --server.
+    pub(super) fn announce(&self) {
+        if let Some(server) = self.server.as_ref().filter(|_| self.server_is_from_variable) {
+            eprintln!("kinetoscope: asking the server {server}, which KINETOSCOPE_SERVER names");
+        }
+    }
+
     /// The server's model to ask; its default one if `None`.
     pub(super) fn model_selector(&self) -> Option<proto::ModelSelector> {
         let name = self.model_name.clone()?;
@@ -79,15 +129,40 @@ impl BackendArgs {
 
 /// Where videos are classified.
 pub(super) enum Backend {
-    Local { engine: Box<Engine>, classifier: Box<Classifier> },
-    Server { client: Box<Client>, timeout: Option<std::time::Duration>, retries: u32 },
+    Local(Box<Local>),
+    Server(Box<Server>),
 }
+
+/// A model of this machine.
+pub(super) struct Local {
+    pub(super) engine: Engine,
+    classifier: Classifier,
+    spool: SpoolOptions,
+}
+
+/// Another process, often on another machine.
+pub(super) struct Server {
+    pub(super) client: Client,
+    timeout: Option<std::time::Duration>,
+    retries: u32,
+    spool: SpoolOptions,
+}
+
+/// Files of more bytes are streamed, not sent as one message.
+const UPLOAD_FROM: u64 = 1 << 20;
+
+/// Clips whose answers wait to be told.
+const CLIPS_AHEAD: usize = 16;
 
 impl Backend {
     pub(super) async fn start(args: &BackendArgs) -> anyhow::Result<Self> {
+        let limits = args.limits.limits();
+        let spool =
+            SpoolOptions { max_bytes: limits.max_bytes, directory: args.spool.clone(), ..SpoolOptions::default() };
         if let Some(server) = &args.server {
-            let client = Box::new(args.connection.connect(server).await?);
-            return Ok(Self::Server { client, timeout: args.timeout.map(Into::into), retries: args.retries });
+            let client = args.connection.connect(server).await?;
+            let (timeout, retries) = (args.timeout.map(Into::into), args.retries);
+            return Ok(Self::Server(Box::new(Server { client, timeout, retries, spool })));
         }
         let threads = args.engine.threads();
         let metrics = Arc::new(Metrics::default());
@@ -95,53 +170,134 @@ impl Backend {
         let config = EngineConfig::new(threads, devices.default_max_batch());
         let engine = Engine::start_on(&devices, model::load(args.model.as_ref())?, config, &metrics)?;
         let pool = PoolOptions { threads, open_videos: args.concurrency.into() };
-        let classifier = Classifier::new(Limits::default(), args.decode_isolation.into(), pool, metrics);
-        Ok(Self::Local { engine: Box::new(engine), classifier: Box::new(classifier) })
+        let isolation = args.decode_isolation.within(&limits);
+        let classifier = Classifier::new(limits, isolation, pool, metrics);
+        Ok(Self::Local(Box::new(Local { engine, classifier, spool })))
     }
 
+    /// Classifies a file, what comes through a pipe, or what a URI names, and lets `watch` see how far that is.
     pub(super) async fn classify(
         &self,
-        path: &Path,
+        name: &Path,
         options: &proto::ClassificationOptions,
+        watch: &Watch<'_>,
     ) -> anyhow::Result<proto::VideoClassification> {
         match self {
-            Self::Local { .. } if names_uri(path) => bail!("a URI is for a server to read: name one with --server"),
-            Self::Local { engine, classifier } => {
-                let source = match read_stdin(path)? {
-                    Some(bytes) => Source::Bytes(bytes),
-                    None => Source::Path(path.to_owned()),
-                };
-                Ok(classifier.classify(engine, source, &options.try_into()?, None).await?.into())
+            Self::Local(_) if names_uri(name) => bail!("a URI is for a server to read: name one with --server"),
+            Self::Local(local) => local.classify(name, options, watch).await,
+            Self::Server(server) if names_uri(name) => server.classify_uri(name, options).await,
+            Self::Server(server) => server.classify(name, options, watch).await,
+        }
+    }
+}
+
+impl Local {
+    async fn classify(
+        &self,
+        name: &Path,
+        options: &proto::ClassificationOptions,
+        watch: &Watch<'_>,
+    ) -> anyhow::Result<proto::VideoClassification> {
+        match open(name, &self.spool).await? {
+            Input::File(file, len) => {
+                watch.reads(len);
+                self.run(Source::File(file), options, watch).await
             }
-            Self::Server { client, timeout, retries } if names_uri(path) => {
-                let uri = path.to_str().context("the URI is not UTF-8")?;
-                let call = || async {
-                    let (mut client, options) = (Client::clone(client), options.clone());
-                    client.classify_uri(uri.to_owned(), options, *timeout).await
-                };
-                with_retries(*retries, call).await.map_err(|status| describe(&status))
+            Input::Stream(reader, coming) => coming.or_failure(self.run(Source::Spool(reader), options, watch)).await,
+        }
+    }
+
+    async fn run(
+        &self,
+        source: Source,
+        options: &proto::ClassificationOptions,
+        watch: &Watch<'_>,
+    ) -> anyhow::Result<proto::VideoClassification> {
+        let options: ClassifyOptions = options.try_into()?;
+        let position = ReadPosition::default();
+        let source = Source::Watched(Box::new(source), position.clone());
+        let (sender, mut clips) = mpsc::channel(CLIPS_AHEAD);
+        let classify = async {
+            // The sender ends with this block, and with it the stream of clips.
+            let sender = sender;
+            self.classifier.classify(&self.engine, source, &options, Some(&sender)).await
+        };
+        let tell = async {
+            while let Some(clip) = clips.recv().await {
+                watch.clip(clip.end, position.get());
             }
-            Self::Server { client, timeout, retries } => {
-                let content = match read_stdin(path)? {
-                    Some(bytes) => Some(bytes),
-                    None if tokio::fs::metadata(path).await?.len() <= UPLOAD_FROM => {
-                        Some(tokio::fs::read(path).await?.into())
-                    }
-                    None => None,
+        };
+        let (answer, ()) = tokio::join!(classify, tell);
+        Ok(answer?.into())
+    }
+}
+
+impl Server {
+    async fn classify(
+        &self,
+        name: &Path,
+        options: &proto::ClassificationOptions,
+        watch: &Watch<'_>,
+    ) -> anyhow::Result<proto::VideoClassification> {
+        match open(name, &self.spool).await? {
+            Input::File(file, len) if len <= UPLOAD_FROM => {
+                let mut content = vec![0; len as usize];
+                file.read_exact_at(&mut content, 0)?;
+                self.send(content.into(), options).await
+            }
+            Input::File(file, _) => self.upload(|| bytes_of(&file), options, watch).await,
+            Input::Stream(reader, coming) => {
+                let bytes = || {
+                    let mut reader = reader.clone();
+                    move |out: &mut [u8]| reader.read(out)
                 };
-                let call = || async {
-                    let (mut client, options) = (Client::clone(client), options.clone());
-                    match &content {
-                        Some(content) => client.classify_video(content.clone(), options, *timeout).await,
-                        None => {
-                            let file = tokio::fs::File::open(path).await?;
-                            client.classify_upload(chunks(file), options, *timeout, |_| {}).await
-                        }
-                    }
-                };
-                with_retries(*retries, call).await.map_err(|status| describe(&status))
+                coming.or_failure(self.upload(bytes, options, watch)).await
             }
         }
+    }
+
+    async fn classify_uri(
+        &self,
+        uri: &Path,
+        options: &proto::ClassificationOptions,
+    ) -> anyhow::Result<proto::VideoClassification> {
+        let uri = uri.to_str().context("the URI is not UTF-8")?;
+        let call = || async {
+            let (mut client, options) = (self.client.clone(), options.clone());
+            client.classify_uri(uri.to_owned(), options, self.timeout).await
+        };
+        with_retries(self.retries, call).await.map_err(|status| describe(&status))
+    }
+
+    /// Sends a video in one message.
+    async fn send(
+        &self,
+        content: Bytes,
+        options: &proto::ClassificationOptions,
+    ) -> anyhow::Result<proto::VideoClassification> {
+        let call = || async {
+            let (mut client, options) = (self.client.clone(), options.clone());
+            client.classify_video(content.clone(), options, self.timeout).await
+        };
+        with_retries(self.retries, call).await.map_err(|status| describe(&status))
+    }
+
+    /// Sends a video while it is read, which each try does anew.
+    async fn upload<R>(
+        &self,
+        bytes: impl Fn() -> R,
+        options: &proto::ClassificationOptions,
+        watch: &Watch<'_>,
+    ) -> anyhow::Result<proto::VideoClassification>
+    where
+        R: FnMut(&mut [u8]) -> std::io::Result<usize> + Send + 'static,
+    {
+        let call = || async {
+            watch.begins();
+            let (mut client, options) = (self.client.clone(), options.clone());
+            client.classify_upload(chunks(bytes()), options, self.timeout, |event| watch.event(event)).await
+        };
+        with_retries(self.retries, call).await.map_err(|status| describe(&status))
     }
 }
 
@@ -150,38 +306,9 @@ fn names_uri(path: &Path) -> bool {
     path.to_str().is_some_and(uri::is_uri) && !path.exists()
 }
 
-/// Files of more bytes are streamed, not sent as one message.
-const UPLOAD_FROM: u64 = 1 << 20;
-
-/// A file's bytes as they are wanted. One that can't be read to its end is cut off there, which the server notices.
-fn chunks(mut file: tokio::fs::File) -> impl Stream<Item = Bytes> + Send + 'static {
-    const CHUNK: usize = 256 << 10;
-    let (sender, chunks) = mpsc::channel(2);
-    tokio::spawn(async move {
-        loop {
-            let mut chunk = Vec::with_capacity(CHUNK);
-            match (&mut file).take(CHUNK as u64).read_to_end(&mut chunk).await {
-                Ok(0) => break,
-                Ok(_) if sender.send(chunk.into()).await.is_ok() => {}
-                Ok(_) => break,
-                Err(error) => {
-                    warn!(%error, "the video can't be read to its end");
-                    break;
-                }
-            }
-        }
-    });
-    ReceiverStream::new(chunks)
-}
-
-/// Standard input's bytes if the path is `-`.
-fn read_stdin(path: &Path) -> std::io::Result<Option<Bytes>> {
-    if path != Path::new("-") {
-        return Ok(None);
-    }
-    let mut bytes = Vec::new();
-    std::io::stdin().lock().read_to_end(&mut bytes)?;
-    Ok(Some(bytes.into()))
+async fn open(name: &Path, spool: &SpoolOptions) -> anyhow::Result<Input> {
+    let (name, spool) = (name.to_owned(), spool.clone());
+    Ok(tokio::task::spawn_blocking(move || Input::open(&name, spool)).await??)
 }
 
 /// A server's refusal in words.

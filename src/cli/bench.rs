@@ -53,7 +53,7 @@ struct ServeArgs {
     #[arg(long, value_name = "N", conflicts_with = "videos", value_parser = clap::value_parser!(u16).range(1..=1024))]
     clips: Option<u16>,
 
-    /// The server
+    /// The server: HOST:PORT, https://HOST:PORT or unix:PATH
     #[arg(long, env = "KINETOSCOPE_SERVER", value_name = "URL", default_value = "127.0.0.1:50051")]
     server: String,
 
@@ -281,7 +281,11 @@ fn parse_rate(text: &str) -> Result<f64, String> {
 fn bench_decode(args: DecodeArgs) -> anyhow::Result<ExitCode> {
     use crate::bench::decode::{Effort, measure};
 
-    let effort = Effort { isolation: args.isolation.into(), threads: args.threads.into(), rounds: args.rounds.into() };
+    let effort = Effort {
+        isolation: args.isolation.within(&crate::video::Limits::UNLIMITED),
+        threads: args.threads.into(),
+        rounds: args.rounds.into(),
+    };
     if !args.json {
         println!("{:>9} {:>12} {:>12} {:>7} {:>10}  video", "frames", "decode", "+ transform", "ratio", "frames/s");
     }

@@ -1,20 +1,24 @@
 //! `kinetoscope classify`.
 
 use std::collections::{BTreeMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, anyhow, bail};
 use clap::{Args as ClapArgs, ValueEnum};
-use humantime::Duration;
-use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::JoinSet;
 
 use super::backend::{Backend, BackendArgs};
-use super::report::Report;
+use super::name::{escaped, unescaped};
+use super::progress::{Progress, Watch};
+use super::report::{Asked, Report};
+use super::time;
+use super::videos::{Named, gather};
 use crate::classify::ClassifyOptions;
 use crate::rpc::proto;
 
@@ -24,18 +28,37 @@ use crate::rpc::proto;
 /// still classified.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
-    /// Video files; `-` reads one from standard input. With --server also URIs (file, http, https, s3, gs, az), which the
-    /// server reads itself if its operator allows them
+    /// Video files, pipes among them; `-` is standard input. They are decoded while they come. With --server also URIs (file,
+    /// http, https, s3, gs, az), which the server reads itself if its operator allows them
     #[arg(required_unless_present = "from", value_name = "VIDEO")]
     videos: Vec<PathBuf>,
 
-    /// Also classify the files and URIs that this file names, one a line
+    /// Also classify the files and URIs that this file names, one a line; `-` is standard input. Names are taken as they are,
+    /// byte by byte
     #[arg(long, value_name = "FILE")]
     from: Option<PathBuf>,
 
-    #[command(flatten)]
-    backend: BackendArgs,
+    /// Take the videos in directories that are named, and in those below them: files with the usual endings, such as .mp4
+    #[arg(long)]
+    recursive: bool,
 
+    #[command(flatten)]
+    answer: AnswerArgs,
+
+    #[command(flatten)]
+    part: PartArgs,
+
+    #[command(flatten)]
+    output: OutputArgs,
+
+    #[command(flatten)]
+    pub(super) backend: BackendArgs,
+}
+
+/// What is asked about a video.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Answer")]
+struct AnswerArgs {
     /// Labels to print, best first; 0 prints all
     #[arg(long, value_name = "N", default_value_t = ClassifyOptions::DEFAULT_TOP_K as u32)]
     top_k: u32,
@@ -49,32 +72,43 @@ pub(super) struct Args {
     #[arg(long, value_name = "MODE", num_args = 0..=1, require_equals = true, default_missing_value = "merged")]
     segments: Option<Segments>,
 
-    /// Begin at this time of each video
-    #[arg(long, value_name = "TIME")]
+    /// Let each clip count as much as it has different frames, instead of the same for all as in the paper: the last one is
+    /// often short and repeated
+    #[arg(long)]
+    weight_by_frames: bool,
+
+    /// Give the network's features of each video too, the mean over its clips: in JSON, as they are many numbers
+    #[arg(long)]
+    embedding: bool,
+}
+
+/// What of a video is looked at.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Part of a video")]
+struct PartArgs {
+    /// Begin at this time of each video, such as 1:23:45, 90 (seconds) or 1m30s
+    #[arg(long, value_name = "TIME", value_parser = time::parse)]
     start: Option<Duration>,
 
     /// End at this time of each video
-    #[arg(long, value_name = "TIME")]
+    #[arg(long, value_name = "TIME", value_parser = time::parse)]
     end: Option<Duration>,
 
     /// Look at every n-th clip only
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     clip_stride: u32,
 
-    /// Look at so many clips of a video at most
+    /// Look at so many clips of a video at most. Of a pipe no more is read than they need
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     max_clips: Option<u64>,
+}
 
-    /// Let each clip count as much as it has different frames, instead of the same for all as in the paper: the last one is
-    /// often short and repeated
-    #[arg(long)]
-    weight_by_frames: bool,
-
-    /// Print the network's features of each video too, in JSON
-    #[arg(long)]
-    embedding: bool,
-
-    /// Print one JSON object a video, a line each
+/// How and where answers are written.
+#[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Output")]
+struct OutputArgs {
+    /// Print one JSON object a video, a line each. A name that is no UTF-8 text is written with `\xNN` for each byte that is
+    /// none and `\\` for a backslash; `"video_escaped": true` says so
     #[arg(long)]
     json: bool,
 
@@ -94,78 +128,81 @@ enum Segments {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let mut videos = args.videos.clone();
-    if let Some(list) = &args.from {
-        let list = std::fs::read_to_string(list).with_context(|| format!("can't read {}", list.display()))?;
-        videos.extend(list.lines().map(str::trim).filter(|line| !line.is_empty()).map(PathBuf::from));
-    }
-    let mut out = match &args.output {
-        Some(path) => Out::file(path, args.resume)?,
-        None => Out::stdout(args.json),
+    args.backend.announce();
+    let mut videos = gather(&args.videos, args.from.as_deref(), args.recursive)?;
+    let mut out = match &args.output.output {
+        Some(path) => Out::file(path, args.output.resume)?,
+        None => Out::stdout(args.output.json),
     };
     let asked = videos.len();
-    videos.retain(|path| !out.has(path));
+    videos.retain(|video| !out.has(video.name.as_os_str()));
     if videos.len() < asked {
         eprintln!("kinetoscope: {} of {asked} videos were done before", asked - videos.len());
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let failed = runtime.block_on(classify_all(&args, videos, &mut out))?;
+    // A read of a pipe may still wait for bytes that nobody wants.
+    runtime.shutdown_background();
     Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
 /// Gives the number of videos that failed.
-async fn classify_all(args: &Args, videos: Vec<PathBuf>, out: &mut Out) -> anyhow::Result<usize> {
+async fn classify_all(args: &Args, videos: Vec<Named>, out: &mut Out) -> anyhow::Result<usize> {
     let backend = Arc::new(Backend::start(&args.backend).await?);
     let options = options(args);
-    let progress = Progress::new(videos.len());
+    let asked = Asked { segments: args.answer.segments.is_some(), threshold: args.answer.threshold };
+    let progress = Arc::new(Progress::new(videos.len()));
     let mut waiting = videos.into_iter().enumerate();
     let mut tasks = JoinSet::new();
     let mut failed = 0;
     loop {
         while tasks.len() < usize::from(args.backend.concurrency)
-            && let Some((index, path)) = waiting.next()
+            && let Some((index, video)) = waiting.next()
         {
-            let (backend, options) = (Arc::clone(&backend), options.clone());
+            let (backend, options, progress) = (Arc::clone(&backend), options.clone(), Arc::clone(&progress));
             tasks.spawn(async move {
-                let answer = backend.classify(&path, &options).await;
-                (index, path, answer)
+                let answer = match &video.trouble {
+                    Some(trouble) => Err(anyhow!("{trouble}")),
+                    None => backend.classify(&video.name, &options, &Watch::new(Some(&progress))).await,
+                };
+                (index, video, answer)
             });
         }
         let Some(ended) = tasks.join_next().await else { break };
-        let (index, path, answer) = ended?;
+        let (index, video, answer) = ended?;
         let report = match answer {
-            Ok(answer) => Some(Report::new(path.display().to_string(), answer, args.segments.is_some())),
+            Ok(answer) => Some(Report::new(video.name.as_os_str(), answer, asked)),
             Err(error) => {
                 failed += 1;
-                progress.suspend(|| eprintln!("kinetoscope: {}: {error:#}", path.display()));
+                progress.suspend(|| eprintln!("kinetoscope: {}: {}", video.title(), super::with_causes(&error)));
                 None
             }
         };
+        progress.done(report.is_none());
         progress.suspend(|| out.put(index, report))?;
-        progress.advance(failed);
     }
     Ok(failed)
 }
 
 fn options(args: &Args) -> proto::ClassificationOptions {
     // Only times of more than ten thousand years don't fit.
-    let time = |time: Option<Duration>| time.and_then(|time| (*time).try_into().ok());
+    let time = |time: Option<Duration>| time.and_then(|time| time.try_into().ok());
     proto::ClassificationOptions {
         model: args.backend.model_selector(),
-        top_k: Some(args.top_k),
-        score_threshold: args.threshold,
-        segments: match args.segments {
+        top_k: Some(args.answer.top_k),
+        score_threshold: args.answer.threshold,
+        segments: match args.answer.segments {
             None => proto::SegmentMode::Unspecified,
             Some(Segments::Merged) => proto::SegmentMode::Merged,
             Some(Segments::Clips) => proto::SegmentMode::Clip,
         }
         .into(),
-        embedding: args.embedding,
-        start: time(args.start),
-        end: time(args.end),
-        clip_stride: args.clip_stride,
-        max_clips: args.max_clips.unwrap_or(0),
-        weight_by_frames: args.weight_by_frames,
+        embedding: args.answer.embedding,
+        start: time(args.part.start),
+        end: time(args.part.end),
+        clip_stride: args.part.clip_stride,
+        max_clips: args.part.max_clips.unwrap_or(0),
+        weight_by_frames: args.answer.weight_by_frames,
         ..Default::default()
     }
 }
@@ -180,7 +217,7 @@ enum Target {
     /// In the order of the command line: what came before its turn waits.
     Stdout { json: bool, next: usize, early: BTreeMap<usize, Option<Report>> },
     /// As they come.
-    File { file: File, done: HashSet<String> },
+    File { file: File, path: PathBuf, done: HashSet<OsString> },
 }
 
 impl Out {
@@ -189,32 +226,22 @@ impl Out {
     }
 
     fn file(path: &Path, resume: bool) -> anyhow::Result<Self> {
-        let open = || -> std::io::Result<(File, HashSet<String>)> {
-            let mut file = File::options().create(true).append(true).read(true).open(path)?;
-            let mut done = HashSet::new();
-            let mut text = String::new();
-            if file.metadata()?.len() > 0 && !resume {
-                return Err(std::io::Error::other("it is there already; --resume goes on with it"));
-            }
-            file.read_to_string(&mut text)?;
-            let whole = text.rfind('\n').map_or(0, |end| end + 1);
-            file.set_len(whole as u64)?;
-            for line in text[..whole].lines() {
-                let value: serde_json::Value = serde_json::from_str(line)?;
-                done.extend(value.get("video").and_then(|video| video.as_str()).map(str::to_owned));
-            }
-            Ok((file, done))
+        let context = || format!("can't write to {}", escaped(path.as_os_str()));
+        let mut file = File::options().create(true).append(true).read(true).open(path).with_context(context)?;
+        let done = match file.metadata().with_context(context)?.len() {
+            0 => HashSet::new(),
+            _ if resume => mend(&mut file).with_context(context)?,
+            _ => bail!("{}: it is there already; --resume goes on with it", context()),
         };
-        let (file, done) = open().with_context(|| format!("can't write to {}", path.display()))?;
-        Ok(Self { target: Target::File { file, done }, warned: Vec::new() })
+        Ok(Self { target: Target::File { file, path: path.to_owned(), done }, warned: Vec::new() })
     }
 
     /// Whether the file has this video's answer from an earlier run.
-    fn has(&self, path: &Path) -> bool {
-        matches!(&self.target, Target::File { done, .. } if done.contains(&path.display().to_string()))
+    fn has(&self, name: &OsStr) -> bool {
+        matches!(&self.target, Target::File { done, .. } if done.contains(name))
     }
 
-    fn put(&mut self, index: usize, report: Option<Report>) -> std::io::Result<()> {
+    fn put(&mut self, index: usize, report: Option<Report>) -> anyhow::Result<()> {
         // A warning is about the model, so once is enough.
         for warning in report.iter().flat_map(Report::warnings) {
             if !self.warned.contains(warning) {
@@ -228,48 +255,48 @@ impl Out {
                 while let Some(report) = early.remove(next) {
                     *next += 1;
                     let Some(report) = report else { continue };
-                    let mut out = std::io::stdout().lock();
                     if *json {
-                        writeln!(out, "{}", report.to_json())?;
+                        println!("{}", report.to_json());
                     } else {
-                        out.write_all(report.to_text().as_bytes())?;
+                        print!("{}", report.to_text());
                     }
                 }
                 Ok(())
             }
             // In one call, so that a line is there as a whole or is the last.
-            Target::File { file, .. } => report.map_or(Ok(()), |report| {
+            Target::File { file, path, .. } => report.map_or(Ok(()), |report| {
                 let line = report.to_json() + "\n";
-                file.write_all(line.as_bytes())
+                file.write_all(line.as_bytes()).with_context(|| format!("can't write to {}", escaped(path.as_os_str())))
             }),
         }
     }
 }
 
-/// A bar on the terminal, if there is one and more than one video.
-struct Progress(ProgressBar);
-
-impl Progress {
-    fn new(videos: usize) -> Self {
-        let bar = if videos > 1 { ProgressBar::new(videos as u64) } else { ProgressBar::hidden() };
-        let style = ProgressStyle::with_template("{bar:30} {pos}/{len} videos, {per_sec}, {eta} left {msg}");
-        Self(bar.with_style(style.expect("the template is right")))
-    }
-
-    fn advance(&self, failed: usize) {
-        self.0.inc(1);
-        if failed > 0 {
-            self.0.set_message(format!("({failed} failed)"));
+/// Takes off the last line of an earlier run if it was cut off, and gives the names of the videos that are done.
+fn mend(file: &mut File) -> anyhow::Result<HashSet<OsString>> {
+    let mut done = HashSet::new();
+    let mut lines = BufReader::new(&*file);
+    let (mut whole, mut line) = (0, Vec::new());
+    for number in 1.. {
+        line.clear();
+        let len = lines.read_until(b'\n', &mut line)?;
+        if line.last() != Some(&b'\n') {
+            break;
         }
+        whole += len as u64;
+        done.extend(name_in(&line).with_context(|| format!("line {number} is no answer of an earlier run"))?);
     }
-
-    fn suspend<T>(&self, print: impl FnOnce() -> T) -> T {
-        self.0.suspend(print)
-    }
+    file.set_len(whole)?;
+    file.seek(std::io::SeekFrom::End(0))?;
+    Ok(done)
 }
 
-impl Drop for Progress {
-    fn drop(&mut self) {
-        self.0.finish_and_clear();
+/// The name in a line of output; none in lines of other programs.
+fn name_in(line: &[u8]) -> anyhow::Result<Option<OsString>> {
+    let value: serde_json::Value = serde_json::from_slice(line)?;
+    let Some(video) = value.get("video").and_then(|video| video.as_str()) else { return Ok(None) };
+    match value.get("video_escaped").and_then(|escaped| escaped.as_bool()) {
+        Some(true) => unescaped(video).map(Some).context("the video's name is not escaped"),
+        _ => Ok(Some(video.into())),
     }
 }

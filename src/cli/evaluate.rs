@@ -14,6 +14,7 @@ use tonic::Code;
 
 use super::backend::{Backend, BackendArgs, Refusal};
 use super::data::DataArgs;
+use super::progress::Watch;
 use crate::classify::ClassifyError;
 use crate::model::spec::{ClipSpec, ColorMatrix, Preprocessing};
 use crate::replacement::write_whole;
@@ -44,7 +45,7 @@ pub(super) struct Args {
     split: SplitArg,
 
     #[command(flatten)]
-    backend: BackendArgs,
+    pub(super) backend: BackendArgs,
 
     /// Print the figures as one JSON object
     #[arg(long)]
@@ -91,6 +92,7 @@ impl SplitArg {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    args.backend.announce();
     let begun = Instant::now();
     let (spec, dataset) = open(&args)?;
     let examples = args.split.examples(&dataset);
@@ -194,7 +196,7 @@ async fn evaluate(
         {
             let (backend, options) = (Arc::clone(&backend), options(args, example));
             let path = example.video.clone();
-            tasks.spawn(async move { (index, backend.classify(&path, &options).await) });
+            tasks.spawn(async move { (index, backend.classify(&path, &options, &Watch::new(None)).await) });
         }
         let Some(ended) = tasks.join_next().await else { break };
         let (index, outcome) = ended?;
@@ -276,12 +278,12 @@ struct ModelInfo {
 
 async fn describe_model(backend: &Backend, name: Option<&str>) -> anyhow::Result<ModelInfo> {
     match backend {
-        Backend::Local { engine, .. } => {
-            let spec = engine.spec();
+        Backend::Local(local) => {
+            let spec = local.engine.spec();
             Ok(ModelInfo { name: spec.name.clone(), labels: spec.labels.clone(), trained: spec.trained })
         }
-        Backend::Server { client, .. } => {
-            let model = client.as_ref().clone().model(name.unwrap_or_default()).await;
+        Backend::Server(server) => {
+            let model = server.client.clone().model(name.unwrap_or_default()).await;
             let model = model.map_err(|status| anyhow::anyhow!("{:?}: {}", status.code(), status.message()));
             let proto::Model { name, labels, trained, .. } = model.context("the server can't describe the model")?;
             Ok(ModelInfo { name, labels, trained })
@@ -329,7 +331,7 @@ fn write_files(
 
 /// Frames of some videos and what the model says about them.
 fn strips(args: &Args, evaluation: &Evaluation, examples: &[Example]) -> Vec<Strip> {
-    let decoder = Decoder::new(args.backend.decode_isolation.into());
+    let decoder = Decoder::new(args.backend.decode_isolation.within(&args.backend.limits.limits()));
     let strip = |example: usize| {
         let (_, answer) = evaluation.answers().find(|(other, _)| *other == example)?;
         let best = answer.video.first()?;

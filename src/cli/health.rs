@@ -15,7 +15,7 @@ use super::model::ServerArgs;
 /// requests, and 1 if it does not, can't be reached or gives no answer in time.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
-    /// The server
+    /// The server: HOST:PORT, https://HOST:PORT or unix:PATH
     #[arg(long, env = "KINETOSCOPE_SERVER", value_name = "URL", default_value = "127.0.0.1:50051")]
     server: String,
 

@@ -1,5 +1,17 @@
 //! The command line: arguments in, exit status out. One module a subcommand.
 
+/// These stand before std's macros in all commands; see [`output`].
+macro_rules! print {
+    ($($text:tt)*) => { $crate::cli::output::print(format_args!($($text)*)) };
+}
+macro_rules! println {
+    () => { $crate::cli::output::print(format_args!("\n")) };
+    ($($text:tt)*) => { $crate::cli::output::print(format_args!("{}\n", format_args!($($text)*))) };
+}
+macro_rules! eprintln {
+    ($($text:tt)*) => { $crate::cli::output::tell(format_args!("{}\n", format_args!($($text)*))) };
+}
+
 #[cfg(feature = "video")]
 mod backend;
 mod bench;
@@ -10,25 +22,39 @@ mod convert;
 mod data;
 #[cfg(feature = "video")]
 mod evaluate;
+mod headings;
 #[cfg(feature = "video")]
 mod health;
+#[cfg(feature = "video")]
+mod input;
 mod inspect;
+#[cfg(feature = "video")]
+mod limits;
 mod model;
 #[cfg(feature = "video")]
+mod name;
+mod output;
+#[cfg(feature = "video")]
 mod prepare;
+#[cfg(feature = "video")]
+mod progress;
 #[cfg(feature = "video")]
 mod report;
 #[cfg(feature = "video")]
 mod serve;
 #[cfg(feature = "video")]
+mod time;
+#[cfg(feature = "video")]
 mod train;
+#[cfg(feature = "video")]
+mod videos;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 
 use crate::config;
@@ -96,12 +122,31 @@ impl Cli {
     /// Parses this process's arguments, with the settings of the file that `serve --config` names. Ends the process if
     /// they make no sense.
     pub fn from_process() -> Self {
+        let program = config::with_variables(program());
         let arguments: Vec<OsString> = std::env::args_os().collect();
-        let expanded = config::expand(&Self::command(), "serve", &arguments, |name| std::env::var_os(name));
-        match expanded {
-            Ok(arguments) => Self::parse_from(arguments),
-            Err(error) => Self::command().error(clap::error::ErrorKind::InvalidValue, error).exit(),
+        let arguments = match config::expand(&program, "serve", &arguments, |name| config::variable(name)) {
+            Ok(arguments) => arguments,
+            Err(error) => program.clone().error(clap::error::ErrorKind::InvalidValue, error).exit(),
+        };
+        let parsed = program.clone().try_get_matches_from(arguments).and_then(|matches| {
+            let mut cli = Self::from_arg_matches(&matches)?;
+            cli.settle(&matches)?;
+            Ok(cli)
+        });
+        parsed.unwrap_or_else(|error| config::name_variable(error.format(&mut program.clone()), &program).exit())
+    }
+
+    /// Settles what arguments and variables say against each other.
+    fn settle(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
+        #[cfg(feature = "video")]
+        if let Some((_, matches)) = matches.subcommand() {
+            match &mut self.command {
+                Command::Classify(args) => args.backend.settle(matches)?,
+                Command::Evaluate(args) => args.backend.settle(matches)?,
+                _ => {}
+            }
         }
+        Ok(())
     }
 
     /// Runs the command. Errors go to standard error; success is status 0.
@@ -146,7 +191,9 @@ impl Cli {
             Command::Inspect(args) => inspect::run(args),
             Command::Bench(args) => bench::run(args),
             Command::Completions { shell } => {
-                clap_complete::generate(shell, &mut Self::command(), "kinetoscope", &mut std::io::stdout());
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut program(), "kinetoscope", &mut script);
+                print!("{}", String::from_utf8_lossy(&script));
                 Ok(ExitCode::SUCCESS)
             }
             Command::Man { directory } => man(&directory),
@@ -158,6 +205,10 @@ impl Cli {
             ExitCode::FAILURE
         })
     }
+}
+
+fn program() -> clap::Command {
+    headings::with_headings(Cli::command())
 }
 
 /// An error and its causes, but for those whose words stand at the end of what they caused.
@@ -173,7 +224,7 @@ fn words_of(causes: impl Iterator<Item = String>) -> String {
 
 fn man(directory: &Path) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(directory)
-        .and_then(|()| clap_mangen::generate_to(Cli::command(), directory))
+        .and_then(|()| clap_mangen::generate_to(program(), directory))
         .with_context(|| format!("can't write manual pages to {}", directory.display()))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -184,7 +235,29 @@ mod tests {
 
     #[test]
     fn arguments_are_consistent() {
-        Cli::command().debug_assert();
+        program().debug_assert();
+    }
+
+    #[test]
+    fn flags_stand_below_headings() {
+        let help = |name: &str| {
+            let mut program = program();
+            program.find_subcommand_mut(name).expect("a command").render_help().to_string()
+        };
+        for (command, headings) in [
+            ("inspect", &["Options:"][..]),
+            #[cfg(feature = "video")]
+            ("serve", &["Network:", "Models:", "Work:", "Load:", "Limits of a video:", "Videos by URI:"]),
+            #[cfg(feature = "video")]
+            ("classify", &["Answer:", "Part of a video:", "Output:", "Model or server:", "Limits of a video:"]),
+            #[cfg(feature = "video")]
+            ("train", &["Data:", "Network:", "Clips:", "Recipe:", "Optimizer:", "Several processes:"]),
+        ] {
+            let help = help(command);
+            headings
+                .iter()
+                .for_each(|heading| assert!(help.contains(&format!("\n{heading}\n")), "{heading} of {help}"));
+        }
     }
 
     #[test]

@@ -18,7 +18,8 @@ use crate::model::spec::Shortcut;
 #[derive(Debug, Args)]
 pub(super) struct EngineArgs {
     /// Threads that compute; all cores if absent
-    #[arg(long, env = "KINETOSCOPE_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, env = "KINETOSCOPE_THREADS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024),
+          help_heading = "Work")]
     threads: Option<u16>,
 }
 
@@ -33,11 +34,18 @@ impl EngineArgs {
 pub(super) struct DeviceArgs {
     /// Where models run: `cpu`, `cuda` (all GPUs) or `cuda:N`, which may be given several times. All GPUs that can be used
     /// if absent, or else the CPU
-    #[arg(long, env = "KINETOSCOPE_DEVICE", value_name = "DEVICE", value_delimiter = ',')]
+    #[arg(long, env = "KINETOSCOPE_DEVICE", value_name = "DEVICE", value_delimiter = ',', help_heading = "Work")]
     device: Vec<DeviceRequest>,
 
     /// What GPUs compute with; CPUs compute in f32
-    #[arg(long, env = "KINETOSCOPE_PRECISION", value_enum, value_name = "TYPE", default_value = "bf16")]
+    #[arg(
+        long,
+        env = "KINETOSCOPE_PRECISION",
+        value_enum,
+        value_name = "TYPE",
+        default_value = "bf16",
+        help_heading = "Work"
+    )]
     precision: PrecisionArg,
 }
 
@@ -95,14 +103,12 @@ pub(super) enum DecodeIsolation {
 }
 
 #[cfg(feature = "video")]
-impl From<DecodeIsolation> for crate::video::Isolation {
-    fn from(isolation: DecodeIsolation) -> Self {
-        isolation.with(crate::video::WorkerOptions::default())
-    }
-}
-
-#[cfg(feature = "video")]
 impl DecodeIsolation {
+    /// Decoding there of videos within `limits`.
+    pub(super) fn within(self, limits: &crate::video::Limits) -> crate::video::Isolation {
+        self.with(crate::video::WorkerOptions::for_limits(limits))
+    }
+
     /// The same, with processes of this kind.
     pub(super) fn with(self, workers: crate::video::WorkerOptions) -> crate::video::Isolation {
         match self {
@@ -117,19 +123,37 @@ impl DecodeIsolation {
 #[derive(Debug, Args)]
 pub(super) struct ServerArgs {
     /// Token to send, if the server wants one
-    #[arg(long, env = "KINETOSCOPE_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    #[arg(
+        long,
+        env = "KINETOSCOPE_TOKEN",
+        value_name = "TOKEN",
+        hide_env_values = true,
+        help_heading = "Connection to a server"
+    )]
     token: Option<String>,
 
     /// Root of the server's certificate, a PEM file, for https; the system's roots if absent
-    #[arg(long, env = "KINETOSCOPE_CA", value_name = "FILE")]
+    #[arg(long, env = "KINETOSCOPE_CA", value_name = "FILE", help_heading = "Connection to a server")]
     ca: Option<std::path::PathBuf>,
 
     /// Certificate to show to a server that wants one of its clients (its --tls-client-ca), a PEM file
-    #[arg(long, env = "KINETOSCOPE_CLIENT_CERTIFICATE", value_name = "FILE", requires = "client_key")]
+    #[arg(
+        long,
+        env = "KINETOSCOPE_CLIENT_CERTIFICATE",
+        value_name = "FILE",
+        requires = "client_key",
+        help_heading = "Connection to a server"
+    )]
     client_certificate: Option<std::path::PathBuf>,
 
     /// Private key of that certificate, a PEM file
-    #[arg(long, env = "KINETOSCOPE_CLIENT_KEY", value_name = "FILE", requires = "client_certificate")]
+    #[arg(
+        long,
+        env = "KINETOSCOPE_CLIENT_KEY",
+        value_name = "FILE",
+        requires = "client_certificate",
+        help_heading = "Connection to a server"
+    )]
     client_key: Option<std::path::PathBuf>,
 }
 

@@ -1,7 +1,6 @@
 //! `kinetoscope serve`.
 
 use std::io::Write;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -14,6 +13,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
+use super::limits::ServerLimitArgs;
 use super::model::{DecodeIsolation, DeviceArgs, EngineArgs};
 use crate::classify::Classifier;
 use crate::config;
@@ -21,9 +21,9 @@ use crate::engine::EngineConfig;
 use crate::hub::ModelSource;
 use crate::metrics::Metrics;
 use crate::repository::{self, Repository, RepositoryOptions};
-use crate::rpc::{self, Credentials, Listeners, ServeOptions, Services, TlsFiles};
+use crate::rpc::{self, Credentials, ListenAddress, Listener, Listeners, ServeOptions, Services, TlsFiles};
 use crate::uri::{Prefix, UriOptions, Uris};
-use crate::video::{Limits, PoolOptions, WorkerOptions};
+use crate::video::{PoolOptions, WorkerOptions};
 
 /// Serve models over gRPC
 ///
@@ -39,9 +39,10 @@ pub(super) struct Args {
     #[arg(long)]
     check: bool,
 
-    /// Address to listen on. Port 0 takes a free one. Beyond loopback, turn on --tls-certificate and --tokens
+    /// Where to listen: HOST:PORT, port 0 being a free one, or unix:PATH, a socket in the file system. Beyond loopback, turn on
+    /// --tls-certificate and --tokens
     #[arg(long, env = "KINETOSCOPE_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:50051")]
-    listen: SocketAddr,
+    listen: ListenAddress,
 
     /// Certificate for TLS, a PEM file with those between it and its root; connections are not encrypted if absent
     #[arg(long, env = "KINETOSCOPE_TLS_CERTIFICATE", value_name = "FILE", requires = "tls_key")]
@@ -92,8 +93,8 @@ pub(super) struct Args {
     max_delay: Duration,
 
     /// Address for plain HTTP: /metrics for Prometheus, /healthz and /readyz for Kubernetes. None if absent
-    #[arg(long, env = "KINETOSCOPE_HTTP", value_name = "ADDR")]
-    http: Option<SocketAddr>,
+    #[arg(long, env = "KINETOSCOPE_HTTP", value_name = "HOST:PORT", value_parser = parse_port)]
+    http: Option<String>,
 
     /// Videos decoded at a time, a thread each; half of the threads (at least one) if absent
     #[arg(long, env = "KINETOSCOPE_DECODERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
@@ -151,14 +152,8 @@ pub(super) struct Args {
     #[arg(long, env = "KINETOSCOPE_ALLOW_PRIVATE_ADDRESSES")]
     allow_private_addresses: bool,
 
-    /// Largest video that is taken
-    #[arg(long, env = "KINETOSCOPE_MAX_VIDEO_BYTES", value_name = "SIZE", default_value = "64MiB")]
-    max_video_bytes: ByteSize,
-
-    /// Longest time of a video that is classified: what a request leaves out by start, end, clip_stride or max_clips does not
-    /// count
-    #[arg(long, env = "KINETOSCOPE_MAX_DURATION", value_name = "TIME", default_value = "30m")]
-    max_duration: Duration,
+    #[command(flatten)]
+    limits: ServerLimitArgs,
 
     /// OpenTelemetry collector that traces of calls are sent to (OTLP over gRPC), such as http://localhost:4317; nobody if
     /// absent
@@ -210,14 +205,10 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let hub = config::hub_options();
     let options = RepositoryOptions { sources: args.model, hub, engine: engine_config, devices, max_bytes };
     let models = Arc::new(Repository::open(options, Arc::clone(&metrics))?);
-    let limits = Limits {
-        max_bytes: args.max_video_bytes.as_u64(),
-        max_duration: args.max_duration.into(),
-        ..Limits::default()
-    };
+    let limits = args.limits.limits();
     let decoders = args.decoders.map_or((threads / 2).max(1), usize::from);
     let pool = PoolOptions { threads: decoders, open_videos: args.open_videos.map_or(4 * decoders, usize::from) };
-    let workers = WorkerOptions { max_videos: args.videos_per_decoder, ..Default::default() };
+    let workers = WorkerOptions { max_videos: args.videos_per_decoder, ..WorkerOptions::for_limits(&limits) };
     let isolation = args.decode_isolation.with(workers);
     let classifier = Classifier::new(limits, isolation, pool, Arc::clone(&metrics));
     let services = Services { classifier, models: Arc::clone(&models), metrics };
@@ -239,16 +230,16 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener =
-            TcpListener::bind(args.listen).await.with_context(|| format!("can't listen on {}", args.listen))?;
-        let address = listener.local_addr()?;
+            Listener::bind(&args.listen).await.with_context(|| format!("can't listen on {}", args.listen))?;
+        let address = listener.address()?;
         let http = match args.http {
-            Some(at) => Some(TcpListener::bind(at).await.with_context(|| format!("can't listen on {at}"))?),
+            Some(at) => Some(TcpListener::bind(&at).await.with_context(|| format!("can't listen on {at}"))?),
             None => None,
         };
         let http_address = http.as_ref().map(TcpListener::local_addr).transpose()?.map(tracing::field::display);
         let shutdown = shutdown_signal()?;
         refresh_on_hangup(models, credentials)?;
-        if !address.ip().is_loopback() && (options.tls.is_none() || options.tokens.is_none()) {
+        if !listener.is_local()? && (options.tls.is_none() || options.tokens.is_none()) {
             let (tls, tokens) = (options.tls.is_some(), options.tokens.is_some());
             warn!(%address, tls, tokens, "others can reach this address: see --tls-certificate and --tokens");
         }
@@ -260,6 +251,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     // Decoders of dropped requests stop by themselves; nothing waits for them.
     runtime.shutdown_background();
     Ok(ExitCode::SUCCESS)
+}
+
+fn parse_port(text: &str) -> Result<String, String> {
+    match text.parse() {
+        Ok(ListenAddress::Port(address)) => Ok(address),
+        Ok(ListenAddress::Path(_)) | Err(_) => Err("expected HOST:PORT, such as 127.0.0.1:9090".to_owned()),
+    }
 }
 
 fn tls_files(args: &Args) -> Option<TlsFiles> {

@@ -40,7 +40,8 @@ pub struct Client {
 /// How to reach a server.
 #[derive(Clone, Default)]
 pub struct Connection {
-    /// `http://HOST:PORT` or `https://HOST:PORT`; a bare `HOST:PORT` is completed to the first.
+    /// `http://HOST:PORT` or `https://HOST:PORT`; a bare `HOST:PORT` is completed to the first. Or `unix:PATH`, a socket in
+    /// the file system.
     pub server: String,
     /// Sent with every call.
     pub token: Option<String>,
@@ -65,7 +66,8 @@ impl Client {
     /// Connects.
     pub async fn connect(connection: &Connection, timeout: Duration) -> Result<Self, ConnectError> {
         let server = &connection.server;
-        let url = if server.contains("://") { server.clone() } else { format!("http://{server}") };
+        let is_whole = server.contains("://") || server.starts_with("unix:");
+        let url = if is_whole { server.clone() } else { format!("http://{server}") };
         let mut tls = ClientTlsConfig::new().with_native_roots();
         if let Some(ca) = &connection.ca {
             tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(ca));

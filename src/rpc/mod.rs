@@ -9,6 +9,7 @@ mod credentials;
 mod health;
 mod http;
 mod inference;
+mod listener;
 mod quote;
 mod reason;
 mod request;
@@ -27,7 +28,6 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use tonic_health::pb::health_server::HealthServer;
 use tracing::{info, warn};
 
@@ -38,6 +38,8 @@ use crate::uri::Uris;
 use admission::MessageMemory;
 pub use auth::{Tokens, TokensError};
 pub use credentials::{Credentials, CredentialsError};
+use listener::Incoming;
+pub use listener::{ListenAddress, Listener, NoListenAddress, SocketFile};
 use oip::grpc_inference_service_server::GrpcInferenceServiceServer;
 use proto::video_classification_service_server::VideoClassificationServiceServer;
 pub use reason::Reason;
@@ -142,7 +144,7 @@ pub struct Services {
 #[derive(Debug)]
 pub struct Listeners {
     /// gRPC.
-    pub grpc: TcpListener,
+    pub grpc: Listener,
     /// Plain HTTP: `/metrics`, `/healthz` (the process answers) and `/readyz` (it takes requests).
     pub http: Option<TcpListener>,
 }
@@ -186,9 +188,7 @@ pub async fn serve(
 
     let (reflection_v1, reflection_v1alpha) = (reflection_builder(), reflection_builder());
     let mut until_drained = drained.clone();
-    // A small answer otherwise waits 40 ms for the client to acknowledge what came before it.
-    let incoming = TcpIncoming::from(listeners.grpc).with_nodelay(Some(true));
-    let incoming = Secured::new(incoming, tls);
+    let incoming = Secured::new(Incoming(listeners.grpc), tls);
     let mut builder = Server::builder();
     if let Some(max_age) = max_age {
         builder = builder.max_connection_age(max_age);

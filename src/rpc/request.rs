@@ -13,7 +13,8 @@ use bytes::Bytes;
 use http_body::Frame;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::body::Body;
-use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Response};
+use tonic::codegen::http::header::CONTENT_TYPE;
+use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
 use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span, debug, info, info_span};
@@ -79,6 +80,11 @@ where
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
+        if !is_grpc(request.headers()) {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+            return Box::pin(std::future::ready(Ok(response)));
+        }
         let id = request_id(request.headers());
         let span = info_span!(
             "request",
@@ -399,6 +405,14 @@ impl http_body::Body for CallBody {
     }
 }
 
+/// Whether a client says that it speaks gRPC, with messages of protobuf. A browser or a scanner would not understand the
+/// answer.
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    ["application/grpc", "application/grpc+proto"].iter().any(|grpc| kind.eq_ignore_ascii_case(grpc))
+}
+
 /// The client's id if it may stand in a log line, else one of our own.
 fn request_id(headers: &HeaderMap) -> HeaderValue {
     static NEXT: AtomicU64 = AtomicU64::new(0);
@@ -459,7 +473,24 @@ mod tests {
     }
 
     fn call(timeout: &str) -> Request<Body> {
-        Request::builder().header(GRPC_TIMEOUT, timeout).uri("/x.Y/ClassifyVideos").body(Body::empty()).unwrap()
+        let call = Request::builder().header(GRPC_TIMEOUT, timeout).header(CONTENT_TYPE, "application/grpc");
+        call.uri("/x.Y/ClassifyVideos").body(Body::empty()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_is_no_grpc_is_an_unsupported_media_type() {
+        let reached = service_fn(|_: Request<Body>| async { Ok::<_, Infallible>(Response::new(Body::empty())) });
+        let mut service = layer().layer(reached);
+        let mut status = async |kind: &str| {
+            let request = Request::builder().header(CONTENT_TYPE, kind).body(Body::empty()).unwrap();
+            service.call(request).await.unwrap().status()
+        };
+        for kind in ["application/grpc", "application/grpc+proto", "Application/gRPC; charset=utf-8"] {
+            assert_eq!(status(kind).await, StatusCode::OK, "{kind}");
+        }
+        for kind in ["", "application/json", "application/grpc-web", "application/grpc+json", "text/html"] {
+            assert_eq!(status(kind).await, StatusCode::UNSUPPORTED_MEDIA_TYPE, "{kind}");
+        }
     }
 
     #[tokio::test]

@@ -73,7 +73,8 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
 {
     let filter = EnvFilter::try_new(filter)?;
-    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    // Nobody may read standard error any more, to which such an error would be written.
+    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr).log_internal_errors(false);
     Ok(match format {
         LogFormat::Text => {
             let ansi = io::IsTerminal::is_terminal(&io::stderr());

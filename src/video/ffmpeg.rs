@@ -27,8 +27,14 @@ use super::picture::Orientation;
 pub(super) const ACCEPTED_CONTAINERS: &str = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,h264,\
     hevc,m4v,h263,obu,av1,ivf,flv,live_flv,asf,asf_o,ogg,mxf,nut,dv,rm,wtv,gxf,vc1,yuv4mpegpipe,gif,apng";
 
-/// No single allocation of FFmpeg's may be larger: a frame of the largest accepted size at 16 bits, 4:4:4:4, is 75 MB.
+/// No single allocation of FFmpeg's may be larger: a frame of the usual largest size at 16 bits, 4:4:4:4, is 75 MB.
 const MAX_ALLOCATION: usize = 256 << 20;
+
+/// Bytes of a pixel of such a frame.
+const MAX_PIXEL_BYTES: u64 = 8;
+
+/// Larger frames, and allocations, are more than FFmpeg can count.
+const FFMPEG_MAX: u64 = i32::MAX as u64;
 
 /// Bytes given to container detection; FFmpeg's own default is 5 MB, which hostile files make it use up.
 const PROBE_BYTES: &CStr = c"2000000";
@@ -76,19 +82,19 @@ impl Seek for Caught {
     }
 }
 
-fn initialise() {
+fn initialise(limits: &Limits) {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         // Loads the words for FFmpeg's errors, which are empty without; it has no way to fail.
         let _ = ffmpeg::init();
         // What goes wrong comes back as an error; FFmpeg's own lines would only let strangers write to our log.
         ffmpeg::log::set_level(ffmpeg::log::Level::Quiet);
-        // SAFETY: both set one process-wide value, at any time. `note_complaint` may be called by any thread.
-        unsafe {
-            ffi::av_max_alloc(MAX_ALLOCATION);
-            ffi::av_log_set_callback(Some(note_complaint));
-        }
+        // SAFETY: sets one process-wide value, at any time. `note_complaint` may be called by any thread.
+        unsafe { ffi::av_log_set_callback(Some(note_complaint)) };
     });
+    let frame = limits.max_pixels.saturating_mul(MAX_PIXEL_BYTES).min(FFMPEG_MAX) as usize;
+    // SAFETY: sets one process-wide number, at any time. All videos of a process have the same limits, but for tests.
+    unsafe { ffi::av_max_alloc(frame.max(MAX_ALLOCATION)) };
 }
 
 /// Why a container did not open.
@@ -215,7 +221,7 @@ pub(super) fn open(
     limits: &Limits,
     interrupted: impl FnMut() -> bool + Send + 'static,
 ) -> Result<(Input, Complaints), OpenError> {
-    initialise();
+    initialise(limits);
     let in_order = bytes.in_order;
     let mut io = StreamIo::from_read_seek(Caught(bytes)).map_err(OpenError::Ffmpeg)?;
     let interrupt = interrupt::new(Box::new(interrupted));
@@ -373,9 +379,11 @@ pub(super) fn check_pixels(width: u32, height: u32, limits: &Limits) -> Result<(
     Ok(())
 }
 
-/// FFmpeg's option `max_pixels`, which allows no more.
+/// FFmpeg's option `max_pixels`, which allows no more. It counts what a decoder keeps, such as whole macroblocks beyond the
+/// picture's edges; the picture itself is checked apart.
 fn pixel_limit(limits: &Limits) -> String {
-    limits.max_pixels.min(c_int::MAX.unsigned_abs().into()).to_string()
+    const EDGES: u64 = 1 << 20;
+    limits.max_pixels.saturating_add(limits.max_pixels / 16).saturating_add(EDGES).min(FFMPEG_MAX).to_string()
 }
 
 fn find_stream_info(input: &mut Input, limits: &Limits) -> Result<(), ffmpeg::Error> {

@@ -41,7 +41,7 @@ pub use isolation::{Decoder, Isolation, WorkerOptions, run_worker};
 pub use limits::Limits;
 pub use pool::{DecodePool, Decoding, PoolOptions, PoolState};
 pub use ranged::{FIRST_PIECE, Fetch, RangedReader};
-pub use source::Source;
+pub use source::{ReadPosition, Source};
 pub use spool::{SpoolError, SpoolOptions, SpoolReader, SpoolWriter, spool};
 pub use transform::Crop;
 

@@ -119,7 +119,7 @@ impl DecodePool {
         options: DecodeOptions,
     ) -> Decoding {
         let decoder = Arc::clone(&self.decoder);
-        let arriving = matches!(source, Source::Spool(_) | Source::Ranged(_));
+        let arriving = source.is_arriving();
         self.begin(options.cancel.child_token(), arriving, move |turn| {
             let source = source.with(Arc::clone(turn) as Arc<dyn WhileWaiting>);
             let options = DecodeOptions { cancel: turn.cancel.clone(), ..options };

@@ -5,12 +5,13 @@ use std::io::{Cursor, ErrorKind, Read, Seek, SeekFrom};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
 use super::error::VideoError;
 use super::ffmpeg as glue;
-use super::ffmpeg::MediaBytes;
+use super::ffmpeg::{MediaBytes, ReadSeek};
 use super::limits::Limits;
 use super::ranged::RangedReader;
 use super::spool::{self, SpoolReader};
@@ -30,14 +31,37 @@ pub enum Source {
     Spool(SpoolReader),
     /// A file elsewhere, fetched where decoding needs it.
     Ranged(RangedReader),
+    /// Another source, of which it is seen how far it is read.
+    Watched(Box<Source>, ReadPosition),
+}
+
+/// How far a source is read: where the last bytes were taken, as somebody sees who does not take them.
+#[derive(Debug, Clone, Default)]
+pub struct ReadPosition(Arc<AtomicU64>);
+
+impl ReadPosition {
+    /// Bytes from the first on.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 impl Source {
+    /// Whether bytes of it may still be on their way.
+    pub(super) fn is_arriving(&self) -> bool {
+        match self {
+            Self::Spool(_) | Self::Ranged(_) => true,
+            Self::Path(_) | Self::File(_) | Self::Bytes(_) => false,
+            Self::Watched(source, _) => source.is_arriving(),
+        }
+    }
+
     /// The same bytes; `other` takes part in waiting for those that have not arrived.
     pub(super) fn with(self, other: Arc<dyn WhileWaiting>) -> Self {
         match self {
             Self::Spool(reader) => Self::Spool(reader.with(other)),
             Self::Ranged(reader) => Self::Ranged(reader.with(other)),
+            Self::Watched(source, position) => Self::Watched(Box::new(source.with(other)), position),
             whole @ (Self::Path(_) | Self::File(_) | Self::Bytes(_)) => whole,
         }
     }
@@ -58,6 +82,11 @@ pub(super) const HEAD: u64 = 64 << 10;
 impl Origin for Source {
     fn open(&self, limits: &Limits) -> Result<MediaBytes, VideoError> {
         let (bytes, len) = match self {
+            Self::Watched(source, position) => {
+                let MediaBytes { bytes, in_order } = source.open(limits)?;
+                let bytes = Box::new(WatchedBytes { bytes, position: position.clone() });
+                return Ok(MediaBytes { bytes, in_order });
+            }
             Self::Path(path) => {
                 let file = File::open(path)?;
                 let len = file.metadata()?.len();
@@ -85,6 +114,7 @@ impl Origin for Source {
     fn head(&self) -> std::io::Result<Vec<u8>> {
         let mut head = Vec::new();
         match self {
+            Self::Watched(source, _) => return source.head(),
             Self::Path(path) => File::open(path)?.take(HEAD).read_to_end(&mut head)?,
             Self::File(file) => SharedFile::new(file).take(HEAD).read_to_end(&mut head)?,
             Self::Ranged(reader) => {
@@ -102,6 +132,26 @@ impl Origin for Source {
             }
         };
         Ok(head)
+    }
+}
+
+/// Bytes whose reader lets others see where it is.
+struct WatchedBytes {
+    bytes: Box<dyn ReadSeek>,
+    position: ReadPosition,
+}
+
+impl Read for WatchedBytes {
+    fn read(&mut self, out: &mut [u8]) -> std::io::Result<usize> {
+        let n = self.bytes.read(out)?;
+        self.position.0.store(self.bytes.stream_position()?, Ordering::Relaxed);
+        Ok(n)
+    }
+}
+
+impl Seek for WatchedBytes {
+    fn seek(&mut self, to: SeekFrom) -> std::io::Result<u64> {
+        self.bytes.seek(to)
     }
 }
 

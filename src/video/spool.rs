@@ -9,6 +9,7 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -53,8 +54,8 @@ pub enum SpoolError {
 
 /// Makes an empty spool. Waiting reads end with an error when `cancel` is cancelled.
 pub fn spool(options: SpoolOptions, cancel: CancellationToken) -> (SpoolWriter, SpoolReader) {
-    let state = State { memory: Vec::new(), file: None, len: 0, end: End::Open };
-    let shared = Arc::new(Shared { state: Mutex::new(state), arrived: Condvar::new() });
+    let state = State { memory: Vec::new(), file: None, len: 0, wanted: 0, end: End::Open };
+    let shared = Arc::new(Shared { state: Mutex::new(state), arrived: Condvar::new(), asked: Condvar::new() });
     let waiting = Waiting::new(cancel, "the upload");
     let reader = SpoolReader { shared: shared.clone(), waiting, position: 0, alive: Arc::new(()) };
     let writer = SpoolWriter { shared, options, readers: Arc::downgrade(&reader.alive) };
@@ -64,6 +65,8 @@ pub fn spool(options: SpoolOptions, cancel: CancellationToken) -> (SpoolWriter, 
 struct Shared {
     state: Mutex<State>,
     arrived: Condvar,
+    /// More is wanted.
+    asked: Condvar,
 }
 
 struct State {
@@ -71,6 +74,8 @@ struct State {
     memory: Vec<u8>,
     file: Option<Arc<File>>,
     len: u64,
+    /// How many bytes readers have asked for, from the first on; all if one asked where they end.
+    wanted: u64,
     end: End,
 }
 
@@ -85,6 +90,15 @@ impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
         // The state is consistent at every point where a holder could panic.
         self.state.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Takes note that a reader asks for so many bytes from the first on.
+    fn want(&self, bytes: u64) {
+        let mut state = self.lock();
+        if bytes > state.wanted {
+            state.wanted = bytes;
+            self.asked.notify_all();
+        }
     }
 
     /// Waits until `ready` says so of the spool, or no more bytes come.
@@ -143,6 +157,22 @@ impl SpoolWriter {
         Ok(())
     }
 
+    /// Waits until the bytes that are here are not `ahead` more than readers have asked for. Tells whether there are readers:
+    /// without any, nobody wants the rest.
+    pub fn wait_until_wanted(&self, ahead: u64) -> bool {
+        /// How soon it is noticed that the readers have gone.
+        const PERIOD: Duration = Duration::from_millis(20);
+        let mut state = self.shared.lock();
+        while self.readers.strong_count() > 0 {
+            if state.len < state.wanted.saturating_add(ahead) {
+                return true;
+            }
+            let waited = self.shared.asked.wait_timeout(state, PERIOD);
+            state = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
+        }
+        false
+    }
+
     /// Says that these were all bytes.
     pub fn finish(self) {
         self.shared.lock().end = End::Complete;
@@ -193,6 +223,7 @@ impl SpoolReader {
 
 impl Read for SpoolReader {
     fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        self.shared.want(self.position.saturating_add(out.len() as u64));
         let state = self.shared.wait_until(self, |state| state.len > self.position)?;
         let n = state.len.saturating_sub(self.position).min(out.len() as u64) as usize;
         match state.file.clone() {
@@ -213,7 +244,10 @@ impl Seek for SpoolReader {
         let position = match to {
             SeekFrom::Start(position) => Some(position),
             SeekFrom::Current(by) => self.position.checked_add_signed(by),
-            SeekFrom::End(by) => self.shared.wait_until(self, |_| false)?.len.checked_add_signed(by),
+            SeekFrom::End(by) => {
+                self.shared.want(u64::MAX);
+                self.shared.wait_until(self, |_| false)?.len.checked_add_signed(by)
+            }
         };
         self.position = position.ok_or_else(|| io::Error::from(ErrorKind::InvalidInput))?;
         Ok(self.position)
@@ -264,7 +298,6 @@ pub(super) fn decodes_in_order(mut bytes: impl Read + Seek) -> io::Result<bool> 
 mod tests {
     use super::*;
     use std::thread;
-    use std::time::Duration;
 
     fn small(max_memory: usize, max_bytes: u64) -> (SpoolWriter, SpoolReader) {
         spool(SpoolOptions { max_memory, max_bytes, directory: None }, CancellationToken::new())
@@ -333,6 +366,32 @@ mod tests {
         writer.write(b"abc").expect("below the limit");
         let error = writer.write(b"def").expect_err("above the limit");
         assert!(matches!(error, SpoolError::TooLarge { actual: 6, limit: 5 }), "{error}");
+    }
+
+    #[test]
+    fn writer_waits_while_it_is_far_enough_ahead() {
+        let (mut writer, mut reader) = small(100, 1000);
+        assert!(writer.wait_until_wanted(4));
+        writer.write(b"abcd").expect("below the limit");
+        let waiting = thread::spawn(move || (writer.wait_until_wanted(4), writer));
+        reader.read_exact(&mut [0; 2]).expect("arrived");
+        let (wanted, writer) = waiting.join().expect("no panic");
+        assert!(wanted);
+        let waiting = thread::spawn(move || writer.wait_until_wanted(0));
+        drop(reader);
+        assert!(!waiting.join().expect("no panic"));
+    }
+
+    #[test]
+    fn reader_that_asks_for_the_end_gets_all() {
+        let (mut writer, mut reader) = small(100, 1000);
+        let reading = thread::spawn(move || reader.seek(SeekFrom::End(0)).expect("finished"));
+        for _ in 0..50 {
+            assert!(writer.wait_until_wanted(1));
+            writer.write(b"ab").expect("below the limit");
+        }
+        writer.finish();
+        assert_eq!(reading.join().expect("no panic"), 100);
     }
 
     #[test]

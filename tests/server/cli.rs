@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::media::Media;
 
-fn kinetoscope() -> Command {
+pub(crate) fn kinetoscope() -> Command {
     Command::new(env!("CARGO_BIN_EXE_kinetoscope"))
 }
 

@@ -13,6 +13,7 @@ mod hub;
 #[cfg(feature = "hub")]
 mod hub_site;
 mod inference;
+mod inputs;
 mod lifecycle;
 #[allow(dead_code, reason = "the video tests decode with it too")]
 #[path = "../video/media.rs"]

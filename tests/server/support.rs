@@ -53,7 +53,7 @@ impl Server {
         let pool = PoolOptions { threads: 2, open_videos: 8 };
         let classifier = Classifier::new(limits, Isolation::None, pool, Arc::clone(&metrics));
         let services = Services { classifier, models, metrics };
-        let listeners = Listeners { grpc: listener, http: Some(http) };
+        let listeners = Listeners { grpc: listener.into(), http: Some(http) };
         let done = tokio::spawn(serve(listeners, services, options, async {
             let _ = stopped.await;
         }));

@@ -36,7 +36,7 @@ pub(super) fn split_named(name: &str) -> Option<Split> {
 }
 
 /// Whether `path` has a name as videos have.
-pub(super) fn is_video(path: &Path) -> bool {
+pub(crate) fn is_video(path: &Path) -> bool {
     let extension = path.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
     extension.is_some_and(|extension| VIDEO_EXTENSIONS.contains(&extension.as_str()))
 }

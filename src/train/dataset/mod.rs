@@ -19,6 +19,7 @@ use std::path::PathBuf;
 
 pub use check::{CheckDepth, Unreadable};
 pub use error::{DatasetError, Listing};
+pub(crate) use folders::is_video;
 
 use tracing::warn;
 

@@ -14,13 +14,14 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 
+use procfs::Current;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, warn};
 
 pub use worker::run_worker;
 
 use super::assembly::Passed;
-use super::{Clip, DecodeOptions, Source, VideoError, VideoSummary, decode_origin};
+use super::{Clip, DecodeOptions, Limits, Source, VideoError, VideoSummary, decode_origin};
 use crate::model::spec::{ClipSpec, Preprocessing};
 use process::{CPU_TIME_SLACK, JobError, Worker};
 
@@ -40,10 +41,23 @@ pub struct WorkerOptions {
     pub program: PathBuf,
     /// Its arguments.
     pub arguments: Vec<String>,
-    /// Bytes of address space, libraries included; 2 GiB.
+    /// Bytes of address space, libraries included; 2 GiB, which is enough for frames of the usual largest size.
     pub max_memory: u64,
     /// Videos after which a process is replaced, so that what one does to the process meets few others; 64.
     pub max_videos: u32,
+}
+
+impl WorkerOptions {
+    /// Processes for videos within `limits`: those that may have larger frames than usual may take as much more memory, up
+    /// to what the machine has.
+    pub fn for_limits(limits: &Limits) -> Self {
+        let usual = Self::default();
+        let frames =
+            u128::from(usual.max_memory) * u128::from(limits.max_pixels) / u128::from(Limits::default().max_pixels);
+        let frames = u64::try_from(frames).unwrap_or(u64::MAX);
+        let machine = procfs::Meminfo::current().map_or(usual.max_memory, |memory| memory.mem_total);
+        Self { max_memory: frames.min(machine).max(usual.max_memory), ..usual }
+    }
 }
 
 impl Default for WorkerOptions {

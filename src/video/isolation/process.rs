@@ -4,7 +4,7 @@ use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread;
@@ -102,6 +102,8 @@ impl Worker {
         if let Some(path) = std::env::var_os("LD_LIBRARY_PATH") {
             command.env("LD_LIBRARY_PATH", path);
         }
+        // An interrupt from the terminal is for its owner, which may want to let it finish.
+        command.process_group(0);
         command.stdin(OwnedFd::from(theirs)).stdout(memory.file()?).stderr(Stdio::null());
         let child = spawn_from_lasting_thread(command)?;
         let mut worker = Self {
