@@ -79,15 +79,39 @@ async fn clip_segments_cover_the_video_without_gaps() {
         top_k: Some(1),
         ..Default::default()
     };
-    let answer = classify(options).await;
+    let answer = classify(options.clone()).await;
     let seconds = |time: &Option<prost_types::Duration>| {
         let time = time.unwrap();
         time.seconds as f64 + f64::from(time.nanos) / 1e9
     };
-    let spans: Vec<_> =
-        answer.segments.iter().map(|segment| (seconds(&segment.start), seconds(&segment.end))).collect();
-    assert_eq!(spans, [(0.0, 0.64), (0.64, 1.28), (1.28, 1.92), (1.92, 2.2)]);
+    let spans = |answer: &proto::VideoClassification| -> Vec<_> {
+        answer.segments.iter().map(|segment| (seconds(&segment.start), seconds(&segment.end))).collect()
+    };
+    assert_eq!(spans(&answer), [(0.0, 0.64), (0.64, 1.28), (1.28, 1.92), (1.92, 2.2)]);
     assert!(answer.segments.iter().all(|segment| segment.clips == 1 && segment.labels.len() == 1));
+    let every_other = classify(proto::ClassificationOptions { clip_stride: 2, ..options }).await;
+    assert_eq!(spans(&every_other), [(0.0, 1.28), (1.28, 2.2)]);
+}
+
+#[tokio::test]
+async fn clips_count_as_much_as_they_have_frames_if_asked_for() {
+    let options = proto::ClassificationOptions {
+        segments: proto::SegmentMode::Clip.into(),
+        top_k: Some(0),
+        weight_by_frames: true,
+        ..Default::default()
+    };
+    let answer = classify(options).await;
+    // 55 frames.
+    let weights = [16.0, 16.0, 16.0, 7.0];
+    for label in &answer.labels {
+        let score = |segment: &proto::Segment| {
+            let same = segment.labels.iter().find(|other| other.index == label.index).expect("all labels");
+            f64::from(same.score)
+        };
+        let sum: f64 = answer.segments.iter().zip(weights).map(|(segment, weight)| weight * score(segment)).sum();
+        assert!((f64::from(label.score) - sum / 55.0).abs() < 1e-6, "{label:?}, expected {}", sum / 55.0);
+    }
 }
 
 #[tokio::test]

@@ -120,6 +120,11 @@ fn every_limit_is_named_in_its_error_here_and_in_a_process() {
         assert!(matches!(error, VideoError::TooManyPixels { actual: 3072, .. }), "{error}");
         let error = refused(&path, Limits { max_cpu_time: Duration::ZERO, ..limits() }, "limit is 0ns");
         assert!(matches!(error, VideoError::TooMuchCpuTime { .. }), "{error}");
+        let options = DecodeOptions { limits: Limits::UNLIMITED, ..Default::default() };
+        let (source, spec) = (Source::Path(path.clone()), ClipSpec::default());
+        let keep_going = |_| ControlFlow::Continue(());
+        let decoded = decoder.decode_clips(&source, &spec, &Preprocessing::AUTHORS_2018, &options, keep_going);
+        assert_eq!(decoded.expect("there is no limit").frames, 30);
     }
 }
 
