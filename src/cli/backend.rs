@@ -24,6 +24,7 @@ use crate::hub::ModelSource;
 use crate::metrics::Metrics;
 use crate::rpc::client::{Client, with_retries};
 use crate::rpc::proto;
+use crate::train::dataset::frames_as_video;
 use crate::uri;
 use crate::video::{Limits, PoolOptions, Source};
 
@@ -107,7 +108,7 @@ impl Backend {
         match self {
             Self::Local { .. } if names_uri(path) => bail!("a URI is for a server to read: name one with --server"),
             Self::Local { engine, classifier } => {
-                let source = match read_stdin(path)? {
+                let source = match bytes_of(path)? {
                     Some(bytes) => Source::Bytes(bytes),
                     None => Source::Path(path.to_owned()),
                 };
@@ -122,7 +123,7 @@ impl Backend {
                 with_retries(*retries, call).await.map_err(|status| describe(&status))
             }
             Self::Server { client, timeout, retries } => {
-                let content = match read_stdin(path)? {
+                let content = match bytes_of(path)? {
                     Some(bytes) => Some(bytes),
                     None if tokio::fs::metadata(path).await?.len() <= UPLOAD_FROM => {
                         Some(tokio::fs::read(path).await?.into())
@@ -174,8 +175,11 @@ fn chunks(mut file: tokio::fs::File) -> impl Stream<Item = Bytes> + Send + 'stat
     ReceiverStream::new(chunks)
 }
 
-/// Standard input's bytes if the path is `-`.
-fn read_stdin(path: &Path) -> std::io::Result<Option<Bytes>> {
+/// Bytes of what is no file: standard input if the path is `-`, and the video that a folder of frames makes.
+fn bytes_of(path: &Path) -> anyhow::Result<Option<Bytes>> {
+    if path.is_dir() {
+        return Ok(Some(frames_as_video(path)?));
+    }
     if path != Path::new("-") {
         return Ok(None);
     }
