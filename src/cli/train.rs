@@ -128,6 +128,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     }
     let out = args.out.as_deref().context("--out is missing")?;
     let dataset = open_data(&args, out).context("the data can't be used")?;
+    let signals = Signals::listen("saving after this step")?;
     let augment = args.input.augment(&dataset.classes);
     args.input.warn_of_mirrored(&dataset.classes);
     let counts = ClassCounts::of(&dataset);
@@ -164,7 +165,6 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         check_memory(&args, &model, &options)?;
     }
 
-    let signals = Signals::listen("saving after this step")?;
     if args.find_lr {
         return tell_rate(&model, &options, &train, out, &signals);
     }
