@@ -31,7 +31,9 @@ use crate::train::memory::{self, StepShape};
 use crate::train::network;
 use crate::train::optimizer::OptimizerConfig;
 use crate::train::sgd::SgdConfig;
-use crate::train::trainer::{BEST_FILE, BatchSource, CHECKPOINT_FILE, LAST_FILE, Outcome, Start, TrainOptions, Trainer};
+use crate::train::trainer::{
+    BEST_FILE, BatchSource, CHECKPOINT_FILE, LAST_FILE, Outcome, Start, TrainOptions, Trainer,
+};
 use classes::ClassCounts;
 use recipe::{InputArgs, NetworkArgs, RecipeArgs, describe_augmentation};
 pub(super) use watch::Signals;
