@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device};
 use candle_nn::ModuleT;
 use golden::{Golden, relative_distance};
-use kinetoscope::convert::{Checkpoint, ConvertError, ConvertOptions, LabelsError, convert};
+use kinetoscope::convert::{Checkpoint, ConvertError, ConvertOptions, LabelsError, Selection, convert};
 use kinetoscope::model::file::{Model, SpecError};
 use kinetoscope::model::resnet::ResNet3d;
 use kinetoscope::model::spec::{Preprocessing, Shortcut};
@@ -164,17 +164,158 @@ fn optimizer_state_is_not_mistaken_for_weights() {
 #[test]
 fn files_that_are_no_checkpoints_are_refused_by_what_they_are() {
     let place = Workplace::new();
-    let safetensors = std::fs::read(golden::path("resnet-10-b-quarter.safetensors")).unwrap();
+    convert(&golden::path("authors-2020.pth"), &place.path("model.safetensors"), &place.options()).unwrap();
+    let model = std::fs::read(place.path("model.safetensors")).unwrap();
+    std::fs::remove_file(place.path("model.safetensors")).unwrap();
     for (content, expected) in [
         (b"".as_slice(), "not a PyTorch checkpoint but an empty file"),
         (b"once upon a time", "not a PyTorch checkpoint but neither a zip archive nor a pickle"),
-        (&safetensors, "not a PyTorch checkpoint but a safetensors file, by its looks"),
+        (
+            &model,
+            "not a PyTorch checkpoint but a model file already; `serve`, `classify` and `train --init` take it as it is",
+        ),
+        (
+            b"<!DOCTYPE html><html><title>Virus scan warning</title></html>",
+            "not a PyTorch checkpoint but a web page, saved instead of the file; the link leads to a page that asks or refuses: \
+             open it in a browser",
+        ),
+        (
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 254\n",
+            "not a PyTorch checkpoint but a Git LFS pointer, which stands for the file; `git lfs pull` gets the file itself",
+        ),
+        (
+            b"{\"error\": \"no access\"}",
+            "not a PyTorch checkpoint but JSON, perhaps the answer of a server that refused the file",
+        ),
     ] {
         std::fs::write(place.path("input.pth"), content).unwrap();
         assert_eq!(place.refusal(&place.path("input.pth"), &place.options()).to_string(), expected);
     }
     assert!(matches!(place.refusal(&place.path("absent.pth"), &place.options()), ConvertError::Checkpoint(_)));
     assert!(matches!(place.refusal(place.0.path(), &place.options()), ConvertError::Checkpoint(_)));
+}
+
+/// The tensors of a golden checkpoint under other names, as a plain safetensors file.
+fn plain_safetensors(place: &Workplace, rename: impl Fn(&str) -> String) -> PathBuf {
+    let mut checkpoint = Checkpoint::open(&golden::path("authors-2020.pth")).unwrap();
+    let names: Vec<String> = checkpoint.tensors().map(|(name, _)| name.to_owned()).collect();
+    let tensors: std::collections::HashMap<String, candle_core::Tensor> =
+        names.iter().map(|name| (rename(name), checkpoint.read(name).unwrap())).collect();
+    let path = place.path("input.safetensors");
+    candle_core::safetensors::save(&tensors, &path).unwrap();
+    path
+}
+
+#[test]
+fn plain_safetensors_behind_any_wrapper_convert() {
+    let place = Workplace::new();
+    let output = place.path("model.safetensors");
+    for wrapper in ["", "module.", "model.", "net.", "_orig_mod.", "module.model.", "backbone.", "encoder.video."] {
+        let input = plain_safetensors(&place, |name| format!("{wrapper}{name}"));
+        convert(&input, &output, &place.options()).unwrap_or_else(|error| panic!("{wrapper}: {error}"));
+        let distance = distance_from_pytorch(&Model::read(&output).unwrap(), "authors-2020");
+        assert!(distance < 1e-5, "{wrapper}: {distance:e}");
+    }
+    for head in ["cls_head.fc_cls", "head", "fc.1"] {
+        let name = |name: &str| match name.strip_prefix("fc") {
+            Some(rest) => format!("{head}{rest}"),
+            None => format!("backbone.{name}"),
+        };
+        let input = plain_safetensors(&place, name);
+        convert(&input, &output, &place.options()).unwrap_or_else(|error| panic!("{head}: {error}"));
+    }
+}
+
+#[test]
+fn weights_under_other_names_are_selected() {
+    let place = Workplace::new();
+    let output = place.path("model.safetensors");
+    let input = plain_safetensors(&place, |name| match name.strip_prefix("fc.") {
+        Some(rest) => format!("top.dense.{rest}"),
+        None => name.to_owned(),
+    });
+    let error = convert(&input, &output, &place.options()).unwrap_err();
+    assert_eq!(error.to_string(), "the checkpoint has no tensor fc.weight");
+    let renames = vec![("top.dense".to_owned(), "fc".to_owned())];
+    let selection = Selection { renames, ..Selection::default() };
+    convert(&input, &output, &ConvertOptions { selection, ..place.options() }).unwrap();
+
+    let mut checkpoint = Checkpoint::open(&golden::path("authors-2020.pth")).unwrap();
+    let names: Vec<String> = checkpoint.tensors().map(|(name, _)| name.to_owned()).collect();
+    let both = names.iter().flat_map(|name| ["student.", "teacher."].map(|prefix| (format!("{prefix}{name}"), name)));
+    let both: std::collections::HashMap<String, candle_core::Tensor> =
+        both.map(|(both, name)| (both, checkpoint.read(name).unwrap())).collect();
+    let input = place.path("both.safetensors");
+    candle_core::safetensors::save(&both, &input).unwrap();
+    let error = convert(&input, &output, &place.options()).unwrap_err().to_string();
+    assert_eq!(error, "the checkpoint has several networks; --prefix says which: \"student.\", \"teacher.\"");
+    let selection = Selection { prefix: Some("teacher.".to_owned()), ..Selection::default() };
+    convert(&input, &output, &ConvertOptions { selection, ..place.options() }).unwrap();
+}
+
+#[test]
+fn weights_under_the_keys_of_training_scripts_convert() {
+    let place = Workplace::new();
+    let whole = std::fs::read(golden::path("authors-2020-legacy.pth")).unwrap();
+    // The length of a string stands before it (BINUNICODE).
+    let string = |text: &str| [b"X".as_slice(), &(text.len() as u32).to_le_bytes(), text.as_bytes()].concat();
+    let (old, input) = (string("state_dict"), place.path("input.pth"));
+    let at = whole.windows(old.len()).position(|window| window == old).expect("the authors' key");
+    for key in ["model", "model_state_dict", "net", "model_state", "what they call it"] {
+        std::fs::write(&input, [&whole[..at], &string(key), &whole[at + old.len()..]].concat()).unwrap();
+        convert(&input, &place.path("model.safetensors"), &place.options())
+            .unwrap_or_else(|error| panic!("{key}: {error}"));
+        let selection = Selection { key: Some(key.to_owned()), ..Selection::default() };
+        assert!(Checkpoint::open_selected(&input, &selection).is_ok(), "{key}");
+    }
+    let selection = Selection { key: Some("ema".to_owned()), ..Selection::default() };
+    let error = Checkpoint::open_selected(&input, &selection).err().expect("no such key").to_string();
+    assert!(error.starts_with("the checkpoint has no dictionary of tensors under ema; its keys are "), "{error}");
+}
+
+/// The archive with another name, and the zip64 records that torch puts before the end of its archives.
+fn repacked(name: &str) -> Vec<u8> {
+    use std::io::{Read, Write};
+    let file = std::fs::File::open(golden::path("authors-2020.pth")).unwrap();
+    let mut from = zip::ZipArchive::new(file).unwrap();
+    let mut to = zip::ZipWriter::new(std::io::Cursor::new(Vec::new()));
+    for index in 0..from.len() {
+        let mut entry = from.by_index(index).unwrap();
+        let (_, rest) =
+            entry.name().unwrap().split_once('/').map(|(root, rest)| (root.to_owned(), rest.to_owned())).unwrap();
+        let stored = zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
+        to.start_file(format!("{name}/{rest}"), stored).unwrap();
+        let mut bytes = Vec::new();
+        entry.read_to_end(&mut bytes).unwrap();
+        to.write_all(&bytes).unwrap();
+    }
+    let mut bytes = to.finish().unwrap().into_inner();
+    let end = bytes.split_off(bytes.len() - 22);
+    assert!(end.starts_with(b"PK\x05\x06"), "the archive has no comment");
+    let number =
+        |at: usize, len: usize| end[at..at + len].iter().rev().fold(0u64, |sum, &byte| sum << 8 | u64::from(byte));
+    let (entries, size, offset, record) = (number(10, 2), number(12, 4), number(16, 4), bytes.len() as u64);
+    bytes.extend(b"PK\x06\x06");
+    bytes.extend(44u64.to_le_bytes());
+    bytes.extend([30, 3, 45, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    [entries, entries, size, offset].iter().for_each(|number| bytes.extend(number.to_le_bytes()));
+    bytes.extend(b"PK\x06\x07\0\0\0\0");
+    bytes.extend(record.to_le_bytes());
+    bytes.extend(1u32.to_le_bytes());
+    bytes.extend(end);
+    bytes
+}
+
+#[test]
+fn archive_of_any_name_converts() {
+    let place = Workplace::new();
+    // With 21 letters, a second header of the archive's directory stands where a reader may look for the first.
+    for letters in [1, 20, 21, 22, 67, 113] {
+        let name = "n".repeat(letters);
+        std::fs::write(place.path("input.pth"), repacked(&name)).unwrap();
+        convert(&place.path("input.pth"), &place.path("model.safetensors"), &place.options())
+            .unwrap_or_else(|error| panic!("{letters}: {error}"));
+    }
 }
 
 #[test]

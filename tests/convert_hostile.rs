@@ -303,12 +303,18 @@ fn archive_entries_of_the_wrong_size_are_refused() {
     assert!(matches!(read(&content, "weight"), Err(CheckpointError::StorageMissing { .. })));
 }
 
+const TORCH_SCRIPT: &str = "a TorchScript program with its code; torch.save(torch.jit.load(FILE).state_dict(), OUT) in Python saves \
+    its weights";
+
 #[test]
 fn other_archives_are_refused_by_what_they_are() {
     let pickle = state_dict(six(0, &[6], &[1])).pickle();
     for (entries, expected) in [
-        (vec![("readme.txt", b"hello".as_slice())], "a zip archive without data.pkl"),
-        (vec![("a/data.pkl", &pickle), ("a/constants.pkl", b"")], "a TorchScript program, not the weights alone"),
+        (
+            vec![("readme.txt", b"hello".as_slice())],
+            "a zip archive without data.pkl; if a checkpoint is packed in it, unpack it first",
+        ),
+        (vec![("a/data.pkl", &pickle), ("a/constants.pkl", b"")], TORCH_SCRIPT),
     ] {
         let error = open(&archive(&entries, CompressionMethod::Stored)).err().unwrap().to_string();
         assert_eq!(error, format!("not a PyTorch checkpoint but {expected}"));

@@ -203,6 +203,7 @@ impl Local {
                 watch.reads(len);
                 self.run(Source::File(file), options, watch).await
             }
+            Input::Frames(bytes) => self.run(Source::Bytes(bytes), options, watch).await,
             Input::Stream(reader, coming) => coming.or_failure(self.run(Source::Spool(reader), options, watch)).await,
         }
     }
@@ -245,6 +246,7 @@ impl Server {
                 file.read_exact_at(&mut content, 0)?;
                 self.send(content.into(), options).await
             }
+            Input::Frames(bytes) => self.send(bytes, options).await,
             Input::File(file, _) => self.upload(|| bytes_of(&file), options, watch).await,
             Input::Stream(reader, coming) => {
                 let bytes = || {

@@ -3,22 +3,27 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use anyhow::Context;
 use candle_core::DType;
 use clap::{Args as ClapArgs, ValueEnum};
 
 use super::model::ShortcutArg;
-use crate::convert::{ConvertOptions, convert, read_preprocessing};
+use crate::convert::{ConvertOptions, Selection, convert, read_preprocessing};
 use crate::model::spec::ClipSpec;
 
 /// Turn a PyTorch checkpoint into a model file
 ///
 /// Takes those of 3D-ResNets-PyTorch (2018 or 2020) and torchvision's r3d_18, and writes what `serve` and `classify` take. Code
-/// in the checkpoint is never executed. Depth, shortcut, width, stem and class count are read off the tensors.
+/// in the checkpoint is never executed. Depth, shortcut, width, stem and class count are read off the tensors. Weights are found
+/// under the usual keys and behind the usual prefixes; `inspect` shows what is found, --key, --prefix and --rename tell the rest.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
-    /// Checkpoint (.pth), as saved by any version of PyTorch
+    /// Checkpoint (.pth), as saved by any version of PyTorch, or its weights as safetensors
     #[arg(value_name = "IN.pth")]
     input: PathBuf,
+
+    #[command(flatten)]
+    selection: SelectionArgs,
 
     /// Model file to write; it appears whole or not at all
     #[arg(value_name = "OUT.safetensors")]
@@ -83,6 +88,33 @@ pub(super) struct Args {
     origin: Option<String>,
 }
 
+/// Where in a checkpoint the weights are, if it does not show that by itself.
+#[derive(Debug, Clone, ClapArgs)]
+pub(super) struct SelectionArgs {
+    /// Key under which the checkpoint has the weights, as `model` or `outer.inner`; the usual ones are tried if absent
+    #[arg(long)]
+    key: Option<String>,
+
+    /// What the names of the network's tensors begin with, as `model.`; others are left out. Found by itself if absent
+    #[arg(long)]
+    prefix: Option<String>,
+
+    /// Beginning of names to replace, as `head.dense=fc`; may be given several times
+    #[arg(long, value_name = "OLD=NEW", value_parser = rename)]
+    rename: Vec<(String, String)>,
+}
+
+fn rename(text: &str) -> Result<(String, String), String> {
+    let (old, new) = text.split_once('=').ok_or("expected OLD=NEW")?;
+    Ok((old.to_owned(), new.to_owned()))
+}
+
+impl From<SelectionArgs> for Selection {
+    fn from(SelectionArgs { key, prefix, rename }: SelectionArgs) -> Self {
+        Self { key, prefix, renames: rename }
+    }
+}
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum DTypeArg {
     F32,
@@ -92,6 +124,7 @@ enum DTypeArg {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let options = ConvertOptions {
+        selection: args.selection.into(),
         preprocessing: read_preprocessing(&args.preprocessing)?,
         clip: ClipSpec { frames: args.clip_frames, size: args.clip_size, temporal_stride: args.temporal_stride },
         labels: args.labels,
@@ -109,7 +142,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         license: args.license,
         origin: args.origin,
     };
-    let report = convert(&args.input, &args.output, &options)?;
+    let report = convert(&args.input, &args.output, &options)
+        .with_context(|| format!("can't convert {}", args.input.display()))?;
     println!("{}: {report}", args.output.display());
     Ok(ExitCode::SUCCESS)
 }

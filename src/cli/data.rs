@@ -2,15 +2,16 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 
-use crate::train::dataset::{DataSpec, Dataset, DatasetError};
+use crate::train::dataset::{Columns, DataSpec, Dataset, DatasetError, SplitRule};
 
 /// Labelled videos.
 #[derive(Debug, Clone, Args)]
 pub(super) struct DataArgs {
-    /// Labelled videos: a folder of class folders (with or without train, val and test above them), or annotations of
-    /// Kinetics (CSV), ActivityNet or 3D-ResNets-PyTorch (JSON), UCF-101 or HMDB-51 (the folder of their lists)
+    /// Labelled videos: a folder of class folders (with or without train, val and test above them), or annotations: of Kinetics,
+    /// ActivityNet, 3D-ResNets-PyTorch, UCF-101, HMDB-51, Something-Something, Jester, Charades, lists of mmaction2 or SlowFast,
+    /// or any table with named columns (docs/datasets.md has samples)
     #[arg(long, value_name = "PATH", help_heading = "Data")]
     data: PathBuf,
 
@@ -26,9 +27,23 @@ pub(super) struct DataArgs {
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Data")]
     split_number: u32,
 
-    /// Part of the videos to set apart for validation where the data has no splits
+    /// Part of the videos to set apart for validation where the data names none
     #[arg(long, value_name = "PART", default_value_t = 0.2, help_heading = "Data")]
     validation_fraction: f64,
+
+    /// By what videos are set apart: `stem`, their names without endings, or `name`, with them, as the first versions did
+    #[arg(long, value_enum, value_name = "RULE", default_value = "stem", help_heading = "Data")]
+    split_by: SplitArg,
+
+    /// Columns of a table: path=COLUMN,label=COLUMN, and split, start and end (seconds) besides; the usual names are known
+    #[arg(long, value_name = "ROLE=COLUMN,...", help_heading = "Data")]
+    columns: Option<Columns>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum SplitArg {
+    Stem,
+    Name,
 }
 
 impl DataArgs {
@@ -39,6 +54,11 @@ impl DataArgs {
             classes: self.classes.clone(),
             validation_fraction: self.validation_fraction,
             split: self.split_number,
+            split_rule: match self.split_by {
+                SplitArg::Stem => SplitRule::Stem,
+                SplitArg::Name => SplitRule::FileName,
+            },
+            columns: self.columns.clone(),
         }
     }
 

@@ -24,7 +24,7 @@ use crate::train::evaluate::{
     Answer, Evaluation, NoAnswer, ResultFile, STRIP_FRAME_SIZE, STRIP_FRAMES, Score, Strip, Summary, confusion_csv,
     draw_confusion, draw_strips, ids_with_times,
 };
-use crate::video::{DecodeOptions, Decoder, Source, VideoError};
+use crate::video::{DecodeOptions, Decoder, VideoError};
 
 /// Measure how good a model is on labelled videos
 ///
@@ -359,7 +359,7 @@ fn frames(decoder: &Decoder, example: &Example, frames: u64) -> Option<Vec<u8>> 
         rgb = Some(clip.rgb);
         ControlFlow::Break(())
     };
-    let source = Source::Path(example.video.clone());
+    let source = example.source().ok()?;
     let decoded = decoder.decode_clips(&source, &clip, &preprocessing, &options, first_only);
     decoded.ok().and(rgb)
 }

@@ -18,6 +18,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::warn;
 
 use super::videos::STDIN;
+use crate::train::dataset::frames_as_video;
 use crate::video::{SpoolError, SpoolOptions, SpoolReader, SpoolWriter, spool};
 
 /// How far what comes once is read ahead of who wants it. More would only fill the disk.
@@ -30,6 +31,8 @@ const CHUNK: usize = 256 << 10;
 pub(super) enum Input {
     /// A regular file of so many bytes.
     File(Arc<File>, u64),
+    /// The video that a folder's pictures are the frames of.
+    Frames(Bytes),
     /// What comes once. It is kept, so that it can be read from any place, and comes as long as a reader is there.
     Stream(SpoolReader, Coming),
 }
@@ -47,6 +50,9 @@ impl Input {
             (std::fs::metadata(name)?, None)
         };
         if metadata.is_dir() {
+            if let Ok(bytes) = frames_as_video(name) {
+                return Ok(Self::Frames(bytes));
+            }
             return Err(io::Error::other("this is a directory; --recursive takes the videos in it"));
         }
         if let Some(stdin) = stdin {

@@ -8,10 +8,11 @@ use anyhow::Context;
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 
+use super::convert::SelectionArgs;
 use super::model;
-use crate::convert::Checkpoint;
+use crate::convert::{Checkpoint, Selection, describe_network};
 use crate::hub::ModelSource;
-use crate::model::file::Model;
+use crate::model::file::{Model, SPEC_KEY};
 use crate::model::spec::{ColorMatrix, ModelSpec, Preprocessing, Resize};
 
 /// Say what a model file or checkpoint is
@@ -28,6 +29,9 @@ pub(super) struct Args {
     #[arg(long)]
     json: bool,
 
+    #[command(flatten)]
+    selection: SelectionArgs,
+
     /// List every tensor with its shape
     #[arg(long)]
     tensors: bool,
@@ -37,8 +41,8 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     // A checkpoint is told from a model file by its first bytes.
     let path = args.file.as_ref().map(model::locate).transpose()?;
     let description = match &path {
-        Some(path) if is_checkpoint(path)? => describe_checkpoint(path)?,
-        Some(path) => describe_model(model::read(path)?),
+        Some(path) if is_model_file(path)? => describe_model(model::read(path)?),
+        Some(path) => describe_checkpoint(path, &args.selection.into())?,
         None => describe_model(model::load(None)?),
     };
     if args.json {
@@ -135,14 +139,21 @@ fn describe_preprocessing(preprocessing: &Preprocessing, size: usize) -> String 
     )
 }
 
-fn describe_checkpoint(path: &Path) -> anyhow::Result<Description> {
-    let checkpoint = Checkpoint::open(path).with_context(|| format!("can't read {}", path.display()))?;
+fn describe_checkpoint(path: &Path, selection: &Selection) -> anyhow::Result<Description> {
+    let checkpoint =
+        Checkpoint::open_selected(path, selection).with_context(|| format!("can't read {}", path.display()))?;
     let mut tensors: Vec<_> = checkpoint.tensors().map(|(name, shape)| (name.to_owned(), shape.to_vec())).collect();
     tensors.sort();
     let values: usize = tensors.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
     let arch = checkpoint.arch().map(str::to_owned);
+    let network = describe_network(&checkpoint);
+    let words = match &network {
+        Ok(network) => network.clone(),
+        Err(error) => format!("none that `convert` takes: {error}"),
+    };
     let facts = vec![
         ("kind", "PyTorch checkpoint; `kinetoscope convert` makes a model file of it".to_owned(), json!("checkpoint")),
+        ("network", words, json!(network.ok())),
         ("arch", arch.clone().unwrap_or_else(|| "not recorded".to_owned()), json!(arch)),
         (
             "weights",
@@ -153,11 +164,21 @@ fn describe_checkpoint(path: &Path) -> anyhow::Result<Description> {
     Ok(Description { facts, tensors })
 }
 
-/// Whether a file starts as PyTorch's archives (zip) or its pickles do; a safetensors file starts with a length.
-fn is_checkpoint(path: &Path) -> anyhow::Result<bool> {
-    let mut start = Vec::new();
-    let file = std::fs::File::open(path).with_context(|| format!("can't open {}", path.display()))?;
-    file.take(9).read_to_end(&mut start).with_context(|| format!("can't read {}", path.display()))?;
-    let is_safetensors = start.get(8) == Some(&b'{');
-    Ok(!is_safetensors && (start.starts_with(b"PK") || start.starts_with(&[0x80])))
+/// Whether a file is a model file, by the metadata in its header: other safetensors files are weights to convert.
+fn is_model_file(path: &Path) -> anyhow::Result<bool> {
+    /// Largest header that safetensors has.
+    const MAX_HEADER: u64 = 100_000_000;
+    let mut file = std::fs::File::open(path).with_context(|| format!("can't open {}", path.display()))?;
+    let read = |bytes: u64, file: &mut std::fs::File| {
+        let mut read = Vec::new();
+        let result = file.take(bytes).read_to_end(&mut read);
+        result.map(|_| read).with_context(|| format!("can't read {}", path.display()))
+    };
+    let length = read(8, &mut file)?;
+    let length = length.first_chunk().map_or(0, |length| u64::from_le_bytes(*length));
+    if length > MAX_HEADER {
+        return Ok(false);
+    }
+    let header: Value = serde_json::from_slice(&read(length, &mut file)?).unwrap_or_default();
+    Ok(header.get("__metadata__").is_some_and(|metadata| metadata.get(SPEC_KEY).is_some()))
 }

@@ -8,6 +8,7 @@ use clap::builder::{OsStringValueParser, TryMapValueParser, TypedValueParser, Va
 use clap::{Args, ValueEnum};
 
 use crate::config;
+use crate::convert::{Checkpoint, CheckpointError, MODEL_FILE, NEITHER};
 use crate::engine::{DeviceError, DeviceRequest, Devices, EngineConfig, Precision};
 use crate::hub::{Hub, InvalidName, ModelSource};
 use crate::model::builtin;
@@ -194,12 +195,29 @@ pub(super) fn load(source: Option<&ModelSource>) -> anyhow::Result<Model> {
 pub(super) fn read(path: &Path) -> anyhow::Result<Model> {
     Model::read(path).map_err(|error| {
         let names_its_path = matches!(error, ModelFileError::Io { .. });
+        if let Some(what) = what_else(path).filter(|_| !names_its_path) {
+            return anyhow::anyhow!("can't load the model {}: it is {what}", path.display());
+        }
         let error = anyhow::Error::from(error);
         match names_its_path {
             true => error.context("can't load the model"),
             false => error.context(format!("can't load the model {}", path.display())),
         }
     })
+}
+
+/// What a file is that is no model file, if it is of a kind that people take for one.
+fn what_else(path: &Path) -> Option<String> {
+    match Checkpoint::open(path) {
+        Ok(_) => Some(format!(
+            "a checkpoint; `kinetoscope convert {} OUT.safetensors --labels FILE --preprocessing NAME` makes a model file of it",
+            path.display()
+        )),
+        Err(CheckpointError::NotACheckpoint { what }) if ![NEITHER, MODEL_FILE].contains(&what) => {
+            Some(what.to_owned())
+        }
+        Err(_) => None,
+    }
 }
 
 /// A model file's path, where it is downloaded to if it is on the hub.

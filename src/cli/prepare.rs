@@ -8,13 +8,15 @@ use clap::Args as ClapArgs;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::data::DataArgs;
-use crate::train::prepare::{Outcome, PrepareOptions, jobs, prepare};
+use super::train::Signals;
+use crate::train::prepare::{Outcome, PrepareOptions, jobs, prepare, write_split};
 
 /// Re-encode a dataset for faster training
 ///
 /// Writes videos of at most 360 pixels' height, H.264 with a key frame every 16 frames, no sound. Names and folders stay, so the
-/// same annotations fit. A run that was interrupted goes on where it was. The exit status is 1 if any video failed; the others
-/// are still done.
+/// same annotations fit. Each video is counted against its source before it gets its name. A run that was stopped, in whatever
+/// way, goes on where it was; runs at the same time share the work. The exit status is 1 if any video failed; the others are still
+/// done. After an interrupt it is 130, after a termination 143.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     #[command(flatten)]
@@ -51,6 +53,7 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let dataset = args.data.open()?;
     let jobs = jobs(&dataset, &args.out)?;
+    write_split(&dataset, &jobs, &args.out)?;
     let cores = || std::thread::available_parallelism().map_or(1, usize::from);
     let options = PrepareOptions {
         height: args.height,
@@ -61,12 +64,14 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     };
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} videos, {per_sec}, {eta} left");
     let bar = ProgressBar::new(jobs.len() as u64).with_style(style.expect("the template is right"));
-    let [done, were_there, failed] = [(); 3].map(|()| AtomicUsize::new(0));
-    prepare(&jobs, &options, |job, outcome| {
+    let [done, were_there, failed, stopped] = [(); 4].map(|()| AtomicUsize::new(0));
+    let signals = Signals::listen("stopping")?;
+    prepare(&jobs, &options, signals.token(), |job, outcome| {
         let say = |words: String| bar.suspend(|| eprintln!("kinetoscope: {}: {words}", job.from.display()));
         let counter = match outcome {
             Outcome::Done => &done,
             Outcome::WasThere => &were_there,
+            Outcome::Stopped => &stopped,
             Outcome::Damaged(words) => {
                 say(format!("is damaged, what could be decoded of it was re-encoded: {words}"));
                 &done
@@ -80,7 +85,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         bar.inc(1);
     })?;
     bar.finish_and_clear();
-    let [done, were_there, failed] = [done, were_there, failed].map(AtomicUsize::into_inner);
+    let [done, were_there, failed, stopped] = [done, were_there, failed, stopped].map(AtomicUsize::into_inner);
     println!("{done} videos re-encoded, {were_there} were there already, {failed} failed");
+    if stopped > 0 {
+        eprintln!("kinetoscope: stopped with {stopped} videos to go; the same command goes on");
+        return Ok(signals.exit_code());
+    }
     Ok(if failed > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -22,7 +22,8 @@ use crate::engine::DeviceRequest;
 use crate::model::file::Model;
 use crate::model::spec::ClipSpec;
 use crate::train::augment::Augment;
-use crate::train::dataset::{CheckDepth, Dataset, Example, Split};
+use crate::train::checkpoint::Checkpoint;
+use crate::train::dataset::{CheckDepth, DataSpec, Dataset, Example, Finding, Listing, Split, SplitRule};
 use crate::train::distributed::{Alone, Collective, CollectiveError, Tcp};
 use crate::train::find_rate::{self, Rates};
 use crate::train::loader::{Loader, LoaderOptions, Shard};
@@ -30,10 +31,13 @@ use crate::train::memory::{self, StepShape};
 use crate::train::network;
 use crate::train::optimizer::OptimizerConfig;
 use crate::train::sgd::SgdConfig;
-use crate::train::trainer::{BEST_FILE, BatchSource, LAST_FILE, Outcome, Start, TrainOptions, Trainer};
+use crate::train::trainer::{
+    BEST_FILE, BatchSource, CHECKPOINT_FILE, LAST_FILE, Outcome, Start, TrainOptions, Trainer,
+};
 use classes::ClassCounts;
 use recipe::{InputArgs, NetworkArgs, RecipeArgs, describe_augmentation};
-use watch::{Signals, Terminal, Work};
+pub(super) use watch::Signals;
+use watch::{Terminal, Work};
 
 /// Train a model on labelled videos
 ///
@@ -49,7 +53,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "DIR", required_unless_present = "check")]
     out: Option<PathBuf>,
 
-    /// Open every video, decode its first clip, list those that can't be used, and train nothing
+    /// Decode every video whole, list those that can't be used or lack frames that their container promises, and train nothing
     #[arg(long)]
     check: bool,
 
@@ -120,11 +124,15 @@ struct WorldArgs {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
-    let dataset = args.data.open().context("the data can't be used")?;
     if args.check {
+        let dataset = args.data.open().context("the data can't be used")?;
         return check(&dataset, usize::from(args.loader_threads));
     }
     let out = args.out.as_deref().context("--out is missing")?;
+    let dataset = open_data(&args, out).context("the data can't be used")?;
+    let signals = Signals::listen("saving after this step")?;
+    let augment = args.input.augment(&dataset.classes);
+    args.input.warn_of_mirrored(&dataset.classes);
     let counts = ClassCounts::of(&dataset);
     let class_weights = args.recipe.class_weights(&dataset.classes, counts.train())?;
     let model = starting_model(&args, &dataset, out)?;
@@ -136,7 +144,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     rayon::ThreadPoolBuilder::new().num_threads(args.engine.threads()).build_global().context("can't start threads")?;
 
     let WorldArgs { rank, world_size, .. } = args.world;
-    let train = loader(&args, &model, &dataset.train, args.input.augment(), Shard { rank, world_size });
+    let train = loader(&args, &model, &dataset.train, augment.clone(), Shard { rank, world_size });
     // Each process validates its own part, none twice.
     let part: Vec<Example> = dataset.validation.iter().skip(rank).step_by(world_size).cloned().collect();
     let validation = loader(&args, &model, &part, Augment::NONE, Shard::ALL);
@@ -145,12 +153,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     options.precision = precision;
     options.loss.class_weights = class_weights;
     options.checkpoint_interval = Duration::from_secs(args.checkpoint_minutes.saturating_mul(60));
-    let data = format!("{} examples, digest {}", dataset.train.len(), digest(&dataset));
     for (name, value) in [
-        ("data", data),
+        (DATA_SETTING, data_setting(&dataset)),
         ("batch size", args.recipe.batch_size().to_string()),
         ("seed", args.recipe.seed().to_string()),
-        ("augmentation", describe_augmentation(&args.input.augment())),
+        ("augmentation", describe_augmentation(&augment)),
         ("sampler", if args.recipe.balances() { "balanced" } else { "all" }.to_owned()),
     ] {
         options.settings.insert(name.to_owned(), value);
@@ -160,7 +167,6 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         check_memory(&args, &model, &options)?;
     }
 
-    let signals = Signals::listen()?;
     if args.find_lr {
         return tell_rate(&model, &options, &train, out, &signals);
     }
@@ -194,6 +200,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         if let (Some(warning), false) = (counts.warning(), args.recipe.knows_of_imbalance()) {
             eprintln!("kinetoscope: warning: {warning}");
         }
+        println!("{augment}");
         let progress = trainer.progress();
         if progress.step > 0 {
             println!("going on in epoch {} after {} steps", progress.epoch + 1, progress.step);
@@ -205,7 +212,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     let unreadable = [train.unreadable(), validation.unreadable()].concat();
     if !unreadable.is_empty() {
-        eprintln!("{} videos could not be decoded; others took their places:", unreadable.len());
+        eprintln!("{} videos could not be decoded; in training, others took their places:", unreadable.len());
         unreadable.iter().for_each(|one| eprintln!("  {}: {}", one.video.display(), one.error));
     }
     match outcome {
@@ -252,6 +259,49 @@ fn tell_rate(
     Ok(ExitCode::SUCCESS)
 }
 
+/// What tells the data of a run from others, among its settings.
+const DATA_SETTING: &str = "data";
+
+fn data_setting(dataset: &Dataset) -> String {
+    format!("{} examples, digest {}", dataset.train.len(), digest(dataset))
+}
+
+/// The data. A run that is resumed goes on with the split that it began with, by whatever rule that was made, and with its
+/// classes.
+fn open_data(args: &Args, out: &Path) -> anyhow::Result<Dataset> {
+    let dataset = args.data.open()?;
+    let begun = if args.resume { Checkpoint::read(&out.join(CHECKPOINT_FILE))? } else { None };
+    let Some(Checkpoint { progress, .. }) = begun else { return Ok(dataset) };
+    refuse_other_classes(&progress.spec.labels, &dataset.classes, out)?;
+    let was = progress.settings.get(DATA_SETTING);
+    if was != Some(&data_setting(&dataset)) {
+        // The older rule may refuse what the newer one takes, and then it was not the run's.
+        let spec = DataSpec { split_rule: SplitRule::FileName, ..args.data.spec() };
+        if let Ok(by_name) = Dataset::open(&spec)
+            && was == Some(&data_setting(&by_name))
+        {
+            println!("the split is that of the run's beginning, by names with their endings");
+            return Ok(by_name);
+        }
+    }
+    Ok(dataset)
+}
+
+fn refuse_other_classes(run: &[String], data: &[String], out: &Path) -> anyhow::Result<()> {
+    let only_in = |these: &[String], those: &[String]| {
+        Listing(these.iter().filter(|class| !those.contains(class)).cloned().collect::<Vec<_>>())
+    };
+    let (added, gone) = (only_in(data, run), only_in(run, data));
+    match (added.0.is_empty(), gone.0.is_empty()) {
+        (true, true) => Ok(()),
+        (false, true) => bail!("the data has classes that the run in {} has not: {added}", out.display()),
+        (true, false) => bail!("the data lacks classes of the run in {}: {gone}", out.display()),
+        (false, false) => {
+            bail!("the data has other classes than the run in {}: {added}, and not {gone}", out.display())
+        }
+    }
+}
+
 /// The network to begin with: that of a model file, with a new last layer for other classes, or a new one.
 fn starting_model(args: &Args, dataset: &Dataset, out: &Path) -> anyhow::Result<Model> {
     let seed = args.recipe.seed();
@@ -286,6 +336,7 @@ fn loader(args: &Args, model: &Model, examples: &[Example], augment: Augment, sh
         balanced: augment.train && args.recipe.balances(),
         augment,
         shard,
+        ..LoaderOptions::default()
     };
     Loader::new(Arc::from(examples), model.spec.clip, model.spec.preprocessing, options)
 }
@@ -342,21 +393,26 @@ fn name_memory_flags(error: anyhow::Error, recipe: &RecipeArgs) -> anyhow::Error
 fn check(dataset: &Dataset, threads: usize) -> anyhow::Result<ExitCode> {
     let total = Split::ALL.iter().map(|&split| dataset.split(split).len()).sum::<usize>();
     let bar = indicatif::ProgressBar::new(total as u64);
-    let unreadable = dataset.check(CheckDepth::FirstClip, threads, |done| bar.set_position(done as u64));
+    let findings = dataset.check(CheckDepth::Whole, threads, |done| bar.set_position(done as u64));
     bar.finish_and_clear();
     for split in Split::ALL {
         println!("{split}: {} videos", dataset.split(split).len());
     }
-    println!("{} classes, {} videos that can't be used", dataset.classes.len(), unreadable.len());
-    for (split, one) in &unreadable {
-        println!("  {split}: {}: {}", one.video.display(), one.error);
+    let incomplete = findings.iter().filter(|(_, finding)| matches!(finding, Finding::Incomplete { .. })).count();
+    println!(
+        "{} classes, {} videos that can't be used, {incomplete} that are not whole",
+        dataset.classes.len(),
+        findings.len() - incomplete
+    );
+    for (split, finding) in &findings {
+        println!("  {split}: {}: {finding}", finding.video().display());
     }
     let counts = ClassCounts::of(dataset);
     print!("\n{}", counts.table());
     if let Some(warning) = counts.warning() {
         eprintln!("kinetoscope: warning: {warning}");
     }
-    Ok(if unreadable.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// Tells one dataset from another, and the same one at another place not.

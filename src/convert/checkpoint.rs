@@ -2,27 +2,43 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::io::{Read, Seek};
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
+use safetensors::SafeTensors;
 use zip::result::ZipError;
 
+use super::names::{Selection, network_names};
 use super::pickle::{Pickle, PickleError, Value, ValueId};
 use super::storage::{Container, Storage, check_unpacked, is_plain};
+use crate::model::file::SPEC_KEY;
 
 /// Most dimensions of a tensor; a 3D convolution's weight has five.
 const MAX_RANK: usize = 8;
 
 /// An open checkpoint. Tensors are read when asked for.
 pub struct Checkpoint {
-    container: Container,
+    source: Source,
     entries: BTreeMap<String, Entry>,
     arch: Option<String>,
+}
+
+/// Where the bytes are.
+enum Source {
+    Torch(Container),
+    /// A whole safetensors file.
+    Safetensors(Vec<u8>),
 }
 
 /// What the state_dict has under a name.
 enum Entry {
     Tensor(StoredTensor),
+    /// One of a safetensors file, under the name that it has there.
+    Plain {
+        name: String,
+        shape: Vec<usize>,
+    },
     /// What it is instead, in words.
     Other(String),
 }
@@ -128,10 +144,50 @@ pub enum CheckpointError {
         /// Bytes.
         expected: u64,
     },
+    /// A module with its code, rather than its weights.
+    #[error(
+        "the checkpoint is a whole module ({class}), which only the code that made it can read (nothing of it was executed); \
+         there, torch.save(model.state_dict(), FILE) saves its weights"
+    )]
+    WholeModule {
+        /// Of the module.
+        class: String,
+    },
+    /// Nothing under a key that was asked for.
+    #[error("the checkpoint has no dictionary of tensors under {key}; its keys are {}", keys.join(", "))]
+    NoSuchKey {
+        /// As asked for.
+        key: String,
+        /// Those on its level.
+        keys: Vec<String>,
+    },
+    /// Several dictionaries that may be meant.
+    #[error("the checkpoint has tensors under several keys: {}; --key says which", keys.join(", "))]
+    SeveralKeys {
+        /// Those with tensors.
+        keys: Vec<String>,
+    },
+    /// No names of the prefix that was asked for.
+    #[error("no tensor's name begins with {prefix}; the first ones are {}", names.join(", "))]
+    NoSuchPrefix {
+        /// As asked for.
+        prefix: String,
+        /// Names that there are.
+        names: Vec<String>,
+    },
+    /// Several networks that may be meant.
+    #[error("the checkpoint has several networks; --prefix says which: {}", shown(prefixes))]
+    SeveralNetworks {
+        /// What their names begin with.
+        prefixes: Vec<String>,
+    },
+    /// A safetensors file with a broken header.
+    #[error("the safetensors file is damaged: {0}")]
+    Safetensors(#[from] safetensors::SafeTensorError),
     /// The top value is something else.
     #[error(
-        "the checkpoint holds {found}; expected a dictionary of tensors or one with such under `state_dict` \
-         (nothing of it was executed)"
+        "the checkpoint holds {found}; expected a dictionary of tensors or one with such under `state_dict`, `model` or the \
+         like (nothing of it was executed)"
     )]
     NoStateDict {
         /// The value, in words.
@@ -178,30 +234,38 @@ pub enum CheckpointError {
     Candle(#[from] candle_core::Error),
 }
 
+/// What is said of what `convert` makes.
+pub(crate) const MODEL_FILE: &str = "a model file already; `serve`, `classify` and `train --init` take it as it is";
+
 impl Checkpoint {
-    /// Opens a file that `torch.save` wrote: a state_dict, or a dictionary with one under `state_dict`. The prefix
-    /// `module.` (of `DataParallel`) is taken off the names.
+    /// Opens a file that `torch.save` wrote, with the weights anywhere in it where training scripts usually put them, or a
+    /// safetensors file. What wrappers such as `DataParallel` put before the names is taken off.
     pub fn open(path: &Path) -> Result<Self, CheckpointError> {
-        let file = File::open(path)?;
+        Self::open_selected(path, &Selection::default())
+    }
+
+    /// The same, with the weights where `selection` says.
+    pub fn open_selected(path: &Path, selection: &Selection) -> Result<Self, CheckpointError> {
+        let mut file = File::open(path)?;
         let file_bytes = file.metadata()?.len();
+        let mut head = [0; 9];
+        let read = file.by_ref().take(9).read(&mut head)?;
+        file.rewind()?;
+        if read == 9 && head[8] == b'{' {
+            return Self::open_safetensors(file, selection);
+        }
         let (container, pickle) = Container::open(file)?;
         let pickle = Pickle::read(&pickle)?;
-        let top = mapping(&pickle, pickle.root());
-        let top = top.ok_or_else(|| CheckpointError::NoStateDict { found: pickle.describe(pickle.root()) })?;
-        let mut arch = None;
-        let mut state_dict = None;
-        for &(key, value) in &top {
-            match pickle.as_str(key) {
-                Some("arch") => arch = pickle.as_str(value).map(str::to_owned),
-                Some("state_dict") => {
-                    let found = || format!("{} under `state_dict`", pickle.describe(value));
-                    let items = mapping(&pickle, value);
-                    state_dict = Some(items.ok_or_else(|| CheckpointError::NoStateDict { found: found() })?);
-                }
-                _ => {}
-            }
-        }
-        let entries = entries(&pickle, &state_dict.unwrap_or(top));
+        let Some(top) = mapping(&pickle, pickle.root()) else {
+            return Err(no_state_dict(&pickle, pickle.root(), ""));
+        };
+        let arch = top.iter().find(|&&(key, _)| pickle.as_str(key) == Some("arch"));
+        let arch = arch.and_then(|&(_, value)| pickle.as_str(value)).map(str::to_owned);
+        let items = match &selection.key {
+            Some(key) => items_under(&pickle, top, key)?,
+            None => find_state_dict(&pickle, top)?,
+        };
+        let entries = entries(&pickle, &items);
         if !entries.values().any(|entry| matches!(entry, Entry::Tensor(_))) {
             let keys: Vec<_> = entries.keys().take(8).map(String::as_str).collect();
             let found = format!("a dictionary without tensors (keys: {})", keys.join(", "));
@@ -216,20 +280,40 @@ impl Checkpoint {
             }
         }
         check_unpacked(total, file_bytes)?;
-        Ok(Self { container, entries, arch })
+        Ok(Self { source: Source::Torch(container), entries: named(entries, selection)?, arch })
+    }
+
+    fn open_safetensors(mut file: File, selection: &Selection) -> Result<Self, CheckpointError> {
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes)?;
+        let (_, metadata) = SafeTensors::read_metadata(&bytes)?;
+        if metadata.metadata().as_ref().is_some_and(|metadata| metadata.contains_key(SPEC_KEY)) {
+            return Err(CheckpointError::NotACheckpoint { what: MODEL_FILE });
+        }
+        let tensors = SafeTensors::deserialize(&bytes)?;
+        let entries = tensors.iter().filter(|(name, _)| is_plain(name)).map(|(name, view)| {
+            (name.to_owned(), Entry::Plain { name: name.to_owned(), shape: view.shape().to_vec() })
+        });
+        let entries = named(entries.collect(), selection)?;
+        Ok(Self { source: Source::Safetensors(bytes), entries, arch: None })
     }
 
     /// Names and shapes of all tensors, by name.
     pub fn tensors(&self) -> impl Iterator<Item = (&str, &[usize])> {
         self.entries.iter().filter_map(|(name, entry)| match entry {
-            Entry::Tensor(tensor) => Some((name.as_str(), tensor.shape.as_slice())),
+            Entry::Tensor(StoredTensor { shape, .. }) | Entry::Plain { shape, .. } => {
+                Some((name.as_str(), shape.as_slice()))
+            }
             Entry::Other(_) => None,
         })
     }
 
     /// Dimensions of a tensor.
     pub fn shape(&self, name: &str) -> Result<&[usize], CheckpointError> {
-        Ok(&self.tensor(name)?.shape)
+        match self.entry(name)? {
+            Entry::Tensor(StoredTensor { shape, .. }) | Entry::Plain { shape, .. } => Ok(shape),
+            Entry::Other(found) => Err(CheckpointError::NotATensor { name: name.to_owned(), found: found.clone() }),
+        }
     }
 
     /// Whether anything stands under a name.
@@ -244,25 +328,155 @@ impl Checkpoint {
 
     /// A tensor's values in the file's type, on the CPU.
     pub fn read(&mut self, name: &str) -> Result<Tensor, CheckpointError> {
-        let tensor = self.tensor(name)?.clone();
-        let Some(dtype) = tensor.storage.element.dtype else {
-            return Err(CheckpointError::ElementType { name: name.to_owned() });
-        };
-        let first = tensor.storage.start + tensor.offset;
-        let bytes = self.container.read(&tensor.storage, first, tensor.span())?;
-        let bytes = if tensor.is_row_major() { bytes } else { tensor.gather(&bytes, dtype.size_in_bytes()) };
-        Ok(Tensor::from_raw_buffer(&bytes, dtype, &tensor.shape, &Device::Cpu)?)
-    }
-
-    fn tensor(&self, name: &str) -> Result<&StoredTensor, CheckpointError> {
-        match self.entries.get(name) {
-            Some(Entry::Tensor(tensor)) => Ok(tensor),
-            Some(Entry::Other(found)) => {
+        let unknown_type = || CheckpointError::ElementType { name: name.to_owned() };
+        match (self.entry(name)?, &self.source) {
+            (Entry::Other(found), _) => {
                 Err(CheckpointError::NotATensor { name: name.to_owned(), found: found.clone() })
             }
-            None => Err(CheckpointError::MissingTensor { name: name.to_owned() }),
+            (Entry::Plain { name: in_file, shape }, Source::Safetensors(bytes)) => {
+                let tensors = SafeTensors::deserialize(bytes)?;
+                let view = tensors.tensor(in_file)?;
+                let dtype = DType::try_from(view.dtype()).map_err(|_| unknown_type())?;
+                Ok(Tensor::from_raw_buffer(view.data(), dtype, shape, &Device::Cpu)?)
+            }
+            (Entry::Tensor(tensor), _) => {
+                let tensor = tensor.clone();
+                let dtype = tensor.storage.element.dtype.ok_or_else(unknown_type)?;
+                let first = tensor.storage.start + tensor.offset;
+                let Source::Torch(container) = &mut self.source else { unreachable!("the tensor came from there") };
+                let bytes = container.read(&tensor.storage, first, tensor.span())?;
+                let bytes = if tensor.is_row_major() { bytes } else { tensor.gather(&bytes, dtype.size_in_bytes()) };
+                Ok(Tensor::from_raw_buffer(&bytes, dtype, &tensor.shape, &Device::Cpu)?)
+            }
+            (Entry::Plain { .. }, Source::Torch(_)) => unreachable!("the tensor came from the other"),
         }
     }
+
+    fn entry(&self, name: &str) -> Result<&Entry, CheckpointError> {
+        self.entries.get(name).ok_or_else(|| CheckpointError::MissingTensor { name: name.to_owned() })
+    }
+}
+
+/// Under the names that the network has for them.
+fn named(
+    mut entries: BTreeMap<String, Entry>,
+    selection: &Selection,
+) -> Result<BTreeMap<String, Entry>, CheckpointError> {
+    let rank = |entry: &Entry| match entry {
+        Entry::Tensor(StoredTensor { shape, .. }) | Entry::Plain { shape, .. } => shape.len(),
+        Entry::Other(_) => 0,
+    };
+    let ranks = entries.iter().map(|(name, entry)| (name.clone(), rank(entry))).collect();
+    let names = network_names(&ranks, selection)?;
+    Ok(names.into_iter().filter_map(|(file, name)| Some((name, entries.remove(&file)?))).collect())
+}
+
+/// Where training scripts put the weights in what they save, the surest first.
+const STATE_DICT_KEYS: [&str; 10] = [
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "net",
+    "network",
+    "weights",
+    "params",
+    "state",
+    "module",
+];
+
+/// How deep dictionaries lie within each other.
+const DEPTH: usize = 3;
+
+type Items = Vec<(ValueId, ValueId)>;
+
+fn find_state_dict(pickle: &Pickle<'_>, mut top: Items) -> Result<Items, CheckpointError> {
+    let has_tensors = |items: &Items| items.iter().any(|&(_, value)| StoredTensor::from_value(pickle, value).is_some());
+    for _ in 0..DEPTH {
+        let under =
+            |key: &str| top.iter().rev().find(|&&(name, _)| pickle.as_str(name) == Some(key)).map(|&(_, value)| value);
+        // One that is empty or something else is told of, rather than others taken.
+        if let Some(value) = under("state_dict") {
+            top = mapping(pickle, value).ok_or_else(|| no_state_dict(pickle, value, " under `state_dict`"))?;
+            continue;
+        }
+        if has_tensors(&top) {
+            return Ok(top);
+        }
+        let known = STATE_DICT_KEYS.iter().find_map(|key| Some((*key, under(key)?)));
+        match known {
+            Some((key, value)) => {
+                top = mapping(pickle, value).ok_or_else(|| no_state_dict(pickle, value, &format!(" under `{key}`")))?;
+            }
+            None => {
+                let mut with_tensors: Vec<(&str, Items)> = top
+                    .iter()
+                    .filter_map(|&(key, value)| {
+                        Some((pickle.as_str(key).filter(|key| is_plain(key))?, mapping(pickle, value)?))
+                    })
+                    .filter(|(_, items)| has_tensors(items))
+                    .collect();
+                match with_tensors.len() {
+                    0 => return Ok(top),
+                    1 => return Ok(with_tensors.remove(0).1),
+                    _ => {
+                        let keys = with_tensors.into_iter().map(|(key, _)| key.to_owned()).collect();
+                        return Err(CheckpointError::SeveralKeys { keys });
+                    }
+                }
+            }
+        }
+    }
+    Ok(top)
+}
+
+/// The dictionary under `outer.inner`; a key that has dots itself is found, too.
+fn items_under(pickle: &Pickle<'_>, top: Items, key: &str) -> Result<Items, CheckpointError> {
+    let mut level = top;
+    let mut rest = key;
+    loop {
+        let keys: Vec<(&str, ValueId)> = level
+            .iter()
+            .filter_map(|&(key, value)| Some((pickle.as_str(key).filter(|key| is_plain(key))?, value)))
+            .collect();
+        let found = keys.iter().rev().find_map(|&(name, value)| {
+            let after = rest.strip_prefix(name)?;
+            let after = if after.is_empty() { after } else { after.strip_prefix('.')? };
+            Some((after, value))
+        });
+        let missing = || CheckpointError::NoSuchKey {
+            key: key.to_owned(),
+            keys: keys.iter().take(16).map(|(key, _)| (*key).to_owned()).collect(),
+        };
+        let (after, value) = found.ok_or_else(missing)?;
+        let items = mapping(pickle, value).ok_or_else(|| no_state_dict(pickle, value, &format!(" under `{key}`")))?;
+        if after.is_empty() {
+            return Ok(items);
+        }
+        (level, rest) = (items, after);
+    }
+}
+
+/// What stands where a dictionary should.
+fn no_state_dict(pickle: &Pickle<'_>, value: ValueId, place: &str) -> CheckpointError {
+    let found = pickle.describe(value);
+    if let Value::Call { callable, .. } = pickle.get(value)
+        && let Some((module, name)) = pickle.as_global(*callable)
+        && !["collections", "builtins", "__builtin__", "numpy", "torch", "torch._utils"].contains(&module)
+        && is_plain(module)
+        && is_plain(name)
+        && !name.is_empty()
+        && (name.starts_with(char::is_uppercase) || module == "copyreg" || module == "copy_reg")
+    {
+        return CheckpointError::WholeModule { class: found };
+    }
+    CheckpointError::NoStateDict { found: format!("{found}{place}") }
+}
+
+/// Prefixes for a person; that of nothing needs a word.
+fn shown(prefixes: &[String]) -> String {
+    let quoted: Vec<String> = prefixes.iter().map(|prefix| format!("{prefix:?}")).collect();
+    quoted.join(", ")
 }
 
 impl StoredTensor {
@@ -403,17 +617,9 @@ fn numbers(pickle: &Pickle<'_>, id: ValueId) -> Option<Vec<u64>> {
 fn entries(pickle: &Pickle<'_>, items: &[(ValueId, ValueId)]) -> BTreeMap<String, Entry> {
     // No layer has a name that is not plain.
     let named = items.iter().filter_map(|&(key, value)| Some((pickle.as_str(key)?, value)));
-    let named: Vec<_> = named.filter(|(name, _)| is_plain(name)).collect();
-    let parallel = named.iter().all(|(name, _)| name.starts_with("module."));
     let entry = |value| match StoredTensor::from_value(pickle, value) {
         Some(tensor) => Entry::Tensor(tensor),
         None => Entry::Other(pickle.describe(value)),
     };
-    named
-        .into_iter()
-        .map(|(name, value)| {
-            let name = if parallel { name.trim_start_matches("module.") } else { name };
-            (name.to_owned(), entry(value))
-        })
-        .collect()
+    named.filter(|(name, _)| is_plain(name)).map(|(name, value)| (name.to_owned(), entry(value))).collect()
 }

@@ -6,6 +6,7 @@
 mod checkpoint;
 mod infer;
 mod labels;
+mod names;
 mod pickle;
 mod preprocessing;
 mod storage;
@@ -16,10 +17,13 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
 
+pub(crate) use checkpoint::MODEL_FILE;
 pub use checkpoint::{Checkpoint, CheckpointError};
 pub use labels::{LabelsError, read_labels};
+pub use names::Selection;
 pub use pickle::PickleError;
 pub use preprocessing::{PreprocessingError, read_preprocessing};
+pub(crate) use storage::NEITHER;
 
 use crate::model::file::{Model, ModelFileError, SpecError};
 use crate::model::layout::{DEPTHS, LayoutError};
@@ -29,6 +33,8 @@ use infer::{Hints, infer};
 /// What a checkpoint does not say about itself.
 #[derive(Debug, Clone)]
 pub struct ConvertOptions {
+    /// Where in the checkpoint the weights are.
+    pub selection: Selection,
     /// Class names in one of the forms of [`read_labels`].
     pub labels: PathBuf,
     /// From frames to the network's input.
@@ -60,6 +66,7 @@ impl ConvertOptions {
     /// Options that leave to the checkpoint what it can show.
     pub fn new(labels: PathBuf, preprocessing: Preprocessing) -> Self {
         Self {
+            selection: Selection::default(),
             labels,
             preprocessing,
             clip: ClipSpec::default(),
@@ -120,7 +127,7 @@ pub enum ConvertError {
     /// The checkpoint has other names than any known family.
     #[error(
         "the checkpoint has neither conv1.weight (3D-ResNets-PyTorch) nor stem.0.weight (torchvision's r3d_18) \
-         but {}, ...", names.join(", ")
+         but {}, ...; --key, --prefix and --rename say where the weights of one are", names.join(", ")
     )]
     UnknownNames {
         /// The first of its tensors.
@@ -184,7 +191,9 @@ pub enum ConvertError {
         expected: String,
     },
     /// A tensor that no layer takes: some other network.
-    #[error("tensor {name} of shape {found:?} belongs to no layer of a 3D ResNet-{depth}")]
+    #[error(
+        "tensor {name} of shape {found:?} belongs to no layer of a 3D ResNet-{depth}; --prefix leaves out what has another"
+    )]
     UnexpectedTensor {
         /// Name in the checkpoint.
         name: String,
@@ -225,6 +234,12 @@ impl From<LayoutError> for ConvertError {
     }
 }
 
+/// The network of a checkpoint in words, as [`convert`] will see it.
+pub fn describe_network(checkpoint: &Checkpoint) -> Result<String, ConvertError> {
+    let (architecture, classes) = infer(checkpoint, &Hints::default())?;
+    Ok(format!("{architecture}, {classes} classes"))
+}
+
 /// Makes the model file `output` from the checkpoint `input`. The output appears whole or not at all.
 pub fn convert(input: &Path, output: &Path, options: &ConvertOptions) -> Result<ConvertReport, ConvertError> {
     let (model, report) = model_from_checkpoint(input, options)?;
@@ -237,7 +252,7 @@ pub fn model_from_checkpoint(input: &Path, options: &ConvertOptions) -> Result<(
     if !matches!(options.dtype, DType::F32 | DType::F16 | DType::BF16) {
         return Err(ConvertError::DType { actual: options.dtype });
     }
-    let mut checkpoint = Checkpoint::open(input)?;
+    let mut checkpoint = Checkpoint::open_selected(input, &options.selection)?;
     let hints = Hints {
         depth: options.depth,
         shortcut: options.shortcut,

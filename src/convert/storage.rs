@@ -135,18 +135,17 @@ impl Container {
             [] => Err(CheckpointError::NotACheckpoint { what: "an empty file" }),
             [b'P', b'K', 3, 4, ..] => Self::open_zip(file, file_bytes),
             [0x80, ..] => Self::open_legacy(file, file_bytes),
-            [_, _, _, _, _, _, _, _, b'{', ..] => {
-                Err(CheckpointError::NotACheckpoint { what: "a safetensors file, by its looks" })
-            }
             bytes if bytes.get(257..262) == Some(b"ustar") => {
                 Err(CheckpointError::NotACheckpoint { what: "a tar archive (torch before 0.1.10 wrote such)" })
             }
-            _ => Err(CheckpointError::NotACheckpoint { what: "neither a zip archive nor a pickle" }),
+            bytes => Err(CheckpointError::NotACheckpoint { what: other_file(bytes).unwrap_or(NEITHER) }),
         }
     }
 
     fn open_zip(file: BufReader<File>, file_bytes: u64) -> Result<(Self, Vec<u8>), CheckpointError> {
-        let mut archive = ZipArchive::new(file)?;
+        // It begins with the file. Told so, the reader does not look for it elsewhere, where names of 21 letters mislead it.
+        let config = zip::read::Config { archive_offset: zip::read::ArchiveOffset::Known(0) };
+        let mut archive = ZipArchive::with_config(config, file)?;
         if archive.len() > MAX_ENTRIES {
             return Err(CheckpointError::TooManyEntries { actual: archive.len(), limit: MAX_ENTRIES });
         }
@@ -164,9 +163,9 @@ impl Container {
         }
         check_unpacked(unpacked, file_bytes)?;
         if torch_script {
-            return Err(CheckpointError::NotACheckpoint { what: "a TorchScript program, not the weights alone" });
+            return Err(CheckpointError::NotACheckpoint { what: TORCH_SCRIPT });
         }
-        let prefix = prefix.ok_or(CheckpointError::NotACheckpoint { what: "a zip archive without data.pkl" })?;
+        let prefix = prefix.ok_or(CheckpointError::NotACheckpoint { what: OTHER_ZIP })?;
         if let Some(index) = archive.index_for_name(&format!("{prefix}/byteorder")) {
             let mut order = Vec::new();
             archive.by_index(index)?.take(16).read_to_end(&mut order)?;
@@ -290,6 +289,34 @@ impl Container {
                 Ok(bytes)
             }
         }
+    }
+}
+
+/// What is said of a file whose kind is not known.
+pub(crate) const NEITHER: &str = "neither a zip archive nor a pickle";
+
+const TORCH_SCRIPT: &str = "a TorchScript program with its code; torch.save(torch.jit.load(FILE).state_dict(), OUT) in Python \
+    saves its weights";
+
+const OTHER_ZIP: &str = "a zip archive without data.pkl; if a checkpoint is packed in it, unpack it first";
+
+/// What is often saved under the name of a checkpoint, by its first bytes.
+fn other_file(head: &[u8]) -> Option<&'static str> {
+    let text = head.trim_ascii_start();
+    let starts_with =
+        |word: &str| text.get(..word.len()).is_some_and(|start| start.eq_ignore_ascii_case(word.as_bytes()));
+    if starts_with("version https://git-lfs") {
+        Some("a Git LFS pointer, which stands for the file; `git lfs pull` gets the file itself")
+    } else if ["<!doctype", "<html", "<?xml", "<head", "<body"].iter().any(|start| starts_with(start)) {
+        Some(
+            "a web page, saved instead of the file; the link leads to a page that asks or refuses: open it in a browser",
+        )
+    } else if starts_with("{") || starts_with("[") {
+        Some("JSON, perhaps the answer of a server that refused the file")
+    } else if head.starts_with(&[0x1f, 0x8b]) || head.starts_with(b"7z") || head.starts_with(&[0xfd, b'7', b'z']) {
+        Some("a compressed archive; unpack it first")
+    } else {
+        None
     }
 }
 

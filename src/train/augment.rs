@@ -1,6 +1,8 @@
 //! Which clip of a video a network is trained on, and how its pixels are varied: all drawn from a counter, so that
 //! `(seed, epoch, position)` gives the same clip whenever and wherever it is asked for.
 
+use std::fmt;
+
 use crate::model::counter::CounterStream;
 use crate::model::spec::ClipSpec;
 use crate::video::{Choice, Crop, Extent};
@@ -58,6 +60,28 @@ pub struct ColorJitter {
 impl TrainCrop {
     /// The newer reference code's: a quarter of the area to all of it, ratio 3/4 to 4/3.
     pub const RANDOM_RESIZED: Self = Self::RandomResized { area: (0.25, 1.0), ratio: (0.75, 4.0 / 3.0) };
+}
+
+impl fmt::Display for Augment {
+    /// What is varied, in a line.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if !self.train {
+            return f.write_str("the middle of each video and frame, nothing varied");
+        }
+        f.write_str("clips from any time, ")?;
+        match self.crop {
+            TrainCrop::CornerMultiScale => f.write_str("a corner or the middle at five scales")?,
+            TrainCrop::RandomResized { area: (low, high), .. } => {
+                write!(f, "random parts of {:.0}% to {:.0}% of the frame", 100.0 * low, 100.0 * high)?;
+            }
+            TrainCrop::Center => f.write_str("the middle of the frame")?,
+        }
+        f.write_str(if self.flip { ", half of them mirrored" } else { ", none mirrored" })?;
+        match self.color_jitter {
+            Some(ColorJitter { brightness, .. }) => write!(f, ", colours varied by {:.0}%", 100.0 * brightness),
+            None => f.write_str(", colours as they are"),
+        }
+    }
 }
 
 impl Augment {

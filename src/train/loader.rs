@@ -7,8 +7,9 @@
 //! of threads, and the same again when an epoch is begun in its midst.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::panic::{self, AssertUnwindSafe};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::{self, JoinHandle};
@@ -19,9 +20,9 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::augment::{Augment, Draws, Variation};
-use super::dataset::{Example, Unreadable};
+use super::dataset::{Example, FrameFolder, Unreadable};
 use crate::model::spec::{ClipSpec, Preprocessing};
-use crate::video::{DecodeOptions, Source, VideoError, decode_chosen_clip};
+use crate::video::{Choice, Clip, DecodeOptions, Extent, Source, TimeRange, VideoError, decode_chosen_clip};
 
 /// Clips for one step.
 #[derive(Debug, Clone)]
@@ -54,6 +55,8 @@ pub struct LoaderOptions {
     /// Takes as many examples of each class in an epoch: those of rare classes several times, some of frequent ones not.
     /// Only where [`Augment::train`] is set.
     pub balanced: bool,
+    /// How long a file that can't be read is tried again, a minute; a volume may be away for a while.
+    pub patience: Duration,
 }
 
 /// One of several processes that train together. Each sees other examples, and as many batches as the others: where examples
@@ -83,6 +86,7 @@ impl Default for LoaderOptions {
             shard: Shard::ALL,
             drop_last: false,
             balanced: false,
+            patience: Duration::from_secs(60),
         }
     }
 }
@@ -98,6 +102,16 @@ pub enum LoaderError {
         /// One of them.
         video: PathBuf,
         /// What is wrong with it.
+        error: VideoError,
+    },
+    /// The files are not where they were.
+    #[error("the videos can't be read, {} for {:?}: {error}", .video.display(), .patience)]
+    Unavailable {
+        /// One of them.
+        video: PathBuf,
+        /// How long it was tried.
+        patience: Duration,
+        /// What the system says.
         error: VideoError,
     },
     /// A bug of this program.
@@ -122,14 +136,26 @@ impl Loader {
         assert!(rank < world_size, "rank {rank} is not one of {world_size} processes");
         let options = LoaderOptions { batch_size: options.batch_size.max(1), ..options };
         let lookup = Box::new(preprocessing.lookup_table());
-        let (unreadable, waited) = (Mutex::default(), AtomicU64::new(0));
-        Self { maker: Arc::new(Maker { examples, clip, preprocessing, lookup, options, unreadable, waited }) }
+        let maker = Maker {
+            examples,
+            clip,
+            preprocessing,
+            lookup,
+            options,
+            unreadable: Mutex::default(),
+            outage: Mutex::default(),
+            waited: AtomicU64::new(0),
+        };
+        Self { maker: Arc::new(maker) }
     }
 
     /// Batches of one epoch from batch `first` on.
     ///
-    /// The place of a video that can't be decoded is taken by another example, always the same; see
-    /// [`Loader::unreadable`].
+    /// In training, the place of a video that can't be decoded is taken by another example, always the same. Otherwise it is left
+    /// out, so that no other counts twice. See [`Loader::unreadable`].
+    ///
+    /// A file that can't be read is tried again for [`LoaderOptions::patience`]. If others can, it is taken for one that can't be
+    /// decoded, until the next epoch.
     pub fn epoch(&self, epoch: u64, first: usize) -> Epoch {
         Epoch::start(Arc::clone(&self.maker), epoch, first)
     }
@@ -172,6 +198,8 @@ pub struct Epoch {
     threads: Vec<JoinHandle<()>>,
     next: usize,
     end: usize,
+    /// Whether a clip was given.
+    given: bool,
 }
 
 impl Epoch {
@@ -180,6 +208,7 @@ impl Epoch {
         let end = slots.div_ceil(batch_size);
         let threads = maker.options.threads.max(1);
         let order = maker.order(epoch);
+        maker.forget_outage();
         let state = State { next_slot: first.saturating_mul(batch_size).min(slots), taken: first, ..State::default() };
         let shared = Arc::new(Shared {
             maker,
@@ -196,7 +225,7 @@ impl Epoch {
             thread.spawn(move || shared.work()).expect("a thread can be started")
         };
         let threads = if first < end { (0..threads).map(spawn).collect() } else { Vec::new() };
-        Self { shared, threads, next: first.min(end), end }
+        Self { shared, threads, next: first.min(end), end, given: first > 0 }
     }
 }
 
@@ -204,15 +233,23 @@ impl Iterator for Epoch {
     type Item = Result<Batch, LoaderError>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.next >= self.end {
-            return None;
+        while self.next < self.end {
+            let asked = Instant::now();
+            let batch = self.shared.wait_for(self.next);
+            let waited = asked.elapsed().as_nanos() as u64;
+            self.shared.maker.waited.fetch_add(waited, Ordering::Relaxed);
+            self.next = if batch.is_ok() { self.next + 1 } else { self.end };
+            match batch.transpose() {
+                Some(batch) => {
+                    self.given = true;
+                    return Some(batch);
+                }
+                // All its clips are left out. A batch of none has no loss.
+                None if self.next == self.end && !self.given => return self.shared.maker.nothing_readable().map(Err),
+                None => {}
+            }
         }
-        let asked = Instant::now();
-        let batch = self.shared.wait_for(self.next);
-        let waited = asked.elapsed().as_nanos() as u64;
-        self.shared.maker.waited.fetch_add(waited, Ordering::Relaxed);
-        self.next = if batch.is_ok() { self.next + 1 } else { self.end };
-        Some(batch)
+        None
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -244,6 +281,8 @@ struct Maker {
     lookup: Box<[[f32; 256]; 3]>,
     options: LoaderOptions,
     unreadable: Mutex<BTreeMap<usize, Unreadable>>,
+    /// Since when files can't be read.
+    outage: Mutex<Option<Instant>>,
     /// Nanoseconds.
     waited: AtomicU64,
 }
@@ -252,6 +291,15 @@ struct Maker {
 struct Made {
     clip: Vec<f32>,
     example: usize,
+}
+
+/// What became of a place in the epoch's order.
+enum Slot {
+    Made(Made),
+    /// Its video can't be decoded, and no other takes its place.
+    LeftOut,
+    /// The epoch was dropped.
+    Cancelled,
 }
 
 impl Maker {
@@ -289,29 +337,99 @@ impl Maker {
         balanced
     }
 
-    /// The clip of the example that stands at `position` of an epoch's order, or of the first of its substitutes that can be
-    /// decoded. `None` if the epoch was dropped.
+    /// The clip of the example that stands at `position` of an epoch's order, or in training of the first of its substitutes that
+    /// can be decoded.
     fn make(
         &self,
         order: &[usize],
         epoch: u64,
         position: usize,
         cancel: &CancellationToken,
-    ) -> Result<Option<Made>, LoaderError> {
+    ) -> Result<Slot, LoaderError> {
         let variation = self.options.augment.draw(self.options.seed, epoch, position as u64);
-        for example in self.candidates(order, epoch, position) {
+        let substitutes = if self.options.augment.train { usize::MAX } else { 1 };
+        // Which can't be read, rather than decoded.
+        let mut away: Vec<(usize, VideoError)> = Vec::new();
+        for example in self.candidates(order, epoch, position).take(substitutes) {
             if lock(&self.unreadable).contains_key(&example) {
                 continue;
             }
-            match self.decode(example, &variation, cancel) {
-                Ok(clip) => return Ok(Some(Made { clip, example })),
-                Err(VideoError::Cancelled) => return Ok(None),
+            match self.decode_with_patience(example, &variation, cancel) {
+                Ok(clip) => {
+                    // Others can be read, so it is these files.
+                    away.into_iter().for_each(|(example, error)| self.note_unreadable(example, error));
+                    return Ok(Slot::Made(Made { clip, example }));
+                }
+                Err(VideoError::Cancelled) => return Ok(Slot::Cancelled),
+                Err(error) if is_outage(&error) => away.push((example, error)),
                 Err(error) => self.note_unreadable(example, error),
             }
         }
+        match (away.pop(), self.options.augment.train) {
+            (Some((example, error)), true) => {
+                let video = self.examples[example].video.clone();
+                Err(LoaderError::Unavailable { video, patience: self.options.patience, error })
+            }
+            (Some((example, error)), false) => {
+                self.note_unreadable(example, error);
+                Ok(Slot::LeftOut)
+            }
+            (None, true) => Err(self.nothing_readable().expect("every candidate was noted")),
+            (None, false) => Ok(Slot::LeftOut),
+        }
+    }
+
+    /// The error of an epoch without clips, if any video was tried.
+    fn nothing_readable(&self) -> Option<LoaderError> {
         let unreadable = lock(&self.unreadable);
-        let Unreadable { video, error, .. } = unreadable.values().next().expect("every candidate was noted").clone();
-        Err(LoaderError::NothingReadable { examples: unreadable.len(), video, error })
+        let Unreadable { video, error, .. } = unreadable.values().next()?.clone();
+        Some(LoaderError::NothingReadable { examples: unreadable.len(), video, error })
+    }
+
+    /// Decodes; if the file can't be read, again after pauses until that was so for the loader's patience. The patience is one for
+    /// all files: when a whole folder is away, they are not waited for one after the other.
+    fn decode_with_patience(
+        &self,
+        example: usize,
+        variation: &Variation,
+        cancel: &CancellationToken,
+    ) -> Result<Vec<f32>, VideoError> {
+        const FIRST_PAUSE: Duration = Duration::from_millis(100);
+        const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+        let (mut pause, mut was_away) = (FIRST_PAUSE, false);
+        loop {
+            match self.decode(example, variation, cancel) {
+                Err(error) if is_outage(&error) => {
+                    let patience = self.options.patience;
+                    let left = {
+                        let mut outage = lock(&self.outage);
+                        if outage.is_none() {
+                            let video = self.examples[example].video.display();
+                            warn!(%video, %error, ?patience, "a video can't be read; it is tried again");
+                        }
+                        patience.saturating_sub(outage.get_or_insert_with(Instant::now).elapsed())
+                    };
+                    if left.is_zero() {
+                        return Err(error);
+                    }
+                    was_away = true;
+                    wait(pause.min(left), cancel)?;
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                }
+                decoded => {
+                    if was_away {
+                        *lock(&self.outage) = None;
+                    }
+                    return decoded;
+                }
+            }
+        }
+    }
+
+    /// What could not be read may be there again, and is worth some patience again.
+    fn forget_outage(&self) {
+        *lock(&self.outage) = None;
+        lock(&self.unreadable).retain(|_, unreadable| !is_outage(&unreadable.error));
     }
 
     /// The example at `position`, then some at random, so that one that follows an unreadable one is not seen too often,
@@ -331,22 +449,50 @@ impl Maker {
         variation: &Variation,
         cancel: &CancellationToken,
     ) -> Result<Vec<f32>, VideoError> {
-        let Example { video, range, .. } = &self.examples[example];
-        let options = DecodeOptions { range: *range, cancel: cancel.clone(), ..DecodeOptions::default() };
-        let source = Source::Path(video.clone());
-        let choose = |extent| variation.choose(&self.clip, extent);
-        let mut clip = decode_chosen_clip(&source, &self.clip, &self.preprocessing, &options, choose)?;
+        let example = &self.examples[example];
+        let clip = self.decode_rgb(example, variation, cancel);
+        // A file that can't be read to its end looks like a broken one to FFmpeg.
+        let mut clip = clip.map_err(|error| match error.is_input_fault() {
+            true => reading_error(&example.video).unwrap_or(error),
+            false => error,
+        })?;
         if let Some(colors) = variation.colors {
             colors.apply(&mut clip.rgb);
         }
         Ok(normalise(&clip.rgb, self.clip.size, variation.flip, &self.lookup))
     }
 
+    fn decode_rgb(
+        &self,
+        example: &Example,
+        variation: &Variation,
+        cancel: &CancellationToken,
+    ) -> Result<Clip, VideoError> {
+        let options = DecodeOptions { range: example.range, cancel: cancel.clone(), ..DecodeOptions::default() };
+        let decode = |source: &Source, choose: &dyn Fn(Extent) -> Choice| {
+            decode_chosen_clip(source, &self.clip, &self.preprocessing, &options, choose)
+        };
+        let choose = |extent| variation.choose(&self.clip, extent);
+        if example.range != TimeRange::ALL || !example.video.is_dir() {
+            return decode(&example.source()?, &choose);
+        }
+        // Of a folder of frames, only those of the clip are read.
+        let frames = FrameFolder::open(&example.video)?;
+        let Choice { first_frame, crop } = choose(frames.extent()?);
+        let span = (self.clip.frames.max(1) as u64 - 1) * self.clip.temporal_stride.max(1) as u64 + 1;
+        let bytes = frames.range(first_frame..first_frame.saturating_add(span))?;
+        decode(&Source::Bytes(bytes), &|_| Choice { first_frame: 0, crop })
+    }
+
     fn note_unreadable(&self, example: usize, error: VideoError) {
         let video = self.examples[example].video.clone();
         let mut unreadable = lock(&self.unreadable);
         unreadable.entry(example).or_insert_with(|| {
-            warn!(video = %video.display(), %error, "a video can't be decoded; others take its place");
+            if self.options.augment.train {
+                warn!(video = %video.display(), %error, "a video can't be decoded; others take its place");
+            } else {
+                warn!(video = %video.display(), %error, "a video can't be decoded; it is left out");
+            }
             Unreadable { example, video, error }
         });
     }
@@ -356,6 +502,30 @@ fn shuffle<T>(items: &mut [T], draws: &mut Draws) {
     for i in (1..items.len()).rev() {
         items.swap(i, draws.below(i as u64 + 1) as usize);
     }
+}
+
+/// Whether a video could not be read, by no fault of its own: its folder may be away, files or memory exhausted.
+fn is_outage(error: &VideoError) -> bool {
+    matches!(error, VideoError::Read(_) | VideoError::OutOfMemory { .. })
+}
+
+/// The error of reading a file to its end, if there is one.
+fn reading_error(video: &Path) -> Option<VideoError> {
+    let read = || std::io::copy(&mut File::open(video)?, &mut std::io::sink());
+    if video.is_dir() { None } else { read().err().map(Into::into) }
+}
+
+/// Sleeps, unless the epoch is dropped meanwhile.
+fn wait(pause: Duration, cancel: &CancellationToken) -> Result<(), VideoError> {
+    const GLANCE: Duration = Duration::from_millis(20);
+    let end = Instant::now() + pause;
+    while !cancel.is_cancelled() {
+        match end.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => return Ok(()),
+            left => thread::sleep(left.min(GLANCE)),
+        }
+    }
+    Err(VideoError::Cancelled)
 }
 
 /// `(t, h, w, 3)` of bytes to `(3, t, h, w)` of the network's input, mirrored or not.
@@ -396,9 +566,9 @@ struct State {
     /// Batches taken, those before the first included.
     taken: usize,
     /// Batches of which not all clips are made, by number.
-    filling: BTreeMap<usize, Vec<Option<Made>>>,
-    /// Whole batches, by number.
-    whole: BTreeMap<usize, Batch>,
+    filling: BTreeMap<usize, Vec<Option<Slot>>>,
+    /// Whole batches, by number; `None` if all their clips are left out.
+    whole: BTreeMap<usize, Option<Batch>>,
     failed: Option<LoaderError>,
 }
 
@@ -417,8 +587,8 @@ impl Shared {
             let make = || self.maker.make(&self.order, self.epoch, position, &self.cancel);
             let made = panic::catch_unwind(AssertUnwindSafe(make)).unwrap_or(Err(LoaderError::Panicked));
             match made {
-                Ok(Some(made)) => self.put(slot, made),
-                Ok(None) => return,
+                Ok(Slot::Cancelled) => return,
+                Ok(made) => self.put(slot, made),
                 Err(error) => {
                     lock(&self.state).failed.get_or_insert(error);
                     self.ready.notify_all();
@@ -446,7 +616,7 @@ impl Shared {
     }
 
     /// Adds a clip to its batch, and makes that a tensor if it is the last.
-    fn put(&self, slot: usize, made: Made) {
+    fn put(&self, slot: usize, made: Slot) {
         let batch_size = self.maker.options.batch_size;
         let number = slot / batch_size;
         let len = batch_size.min(self.maker.slots() - number * batch_size);
@@ -459,7 +629,9 @@ impl Shared {
             }
             state.filling.remove(&number).expect("it was there a moment ago")
         };
-        let batch = self.batch(clips.into_iter().flatten().collect());
+        let made = |slot| if let Some(Slot::Made(made)) = slot { Some(made) } else { None };
+        let made: Vec<Made> = clips.into_iter().filter_map(made).collect();
+        let batch = (!made.is_empty()).then(|| self.batch(made));
         lock(&self.state).whole.insert(number, batch);
         self.ready.notify_all();
     }
@@ -480,8 +652,8 @@ impl Shared {
         }
     }
 
-    /// Batch `number`, when it is whole.
-    fn wait_for(&self, number: usize) -> Result<Batch, LoaderError> {
+    /// Batch `number`, when it is whole; `None` if all its clips are left out.
+    fn wait_for(&self, number: usize) -> Result<Option<Batch>, LoaderError> {
         let mut state = lock(&self.state);
         loop {
             if let Some(batch) = state.whole.remove(&number) {

@@ -2,7 +2,8 @@
 
 use super::assembly::{Assembly, Passed, Stop};
 use super::decode::{Seeking, TimedFrame, VideoStream};
-use super::error::VideoError;
+use super::ending;
+use super::error::{PartialReason, VideoError};
 use super::transform::{Crop, FrameTransform};
 use super::{Clip, DecodeOptions, Source};
 use crate::model::spec::{ClipSpec, Preprocessing};
@@ -92,6 +93,40 @@ pub fn decode_chosen_clip(
 pub fn probe(source: &Source, options: &DecodeOptions) -> Result<Option<Extent>, VideoError> {
     let stream = VideoStream::open_listed(source, options)?;
     Ok(stream.and_then(|stream| Some(extent(stream.listed_frames()?, &stream))))
+}
+
+/// What decoding a whole video gave.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Count {
+    /// Frames that came out.
+    pub decoded: u64,
+    /// Frames that the container says there are, where it says so frame by frame.
+    pub listed: Option<u64>,
+    /// Why this is not the whole video; `None` if it is.
+    pub partial: Option<PartialReason>,
+}
+
+impl Count {
+    /// Whether all that the container promises was decoded without an error.
+    pub fn is_whole(&self) -> bool {
+        self.partial.is_none() && self.listed.is_none_or(|listed| self.decoded >= listed)
+    }
+}
+
+/// Counts the frames of a video, or of [`DecodeOptions::range`], by decoding them all.
+pub fn count_frames(source: &Source, options: &DecodeOptions) -> Result<Count, VideoError> {
+    let listed = probe(source, options)?.map(|extent| extent.frames);
+    let stream = VideoStream::open(source, options, Seeking::Never)?;
+    let container = stream.info.container.clone();
+    match stream.decode(|_| Ok::<u64, Stop>(u64::MAX)) {
+        Ok(decoded) => {
+            let decoded = decoded.unwrap_or_default();
+            let cut_off = ending::missing_bytes(source, &container, &options.limits);
+            Ok(Count { decoded: decoded.frames, listed, partial: cut_off.or(decoded.partial) })
+        }
+        Err(Stop::Failed(error)) => Err(error),
+        Err(Stop::Asked) => unreachable!("nothing asks to stop"),
+    }
 }
 
 fn extent(frames: u64, stream: &VideoStream) -> Extent {

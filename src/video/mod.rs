@@ -34,7 +34,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-pub use chosen::{Choice, Extent, decode_chosen_clip, probe};
+pub use chosen::{Choice, Count, Extent, count_frames, decode_chosen_clip, probe};
 pub use decode::TimeRange;
 pub use error::{PartialReason, Unit, VideoError};
 pub use isolation::{Decoder, Isolation, WorkerOptions, run_worker};

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use kinetoscope::train::dataset::{CheckDepth, DataSpec, Dataset, DatasetError, Example, Split};
+use kinetoscope::train::dataset::{CheckDepth, DataSpec, Dataset, DatasetError, Example, Finding, Split};
 use kinetoscope::video::TimeRange;
 
 use crate::media::Media;
 
 /// A folder with these files, which are empty but where text is given after `=`.
-fn folder(files: &[&str]) -> tempfile::TempDir {
+pub(crate) fn folder(files: &[&str]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a temporary directory");
     for file in files {
         let (name, text) = file.split_once('=').unwrap_or((file, ""));
@@ -26,31 +26,31 @@ fn folder(files: &[&str]) -> tempfile::TempDir {
     folder
 }
 
-fn open(files: &[&str]) -> Result<Dataset, DatasetError> {
+pub(crate) fn open(files: &[&str]) -> Result<Dataset, DatasetError> {
     open_at(files, "")
 }
 
-fn open_at(files: &[&str], annotations: &str) -> Result<Dataset, DatasetError> {
+pub(crate) fn open_at(files: &[&str], annotations: &str) -> Result<Dataset, DatasetError> {
     let folder = folder(files);
     Dataset::open(&DataSpec::new(folder.path().join(annotations)))
 }
 
-fn refusal(files: &[&str], annotations: &str) -> String {
+pub(crate) fn refusal(files: &[&str], annotations: &str) -> String {
     let folder = folder(files);
     let error = Dataset::open(&DataSpec::new(folder.path().join(annotations))).expect_err("a refusal").to_string();
     error.replace(&folder.path().display().to_string(), "DIR")
 }
 
-fn ids(examples: &[Example]) -> Vec<&str> {
+pub(crate) fn ids(examples: &[Example]) -> Vec<&str> {
     examples.iter().map(|example| example.id.as_str()).collect()
 }
 
 /// Class names of a split's examples, in order.
-fn labels(dataset: &Dataset, split: Split) -> Vec<&str> {
+pub(crate) fn labels(dataset: &Dataset, split: Split) -> Vec<&str> {
     dataset.split(split).iter().map(|example| dataset.classes[example.class].as_str()).collect()
 }
 
-fn files(examples: &[Example]) -> Vec<String> {
+pub(crate) fn files(examples: &[Example]) -> Vec<String> {
     let name = |path: &Path| path.file_name().expect("a name").to_string_lossy().into_owned();
     examples.iter().map(|example| name(&example.video)).collect()
 }
@@ -295,7 +295,7 @@ fn duplicates_count_once_and_contradictions_are_refused() {
     let with = |rows: &str| open_at(&[&table(rows), "1.mp4", "2.mp4"], "k.csv");
     let dataset = with("a,1,0,9,train\n").expect("a dataset");
     assert_eq!(dataset.train.len(), 2);
-    assert_eq!(dataset.warnings, ["1 example(s) are listed more than once; each counts once"]);
+    assert_eq!(dataset.warnings[0], "1 example(s) are listed more than once; each counts once");
     let error = with("b,1,0,9,train\n").expect_err("two labels").to_string();
     assert_eq!(error, "labelled as more than one class: 1_000000_000009 (a, b)");
     let error = with("a,1,0,9,val\n").expect_err("two splits").to_string();
@@ -347,15 +347,40 @@ fn check_lists_what_cannot_be_decoded() {
     let broken = media.write("b/2.mp4", b"no video");
     let folder = media.path("a").parent().expect("a parent").to_owned();
     let dataset = Dataset::open(&DataSpec::new(folder)).expect("a dataset");
-    for depth in [CheckDepth::Open, CheckDepth::FirstClip] {
+    for depth in [CheckDepth::Open, CheckDepth::Whole] {
         let most = AtomicUsize::new(0);
         let bad = dataset.check(depth, 2, |done| {
             most.fetch_max(done, Ordering::Relaxed);
         });
         assert_eq!(most.into_inner(), 4);
         assert_eq!(bad.len(), 1, "{bad:?}");
-        let (split, unreadable) = &bad[0];
+        let (split, Finding::Unreadable(unreadable)) = &bad[0] else { panic!("{bad:?}") };
         assert_eq!(unreadable.video, broken);
         assert_eq!(dataset.split(*split)[unreadable.example].video, broken);
     }
+}
+
+#[test]
+fn check_counts_frames_against_what_the_container_promises() {
+    let media = Media::new();
+    fs::create_dir_all(media.path("a")).and_then(|()| fs::create_dir_all(media.path("b"))).expect("folders");
+    let codec = "-c:v libx264 -pix_fmt yuv420p -g 10 -bf 0";
+    for name in ["a/1.mp4", "a/2.mp4", "b/1.mp4", "b/2.mp4"] {
+        media.make(name, &format!("-f lavfi -i testsrc2=size=160x120:rate=25 -frames:v 60 {codec}"));
+    }
+    // As two writers of one file leave it: the index is whole, the data after the first frames are another's.
+    let mixed = media.path("b/2.mp4");
+    let mut bytes = fs::read(&mixed).expect("a file");
+    let data = bytes.windows(4).position(|name| name == b"mdat").expect("an MP4 has data") + 4;
+    let index = bytes.windows(4).rposition(|name| name == b"moov").expect("an MP4 has an index");
+    let (half, end) = ((data + index) / 2, index - 8);
+    bytes[half..end].fill(0);
+    fs::write(&mixed, bytes).expect("a file");
+    let folder = media.path("a").parent().expect("a parent").to_owned();
+    let dataset = Dataset::open(&DataSpec::new(folder)).expect("a dataset");
+    assert_eq!(dataset.check(CheckDepth::Open, 1, |_| ()), [], "headers alone don't show it");
+    let found = dataset.check(CheckDepth::Whole, 1, |_| ());
+    let [(_, Finding::Incomplete { video, count, .. })] = &found[..] else { panic!("{found:?}") };
+    assert_eq!((video, count.listed), (&mixed, Some(60)));
+    assert!(count.decoded < 60 || count.partial.is_some(), "{count:?}");
 }

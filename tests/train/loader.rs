@@ -199,7 +199,8 @@ fn unreadable_video_is_replaced_and_listed() {
     let gone = media.path("gone.mp4");
     let examples = examples([good, vec![broken.clone(), gone.clone()]].concat());
     let with = |threads| {
-        let loader = loader(&examples, LoaderOptions { batch_size: 6, threads, ..Default::default() });
+        let patience = Duration::ZERO;
+        let loader = loader(&examples, LoaderOptions { batch_size: 6, threads, patience, ..Default::default() });
         let batches = [batches(&loader, 0, 0), batches(&loader, 1, 0)].concat();
         let unreadable = loader.unreadable();
         (batches, unreadable.into_iter().map(|unreadable| (unreadable.example, unreadable.video)).collect::<Vec<_>>())
@@ -214,6 +215,99 @@ fn unreadable_video_is_replaced_and_listed() {
     }
     let (again, _) = with(4);
     assert_same(&batches, &again);
+}
+
+#[test]
+fn file_that_is_away_for_a_while_is_waited_for() {
+    let media = Media::new();
+    let examples = seven(&media);
+    let loader = loader(&examples, LoaderOptions { batch_size: 7, threads: 3, ..Default::default() });
+    let expected = batches(&loader, 0, 0);
+    let away: Vec<PathBuf> = examples.iter().map(|example| example.video.with_extension("away")).collect();
+    for (example, away) in examples.iter().zip(&away) {
+        std::fs::rename(&example.video, away).expect("a file");
+    }
+    let begin = Instant::now();
+    let batches = std::thread::scope(|scope| {
+        let loading = scope.spawn(|| batches(&loader, 0, 0));
+        // Once each thread has met a file that is away, and waits.
+        while begin.elapsed() < Duration::from_millis(300) {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        for (example, away) in examples.iter().zip(&away) {
+            std::fs::rename(away, &example.video).expect("a file");
+        }
+        loading.join().expect("no panic")
+    });
+    assert_same(&batches, &expected);
+    assert_eq!(loader.unreadable(), [], "nothing is remembered");
+}
+
+#[test]
+fn data_that_stays_away_is_an_error_that_says_so() {
+    let media = Media::new();
+    let examples = examples((0..4).map(|i| media.path(&format!("{i}.mp4"))));
+    let patience = Duration::from_millis(200);
+    let loader = loader(&examples, LoaderOptions { batch_size: 2, patience, ..Default::default() });
+    let mut epoch = loader.epoch(0, 0);
+    let begin = Instant::now();
+    let Some(Err(error @ LoaderError::Unavailable { .. })) = epoch.next() else { panic!("an error was expected") };
+    assert!(begin.elapsed() >= patience, "{error}");
+    assert!(error.to_string().contains("can't be read") && error.to_string().contains("No such file"), "{error}");
+}
+
+#[test]
+fn file_that_stays_away_is_tried_again_in_the_next_epoch() {
+    let media = Media::new();
+    let examples = seven(&media);
+    let (video, away) = (&examples[3].video, media.path("away"));
+    std::fs::rename(video, &away).expect("a file");
+    let options = LoaderOptions { batch_size: 7, patience: Duration::from_millis(50), ..Default::default() };
+    let loader = loader(&examples, options);
+    assert!(!order(&batches(&loader, 0, 0)).contains(&3));
+    assert_eq!(loader.unreadable().len(), 1);
+    std::fs::rename(&away, video).expect("a file");
+    assert!(order(&batches(&loader, 1, 0)).contains(&3));
+    assert_eq!(loader.unreadable(), []);
+}
+
+#[test]
+fn validation_leaves_out_what_cannot_be_decoded() {
+    let media = Media::new();
+    let broken = |name: &str| media.write(name, b"not a video at all");
+    let good: Vec<PathBuf> = (0..3).map(|i| video(&media, &format!("{i}.mp4"), 20)).collect();
+    let [a, b, c] = good.try_into().expect("three");
+    let examples = examples([a, broken("x.mp4"), broken("y.mp4"), broken("z.mp4"), b, c]);
+    let options = LoaderOptions { batch_size: 2, augment: Augment::NONE, ..Default::default() };
+    let loader = loader(&examples, options);
+    let batches = batches(&loader, 0, 0);
+    assert_eq!(batches.iter().map(|batch| batch.examples.clone()).collect::<Vec<_>>(), [vec![0], vec![4, 5]]);
+    assert_eq!(loader.unreadable().len(), 3);
+}
+
+#[test]
+fn frames_as_pictures_are_loaded_as_their_video_is() {
+    let media = Media::new();
+    for folder in ["png", "jpg", "flow"] {
+        std::fs::create_dir(media.path(folder)).expect("a folder");
+    }
+    let source = "-f lavfi -i testsrc2=size=96x64:rate=25 -frames:v 120";
+    let whole = media.make("a.mkv", &format!("{source} -c:v png -pix_fmt rgb24"));
+    media.make("png/image_%05d.png", &format!("{source} -pix_fmt rgb24"));
+    media.make("jpg/%d.jpg", &format!("{source} -q:v 2"));
+    media.make("flow/flow_x_%05d.jpg", source);
+    media.make("flow/img_%05d.jpg", &format!("{source} -q:v 2"));
+    let with = |video: PathBuf| {
+        let loader = loader(&examples([video]), LoaderOptions { batch_size: 1, ..Default::default() });
+        (0..4).map(|epoch| values(&batches(&loader, epoch, 0)[0].clips)).collect::<Vec<_>>()
+    };
+    assert!(with(whole) == with(media.path("png")), "pixels differ");
+    // The same pictures in another container.
+    let copy = format!("-framerate 25 -i {}/%d.jpg -c copy", media.path("jpg").display());
+    let expected = with(media.make("jpg.mkv", &copy));
+    for folder in ["jpg", "flow"] {
+        assert!(expected == with(media.path(folder)), "{folder}: pixels differ");
+    }
 }
 
 #[test]

@@ -4,12 +4,14 @@
 
 mod command;
 mod dataset;
+mod formats;
 #[path = "../golden/mod.rs"]
 mod golden;
 mod loader;
 #[path = "../video/media.rs"]
 #[allow(dead_code, reason = "shared with the tests of the video module, which use all of it")]
 mod media;
+mod mirrored;
 mod optimizer;
 mod prepare;
 mod trainer;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, bail};
 use candle_core::Device;
 use clap::{Args, ValueEnum};
+use tracing::warn;
 
 use crate::cli::model::ShortcutArg;
 use crate::convert::read_preprocessing;
@@ -12,6 +13,7 @@ use crate::hub::ModelSource;
 use crate::model::spec::{Architecture, ClipSpec, Family, ModelSpec, Preprocessing, Stem};
 use crate::train::augment::{Augment, ColorJitter, TrainCrop};
 use crate::train::checkpoint::Metric;
+use crate::train::dataset::{Listing, Mirrored, mirrored_classes};
 use crate::train::loss::{LossConfig, Mix, balanced_weights};
 use crate::train::network::Layer;
 use crate::train::optimizer::OptimizerConfig;
@@ -138,9 +140,14 @@ pub(super) struct InputArgs {
     #[arg(long, value_enum, default_value = "corner")]
     crop: CropArg,
 
-    /// Mirror no clips: for classes that have a direction
+    /// Mirror no clips: for classes that have a direction. Where names of classes differ by one alone (left and right), none are
+    /// mirrored in any case
     #[arg(long)]
     no_flip: bool,
+
+    /// Mirror half of the clips although names of classes differ by a direction
+    #[arg(long, conflicts_with = "no_flip")]
+    flip: bool,
 
     /// Vary brightness, contrast and saturation of clips by up to this part
     #[arg(long, value_name = "PART")]
@@ -171,14 +178,31 @@ impl InputArgs {
         Ok(read_preprocessing(&self.preprocessing)?)
     }
 
-    pub(super) fn augment(&self) -> Augment {
+    /// How clips are varied, for these classes.
+    pub(super) fn augment(&self, classes: &[String]) -> Augment {
         let crop = match self.crop {
             CropArg::Corner => TrainCrop::CornerMultiScale,
             CropArg::RandomResized => TrainCrop::RANDOM_RESIZED,
             CropArg::Center => TrainCrop::Center,
         };
         let jitter = |part| ColorJitter { brightness: part, contrast: part, saturation: part };
-        Augment { crop, flip: !self.no_flip, color_jitter: self.color_jitter.map(jitter), ..Augment::PAPER }
+        let flip = self.flip || (!self.no_flip && mirrored_classes(classes).is_empty());
+        Augment { crop, flip, color_jitter: self.color_jitter.map(jitter), ..Augment::PAPER }
+    }
+
+    /// Warns of classes that mirroring would mix up.
+    pub(super) fn warn_of_mirrored(&self, classes: &[String]) {
+        let mirrored = mirrored_classes(classes);
+        if mirrored.is_empty() || self.no_flip {
+            return;
+        }
+        let pairs = mirrored.iter().map(|Mirrored { one, other }| format!("{one} / {other}")).collect();
+        let pairs = Listing(pairs);
+        if self.flip {
+            warn!(%pairs, "clips are mirrored although classes differ by a direction");
+        } else {
+            warn!(%pairs, "clips are not mirrored, as classes differ by a direction; --flip mirrors them all the same");
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use crate::train::report::{EpochRecord, Progress, clock};
 use crate::train::trainer::{Observer, Pass};
 
 /// Interrupts and terminations: the first one asks to stop, the second one stops at once.
-pub(super) struct Signals {
+pub(in crate::cli) struct Signals {
     token: CancellationToken,
     number: Arc<AtomicU8>,
 }
@@ -22,7 +22,8 @@ const INTERRUPT: u8 = 2;
 const TERMINATE: u8 = 15;
 
 impl Signals {
-    pub(super) fn listen() -> anyhow::Result<Self> {
+    /// `on_first` is what the first signal brings about, for the person who sent it.
+    pub(in crate::cli) fn listen(on_first: &'static str) -> anyhow::Result<Self> {
         let signals = Self { token: CancellationToken::new(), number: Arc::new(AtomicU8::new(INTERRUPT)) };
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().context("can't wait for signals")?;
@@ -41,7 +42,7 @@ impl Signals {
                     std::process::exit(i32::from(128 + received));
                 }
                 number.store(received, Ordering::Relaxed);
-                eprintln!("kinetoscope: saving after this step; once more stops at once");
+                eprintln!("kinetoscope: {on_first}; once more stops at once");
                 token.cancel();
             }
         };
@@ -49,12 +50,12 @@ impl Signals {
         Ok(signals)
     }
 
-    pub(super) fn token(&self) -> &CancellationToken {
+    pub(in crate::cli) fn token(&self) -> &CancellationToken {
         &self.token
     }
 
     /// The status by which shells tell which signal ended a program.
-    pub(super) fn exit_code(&self) -> ExitCode {
+    pub(in crate::cli) fn exit_code(&self) -> ExitCode {
         ExitCode::from(128 + self.number.load(Ordering::Relaxed))
     }
 }

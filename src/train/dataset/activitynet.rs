@@ -60,6 +60,7 @@ pub(super) fn read(path: &Path, json: Value, videos: &Path) -> Result<Gathered, 
             gathered.look_up(&files, &[format!("v_{id}"), id.clone()], labelled);
         }
     }
+    gathered.has_overlaps = true;
     gathered.warn_of_unlabelled(unlabelled);
     if without_length > 0 {
         gathered.warnings.push(format!("{without_length} segment(s) end before they begin and are left out"));

@@ -5,7 +5,8 @@
 //!  "database": {"VIDEO": {"subset": "training", "annotations": {"label": "archery"}}, ...}}
 //! ```
 //!
-//! The videos are `DIR/archery/VIDEO.*`. Frame numbers that newer scripts add are those of whole files.
+//! The videos are `DIR/archery/VIDEO.*`, or folders `DIR/archery/VIDEO` of frames. Frame numbers that newer scripts add are those
+//! of whole files. Splits may have other names, such as `train`, and classes may be in the order of the alphabet, without a list.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,6 +15,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::error::DatasetError;
+use super::folders::split_named;
 use super::gather::{Gathered, Labelled};
 use super::lookup::VideoFiles;
 use super::recognise::malformed_json;
@@ -21,7 +23,7 @@ use super::{Split, TimeRange};
 
 #[derive(Deserialize)]
 struct Document {
-    labels: Vec<String>,
+    labels: Option<Vec<String>>,
     database: BTreeMap<String, Entry>,
 }
 
@@ -36,28 +38,32 @@ struct Annotations {
     label: Option<String>,
 }
 
-/// What both JSON formats call the splits.
+/// What JSON formats call a split.
 #[derive(Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(super) enum Subset {
-    Training,
-    Validation,
-    Testing,
+#[serde(try_from = "String")]
+pub(super) struct Subset(Split);
+
+impl TryFrom<String> for Subset {
+    type Error = String;
+
+    fn try_from(name: String) -> Result<Self, String> {
+        let unknown = || format!("found subset {name:?}; expected training, validation or testing");
+        split_named(&name).map(Self).ok_or_else(unknown)
+    }
 }
 
 impl From<Subset> for Split {
-    fn from(subset: Subset) -> Self {
-        match subset {
-            Subset::Training => Self::Train,
-            Subset::Validation => Self::Validation,
-            Subset::Testing => Self::Test,
-        }
+    fn from(Subset(split): Subset) -> Self {
+        split
     }
 }
 
 /// Whether `json` is of this format, right or wrong.
 pub(super) fn matches(json: &Value) -> bool {
-    json.get("database").is_some_and(Value::is_object) && json.get("labels").is_some()
+    let Some(database) = json.get("database").and_then(Value::as_object) else { return false };
+    // ActivityNet has a list of segments for each video.
+    let one_label = |entry: &Value| entry.get("annotations").is_some_and(Value::is_object);
+    json.get("labels").is_some() || database.values().any(one_label)
 }
 
 pub(super) fn read(path: &Path, json: Value, videos: &Path) -> Result<Gathered, DatasetError> {
@@ -73,7 +79,7 @@ pub(super) fn read(path: &Path, json: Value, videos: &Path) -> Result<Gathered, 
         let labelled = Labelled { id: id.clone(), label, split: Some(subset.into()), range: TimeRange::ALL };
         gathered.look_up(&files, &[id], labelled);
     }
-    gathered.classes = Some(document.labels);
+    gathered.classes = document.labels;
     gathered.warn_of_unlabelled(unlabelled);
     Ok(gathered)
 }

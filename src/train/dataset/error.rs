@@ -26,6 +26,14 @@ pub enum DatasetError {
         /// What could be.
         expected: &'static str,
     },
+    /// Folders in which it is not clear what is what.
+    #[error("{found}; {advice}")]
+    Layout {
+        /// What is there.
+        found: String,
+        /// How it can be told.
+        advice: String,
+    },
     /// An annotation file is of a known format, but broken.
     #[error("{}{}: {detail}", .path.display(), .line.map_or(String::new(), |line| format!(":{line}")))]
     Malformed {

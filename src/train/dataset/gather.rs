@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
+use super::copies::warning_of_copies;
+use super::divide::Division;
 use super::error::{DatasetError, Listing};
-use super::{DataSpec, Dataset, Example, Split};
-use crate::model::counter::CounterStream;
+use super::{DataSpec, Dataset, Example, Split, SplitRule};
 use crate::video::TimeRange;
 
 /// A labelled name.
@@ -33,6 +34,10 @@ pub(super) struct Gathered {
     pub(super) missing: Vec<(Labelled, String)>,
     /// Classes are folders: a class without videos is one that somebody made.
     pub(super) in_folders: bool,
+    /// Examples are parts of videos, and two labels may be of the same part.
+    pub(super) has_overlaps: bool,
+    /// A file of each folder of a class without videos.
+    pub(super) others: Vec<PathBuf>,
     /// Classes of each split, those without videos included.
     seen: BTreeMap<Option<Split>, BTreeSet<String>>,
     pub(super) warnings: Vec<String>,
@@ -47,6 +52,8 @@ impl Gathered {
             found: Vec::new(),
             missing: Vec::new(),
             in_folders: false,
+            has_overlaps: false,
+            others: Vec::new(),
             seen: BTreeMap::new(),
             warnings: Vec::new(),
         }
@@ -71,6 +78,9 @@ impl Gathered {
             self.seen.entry(labelled.split).or_default().insert(labelled.label.clone());
         }
         self.refuse_nothing_found()?;
+        if self.has_overlaps {
+            self.leave_out_overlaps();
+        }
         self.drop_duplicates()?;
         let classes = self.class_order(spec)?;
         self.compare_splits()?;
@@ -84,10 +94,54 @@ impl Gathered {
                 None => unsplit[example.class].push(example),
             }
         }
-        self.divide(unsplit, spec.validation_fraction, &mut dataset)?;
+        self.divide(unsplit, spec, &mut dataset)?;
         self.refuse_empty_classes(&dataset)?;
+        self.warnings.extend(warning_of_copies(&dataset));
         self.report_missing(&mut dataset);
         Ok(dataset)
+    }
+
+    /// Sets a part apart for validation where the data names none, and says so where nobody asked for it.
+    fn divide(
+        &mut self,
+        mut unsplit: Vec<Vec<Example>>,
+        spec: &DataSpec,
+        dataset: &mut Dataset,
+    ) -> Result<(), DatasetError> {
+        let has_no_splits = unsplit.iter().any(|examples| !examples.is_empty());
+        let fraction = spec.validation_fraction;
+        let trains_alone = !has_no_splits && dataset.validation.is_empty() && !dataset.train.is_empty();
+        let sets_apart = trains_alone && fraction > 0.0 && spec.split_rule == SplitRule::Stem;
+        if sets_apart {
+            for example in std::mem::take(&mut dataset.train) {
+                unsplit[example.class].push(example);
+            }
+        }
+        if has_no_splits || sets_apart {
+            let division = Division {
+                rule: spec.split_rule,
+                fraction,
+                in_folders: self.in_folders,
+                root: &self.videos,
+                spares_single_videos: sets_apart,
+            };
+            self.warnings.extend(division.divide(unsplit, dataset)?);
+        }
+        let (train, validation) = (dataset.train.len(), dataset.validation.len());
+        if train > 0 && validation == 0 {
+            self.warnings.push(
+                "there are no validation videos: nothing tells how good the model is on videos that it has not seen, and \
+                 the latest one counts as the best"
+                    .to_owned(),
+            );
+        } else if sets_apart {
+            self.warnings.push(format!(
+                "the data names no validation videos: {validation} of {} training videos are set apart \
+                 (--validation-fraction; 0 trains on all)",
+                train + validation
+            ));
+        }
+        Ok(())
     }
 
     fn refuse_nothing_found(&self) -> Result<(), DatasetError> {
@@ -98,6 +152,20 @@ impl Gathered {
                 example: example.clone(),
             }),
             _ => Ok(()),
+        }
+    }
+
+    /// Parts of videos that show several classes at once teach neither of them.
+    fn leave_out_overlaps(&mut self) {
+        let mut labels: HashMap<(PathBuf, TimeRange), BTreeSet<String>> = HashMap::new();
+        for (labelled, video) in &self.found {
+            labels.entry((video.clone(), labelled.range)).or_default().insert(labelled.label.clone());
+        }
+        let before = self.found.len();
+        self.found.retain(|(labelled, video)| labels[&(video.clone(), labelled.range)].len() == 1);
+        let left_out = before - self.found.len();
+        if left_out > 0 {
+            self.warnings.push(format!("{left_out} segment(s) have more than one label and are left out"));
         }
     }
 
@@ -177,35 +245,12 @@ impl Gathered {
         Ok(())
     }
 
-    /// Sets a part of each class apart for validation, chosen by a hash of the name: the same whatever order the files have,
-    /// and hardly another when some are added.
-    fn divide(&self, unsplit: Vec<Vec<Example>>, fraction: f64, dataset: &mut Dataset) -> Result<(), DatasetError> {
-        let single = |examples: &&Vec<Example>| examples.len() == 1 && fraction > 0.0;
-        let one: Vec<String> =
-            unsplit.iter().filter(single).map(|examples| dataset.classes[examples[0].class].clone()).collect();
-        if !one.is_empty() {
-            return Err(DatasetError::OneVideo(Listing(one)));
-        }
-        for mut examples in unsplit {
-            let wanted = (examples.len() as f64 * fraction).round() as usize;
-            let at_least = usize::from(fraction > 0.0 && !examples.is_empty());
-            let validation = wanted.clamp(at_least, examples.len().saturating_sub(1).max(at_least));
-            examples.sort_by_cached_key(|example| CounterStream::new(0, &example.id).bits(0));
-            let mut train = examples.split_off(validation.min(examples.len()));
-            for part in [&mut train, &mut examples] {
-                part.sort_by(|a, b| a.id.cmp(&b.id));
-            }
-            dataset.train.append(&mut train);
-            dataset.validation.append(&mut examples);
-        }
-        Ok(())
-    }
-
     fn refuse_empty_classes(&self, dataset: &Dataset) -> Result<(), DatasetError> {
         // Annotations of a validation or test split alone are there to be evaluated, not trained on.
         let split = match (dataset.train.is_empty(), dataset.validation.is_empty()) {
             (false, _) => Split::Train,
             (true, false) => Split::Validation,
+            (true, true) if dataset.test.is_empty() => Split::Train,
             (true, true) => Split::Test,
         };
         let mut counts = vec![0usize; dataset.classes.len()];
@@ -216,7 +261,11 @@ impl Gathered {
             (0..counts.len()).filter(|&i| counts[i] == 0).map(|i| dataset.classes[i].clone()).collect();
         if !empty.is_empty() && (split == Split::Train || self.in_folders) {
             let why = if self.in_folders {
-                format!("files that count as videos end in {}", super::folders::VIDEO_EXTENSIONS.join(", "))
+                let endings = super::folders::VIDEO_EXTENSIONS.join(", ");
+                let found = self.others.first().map_or(String::new(), |file| format!("; found {}", file.display()));
+                format!(
+                    "files that count as videos end in {endings}; pictures are frames of one video where a folder has several{found}"
+                )
             } else {
                 format!("{} of the annotated videos were not found in {}", self.missing.len(), self.videos.display())
             };

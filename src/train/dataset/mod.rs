@@ -5,25 +5,40 @@
 
 mod activitynet;
 mod authors;
+mod charades;
 mod check;
+mod copies;
+mod divide;
 mod error;
 mod folders;
+mod frames;
 mod gather;
 mod hmdb51;
 mod kinetics;
+mod lists;
 mod lookup;
+mod mirrored;
 mod recognise;
+mod something;
+mod split_list;
+mod table;
 mod ucf101;
 
 use std::path::PathBuf;
 
-pub use check::{CheckDepth, Unreadable};
+pub use check::{CheckDepth, Finding, Unreadable};
 pub use error::{DatasetError, Listing};
 pub(crate) use folders::is_video;
+pub use mirrored::{Mirrored, mirrored_classes};
+pub use split_list::SPLIT_FILE;
+pub(super) use split_list::SplitList;
+pub use table::Columns;
 
 use tracing::warn;
 
-use crate::video::TimeRange;
+use crate::video::{Source, TimeRange, VideoError};
+pub(super) use frames::FrameFolder;
+pub use frames::frames_as_video;
 
 /// Where labelled videos are.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,12 +54,35 @@ pub struct DataSpec {
     pub validation_fraction: f64,
     /// Which of several official splits (UCF-101 and HMDB-51 have three); 1.
     pub split: u32,
+    /// By what videos are divided where the data has no splits.
+    pub split_rule: SplitRule,
+    /// Which columns of a table say what; those with the usual names if `None`.
+    pub columns: Option<Columns>,
+}
+
+/// By what videos are divided into training and validation where the data has no splits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum SplitRule {
+    /// By names without their endings, so that re-encoding changes nothing. Parts of one video stay together. Where there are
+    /// training videos alone, some of them are set apart.
+    #[default]
+    Stem,
+    /// By names with their endings, as before there was another rule. Training videos alone stay as they are.
+    FileName,
 }
 
 impl DataSpec {
     /// The data at `annotations`, and all else as usual.
     pub fn new(annotations: impl Into<PathBuf>) -> Self {
-        Self { annotations: annotations.into(), videos: None, classes: None, validation_fraction: 0.2, split: 1 }
+        Self {
+            annotations: annotations.into(),
+            videos: None,
+            classes: None,
+            validation_fraction: 0.2,
+            split: 1,
+            split_rule: SplitRule::Stem,
+            columns: None,
+        }
     }
 }
 
@@ -61,6 +99,8 @@ pub struct Dataset {
     pub test: Vec<Example>,
     /// Folder below which the files are.
     pub root: PathBuf,
+    /// Validation videos were set apart here: the data doesn't say which they are.
+    pub divided: bool,
     /// File names of annotated videos that are not there: left out of the splits. A warning tells how many.
     pub missing: Vec<String>,
     /// What a person should know, in sentences; also logged.
@@ -72,12 +112,23 @@ pub struct Dataset {
 pub struct Example {
     /// Name within the dataset: that of the annotations, or the path below the dataset's folder.
     pub id: String,
-    /// The file.
+    /// The file, or the folder that holds a video's frames as pictures.
     pub video: PathBuf,
     /// Index into [`Dataset::classes`].
     pub class: usize,
     /// The labelled part.
     pub range: TimeRange,
+}
+
+impl Example {
+    /// Where its bytes are. Those of a folder of frames are put together here, as a Motion JPEG of all of them.
+    pub fn source(&self) -> Result<Source, VideoError> {
+        Ok(if self.video.is_dir() {
+            Source::Bytes(frames_as_video(&self.video)?)
+        } else {
+            Source::Path(self.video.clone())
+        })
+    }
 }
 
 /// Which examples.
