@@ -41,6 +41,18 @@ impl Source {
             whole @ (Self::Path(_) | Self::File(_) | Self::Bytes(_)) => whole,
         }
     }
+
+    /// The same bytes once all of them are here; `other` takes part in waiting for them.
+    pub(super) fn whole(self, other: Arc<dyn WhileWaiting>) -> std::io::Result<Self> {
+        match self {
+            Self::Spool(reader) => {
+                reader.clone().with(other).seek(SeekFrom::End(0))?;
+                Ok(Self::Spool(reader))
+            }
+            Self::Ranged(reader) => reader.with(other).fetch_all().map(Self::Spool),
+            whole @ (Self::Path(_) | Self::File(_) | Self::Bytes(_)) => Ok(whole),
+        }
+    }
 }
 
 /// What encoded bytes come from.

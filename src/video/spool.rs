@@ -54,7 +54,8 @@ pub enum SpoolError {
 /// Makes an empty spool. Waiting reads end with an error when `cancel` is cancelled.
 pub fn spool(options: SpoolOptions, cancel: CancellationToken) -> (SpoolWriter, SpoolReader) {
     let state = State { memory: Vec::new(), file: None, len: 0, end: End::Open };
-    let shared = Arc::new(Shared { state: Mutex::new(state), arrived: Condvar::new() });
+    let shared =
+        Arc::new(Shared { state: Mutex::new(state), arrived: Condvar::new(), ended: CancellationToken::new() });
     let waiting = Waiting::new(cancel, "the upload");
     let reader = SpoolReader { shared: shared.clone(), waiting, position: 0, alive: Arc::new(()) };
     let writer = SpoolWriter { shared, options, readers: Arc::downgrade(&reader.alive) };
@@ -64,6 +65,8 @@ pub fn spool(options: SpoolOptions, cancel: CancellationToken) -> (SpoolWriter, 
 struct Shared {
     state: Mutex<State>,
     arrived: Condvar,
+    /// Cancelled when no more bytes will come.
+    ended: CancellationToken,
 }
 
 struct State {
@@ -155,7 +158,9 @@ impl Drop for SpoolWriter {
         if state.end == End::Open {
             state.end = End::Broken;
         }
+        drop(state);
         self.shared.arrived.notify_all();
+        self.shared.ended.cancel();
     }
 }
 
@@ -182,6 +187,11 @@ impl SpoolReader {
     /// Whether all bytes have arrived.
     pub fn is_complete(&self) -> bool {
         self.shared.lock().end == End::Complete
+    }
+
+    /// Cancelled when no more bytes will come, because they are all here or because the upload broke off.
+    pub(super) fn ended(&self) -> CancellationToken {
+        self.shared.ended.clone()
     }
 
     /// The same, and `other` takes part in its waits.
