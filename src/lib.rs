@@ -34,6 +34,9 @@ pub mod engine;
 pub mod hub;
 pub mod metrics;
 pub mod model;
+#[cfg(feature = "video")]
+mod pace;
+mod priority;
 mod replacement;
 #[cfg(feature = "video")]
 pub mod repository;

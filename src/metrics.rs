@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -149,6 +149,7 @@ pub struct Metrics {
     decoder_restarts: Gauge,
     buffered_bytes: Gauge,
     cpu_seconds: Family<Labels<1>, Counter<f64, AtomicU64>>,
+    process: ProcessMetrics,
     encoding: Mutex<()>,
 }
 
@@ -177,6 +178,7 @@ impl Default for Metrics {
             decoder_restarts: Gauge::default(),
             buffered_bytes: Gauge::default(),
             cpu_seconds: Family::default(),
+            process: ProcessMetrics::default(),
             encoding: Mutex::default(),
             registry: Registry::default(),
         };
@@ -269,7 +271,10 @@ impl Metrics {
             }
         }
         let mut text = String::new();
-        encode(&mut text, &self.registry).expect("a string takes all text");
+        let encoded = encode_registry(&mut text, &self.registry)
+            .and_then(|()| encode_registry(&mut text, &self.process.registry))
+            .and_then(|()| encode_eof(&mut text));
+        encoded.expect("a string takes all text");
         match format {
             Format::Text => to_text(&text),
             Format::OpenMetrics => text,
@@ -340,10 +345,87 @@ impl Metrics {
         }
     }
 
+    /// What the process uses, by the names that all programs have for it.
+    pub fn set_process(&self, now: ProcessGauges) {
+        let metrics = &self.process;
+        metrics.cpu_seconds.inner().fetch_max(now.cpu_seconds.to_bits(), Ordering::Relaxed);
+        metrics.open_files.set(now.open_files as i64);
+        metrics.max_files.set(now.max_files.map_or(i64::MAX, |max| max.min(i64::MAX as u64) as i64));
+        metrics.resident_bytes.set(now.resident_bytes as i64);
+        metrics.virtual_bytes.set(now.virtual_bytes as i64);
+        metrics.start_seconds.set(now.start_seconds);
+    }
+
     /// Bytes of request messages in memory right now.
     pub fn set_buffered_bytes(&self, bytes: usize) {
         self.buffered_bytes.set(bytes as i64);
     }
+}
+
+/// What the process uses, with the names of Prometheus's own clients: without this program's prefix.
+#[derive(Debug)]
+struct ProcessMetrics {
+    registry: Registry,
+    cpu_seconds: Counter<f64, AtomicU64>,
+    open_files: Gauge,
+    max_files: Gauge,
+    resident_bytes: Gauge,
+    virtual_bytes: Gauge,
+    start_seconds: Gauge<f64, AtomicU64>,
+}
+
+impl Default for ProcessMetrics {
+    fn default() -> Self {
+        let metrics = Self {
+            registry: Registry::default(),
+            cpu_seconds: Counter::default(),
+            open_files: Gauge::default(),
+            max_files: Gauge::default(),
+            resident_bytes: Gauge::default(),
+            virtual_bytes: Gauge::default(),
+            start_seconds: Gauge::default(),
+        };
+        let mut registry = Registry::with_prefix("process");
+        registry.register_with_unit(
+            "cpu",
+            "CPU time of the server without its decoder processes",
+            Unit::Seconds,
+            metrics.cpu_seconds.clone(),
+        );
+        registry.register("open_fds", "Files and connections that are open", metrics.open_files.clone());
+        registry.register("max_fds", "Files and connections that may be open", metrics.max_files.clone());
+        registry.register_with_unit("resident_memory", "Memory in use", Unit::Bytes, metrics.resident_bytes.clone());
+        registry.register_with_unit(
+            "virtual_memory",
+            "Memory that is mapped",
+            Unit::Bytes,
+            metrics.virtual_bytes.clone(),
+        );
+        registry.register_with_unit(
+            "start_time",
+            "When the server was started, since 1970",
+            Unit::Seconds,
+            metrics.start_seconds.clone(),
+        );
+        Self { registry, ..metrics }
+    }
+}
+
+/// What the process uses right now.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ProcessGauges {
+    /// CPU time in seconds.
+    pub cpu_seconds: f64,
+    /// Files and connections that are open.
+    pub open_files: usize,
+    /// Files and connections that may be open; `None` without a limit.
+    pub max_files: Option<u64>,
+    /// Memory in use.
+    pub resident_bytes: u64,
+    /// Memory that is mapped.
+    pub virtual_bytes: u64,
+    /// When it was started, in seconds since 1970.
+    pub start_seconds: f64,
 }
 
 /// How the engines of a model are right now.

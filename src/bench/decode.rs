@@ -10,6 +10,7 @@ use serde::Serialize;
 use tokio::task::JoinSet;
 
 use crate::model::spec::{ClipSpec, Preprocessing};
+use crate::priority::Priority;
 use crate::video::{
     DecodeOptions, DecodePool, Decoder, Isolation, Limits, PoolOptions, Source, VideoError, time_decoding,
 };
@@ -122,14 +123,8 @@ async fn request_for(time: Duration, pool: Arc<DecodePool>, source: Source) -> R
     let (clip, preprocessing) = (ClipSpec::default(), Preprocessing::AUTHORS_2018);
     let (begin, mut frames) = (Instant::now(), 0);
     while begin.elapsed() < time {
-        let mut decoding = pool
-            .decode(
-                source.clone(),
-                clip,
-                preprocessing,
-                DecodeOptions { limits: Limits::UNLIMITED, ..DecodeOptions::default() },
-            )
-            .await;
+        let options = DecodeOptions { limits: Limits::UNLIMITED, ..DecodeOptions::default() };
+        let mut decoding = pool.decode(source.clone(), clip, preprocessing, options, Priority::Normal).await;
         while decoding.next().await.is_some() {}
         frames += decoding.finish().await?.frames;
     }

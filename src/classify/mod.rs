@@ -220,7 +220,7 @@ impl Classifier {
             ..DecodeOptions::default()
         };
         let mut decoding = tokio::select! {
-            decoding = self.pool.decode(source, model.clip, model.preprocessing, decode_options) => decoding,
+            decoding = self.pool.decode(source, model.clip, model.preprocessing, decode_options, options.priority) => decoding,
             () = &mut answer_by => return Err(ClassifyError::Deadline),
         };
         let opened = Instant::now();

@@ -21,7 +21,9 @@ use crate::engine::EngineConfig;
 use crate::hub::ModelSource;
 use crate::metrics::Metrics;
 use crate::repository::{self, Repository, RepositoryOptions};
-use crate::rpc::{self, Credentials, ListenAddress, Listener, Listeners, ServeOptions, Services, TlsFiles};
+use crate::rpc::{
+    self, Credentials, ListenAddress, Listener, Listeners, Pace, ServeOptions, Services, TlsFiles, process,
+};
 use crate::uri::{Prefix, UriOptions, Uris};
 use crate::video::{PoolOptions, WorkerOptions};
 
@@ -115,10 +117,15 @@ pub(super) struct Args {
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     videos_per_decoder: u32,
 
-    /// Videos worked on at a time; more are refused with RESOURCE_EXHAUSTED
+    /// Videos worked on at a time, uploads that are not complete left out; more are refused with RESOURCE_EXHAUSTED
     #[arg(long, env = "KINETOSCOPE_MAX_REQUESTS", value_name = "N", default_value_t = 64,
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_requests: u32,
+
+    /// Videos uploaded in chunks (ClassifyVideoStream) at a time; more are refused with RESOURCE_EXHAUSTED
+    #[arg(long, env = "KINETOSCOPE_MAX_UPLOADS", value_name = "N", default_value_t = 128,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_uploads: u32,
 
     /// Videos of one ClassifyVideos stream that are worked on at a time; others wait
     #[arg(long, env = "KINETOSCOPE_VIDEOS_PER_STREAM", value_name = "N", default_value_t = 8,
@@ -131,8 +138,23 @@ pub(super) struct Args {
           value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_streams: u32,
 
-    /// Memory for the messages of all requests together; calls beyond are refused or, if they stream, wait. Streams leave
-    /// a quarter of it to other calls
+    /// Calls of any kind that are open at a time; more are refused with RESOURCE_EXHAUSTED. Health and reflection, which need
+    /// no token, have a quarter of them
+    #[arg(long, env = "KINETOSCOPE_MAX_CALLS", value_name = "N", default_value_t = 4096,
+          value_parser = clap::value_parser!(u32).range(4..=1_000_000))]
+    max_calls: u32,
+
+    /// Connections open at a time; of more, one without calls is closed. Fewer if the process may not open as many files
+    #[arg(long, env = "KINETOSCOPE_MAX_CONNECTIONS", value_name = "N", default_value_t = 1024,
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_connections: u32,
+
+    /// How long a new connection may take until it speaks HTTP/2
+    #[arg(long, env = "KINETOSCOPE_HANDSHAKE_TIMEOUT", value_name = "TIME", default_value = "10s")]
+    handshake_timeout: Duration,
+
+    /// Memory for the messages of all requests together, taken as their bytes come; calls beyond are refused or, if they
+    /// stream, wait. Streams leave a quarter of it to other calls
     #[arg(long, env = "KINETOSCOPE_MESSAGE_MEMORY", value_name = "SIZE", default_value = "512MiB")]
     message_memory: ByteSize,
 
@@ -166,6 +188,15 @@ pub(super) struct Args {
     #[arg(long, env = "KINETOSCOPE_IDLE_TIMEOUT", value_name = "TIME", default_value = "30s")]
     idle_timeout: Duration,
 
+    /// Bytes a second that a client has to send in the midst of a call, and the server of a URI, on average over
+    /// --idle-timeout; slower ones are ended. 0 for any
+    #[arg(long, env = "KINETOSCOPE_MIN_RATE", value_name = "SIZE", default_value = "1KiB")]
+    min_rate: ByteSize,
+
+    /// How long one message of a client may take to come
+    #[arg(long, env = "KINETOSCOPE_MESSAGE_TIMEOUT", value_name = "TIME", default_value = "10m")]
+    message_timeout: Duration,
+
     /// How long a connection takes new calls, running ones finish: clients that keep theirs then find servers that have
     /// been started since. For ever if absent
     #[arg(long, env = "KINETOSCOPE_MAX_CONNECTION_AGE", value_name = "TIME")]
@@ -178,11 +209,17 @@ pub(super) struct Args {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let credentials = Credentials::read(tls_files(&args), args.tokens.clone())?;
+    let pace = Pace {
+        idle_timeout: args.idle_timeout.into(),
+        min_rate: args.min_rate.as_u64(),
+        message_timeout: args.message_timeout.into(),
+    };
     let uris = Uris::new(UriOptions {
         allow: args.allow_uri.clone(),
         allow_private_addresses: args.allow_private_addresses,
         cloud_settings: config::cloud_settings(),
-        idle_timeout: args.idle_timeout.into(),
+        idle_timeout: pace.idle_timeout,
+        min_rate: pace.min_rate,
         spool: args.spool.clone(),
     })?;
     if args.check {
@@ -195,6 +232,12 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     tempfile::tempfile_in(&spool)
         .and_then(|mut file| file.write_all(&[0]))
         .with_context(|| format!("can't write to the spool {}", spool.display()))?;
+    // Before anything that takes long: a SIGHUP that comes early would end the process. It is heeded once models are there.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let hangup = {
+        let _runtime = runtime.enter();
+        signal(SignalKind::hangup())?
+    };
     let threads = args.engine.threads();
     let devices = args.device.choose()?;
     let max_batch = args.max_batch.map_or_else(|| devices.default_max_batch(), usize::from);
@@ -210,24 +253,29 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let pool = PoolOptions { threads: decoders, open_videos: args.open_videos.map_or(4 * decoders, usize::from) };
     let workers = WorkerOptions { max_videos: args.videos_per_decoder, ..WorkerOptions::for_limits(&limits) };
     let isolation = args.decode_isolation.with(workers);
+    // Each decoder has a few; each video may be in a file.
+    let files = 8 * (pool.threads + pool.open_videos) + (args.max_requests + args.max_uploads) as usize;
     let classifier = Classifier::new(limits, isolation, pool, Arc::clone(&metrics));
     let services = Services { classifier, models: Arc::clone(&models), metrics };
     let options = ServeOptions {
         max_requests: args.max_requests as usize,
         videos_per_stream: args.videos_per_stream as usize,
+        max_uploads: args.max_uploads as usize,
         max_streams: args.max_streams as usize,
+        max_calls: args.max_calls as usize,
+        max_connections: process::connections(args.max_connections as usize, files),
+        handshake_timeout: args.handshake_timeout.into(),
         message_memory: usize::try_from(args.message_memory.as_u64())?,
         spool: args.spool,
         model_control: args.model_control,
         uris,
         tokens: credentials.tokens(),
         tls: credentials.tls(),
-        idle_timeout: args.idle_timeout.into(),
+        pace,
         max_connection_age: args.max_connection_age.map(Into::into),
         grace: args.grace.into(),
     };
 
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
         let listener =
             Listener::bind(&args.listen).await.with_context(|| format!("can't listen on {}", args.listen))?;
@@ -238,7 +286,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         };
         let http_address = http.as_ref().map(TcpListener::local_addr).transpose()?.map(tracing::field::display);
         let shutdown = shutdown_signal()?;
-        refresh_on_hangup(models, credentials)?;
+        refresh_on_hangup(models, credentials, hangup);
         if !listener.is_local()? && (options.tls.is_none() || options.tokens.is_none()) {
             let (tls, tokens) = (options.tls.is_some(), options.tokens.is_some());
             warn!(%address, tls, tokens, "others can reach this address: see --tls-certificate and --tokens");
@@ -266,8 +314,7 @@ fn tls_files(args: &Args) -> Option<TlsFiles> {
 }
 
 /// Reads models, certificates and tokens anew at each SIGHUP, and the latter two whenever their files change.
-fn refresh_on_hangup(models: Arc<Repository>, credentials: Credentials) -> std::io::Result<()> {
-    let mut hangup = signal(SignalKind::hangup())?;
+fn refresh_on_hangup(models: Arc<Repository>, credentials: Credentials, mut hangup: Signal) {
     // One that is pending is enough.
     let (ask, asked) = tokio::sync::mpsc::channel(1);
     tokio::spawn(credentials.watch(asked));
@@ -283,7 +330,6 @@ fn refresh_on_hangup(models: Arc<Repository>, credentials: Credentials) -> std::
             }
         }
     });
-    Ok(())
 }
 
 /// Resolves at the first SIGTERM or SIGINT; the second one ends the process.

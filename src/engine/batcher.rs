@@ -3,35 +3,12 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+pub use crate::priority::Priority;
+use crate::priority::Shares;
+
 /// Names one video's clips in the queue.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct VideoId(pub u64);
-
-/// How a video's clips share the device with those of others. While clips of several classes wait, they run in the
-/// ratio of [`Priority::weight`], so that none starves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Priority {
-    /// Batch jobs.
-    Low,
-    /// Most requests.
-    #[default]
-    Normal,
-    /// Somebody is waiting for the answer.
-    High,
-}
-
-impl Priority {
-    const ALL: [Self; 3] = [Self::Low, Self::Normal, Self::High];
-
-    /// Clips of this class that run for each clip of [`Priority::Low`], while both wait.
-    pub const fn weight(self) -> u32 {
-        match self {
-            Self::Low => 1,
-            Self::Normal => 4,
-            Self::High => 16,
-        }
-    }
-}
 
 /// When a batch closes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,21 +25,13 @@ pub struct BatchPolicy {
 #[derive(Debug)]
 pub struct Batcher<T> {
     policy: BatchPolicy,
-    classes: [Class; Priority::ALL.len()],
+    /// Of each class of priority, the videos with waiting clips, the next in turn first.
+    turns: [VecDeque<VideoId>; Priority::COUNT],
+    shares: Shares,
     videos: HashMap<VideoId, Waiting<T>>,
     clips: usize,
     /// Clips whose first run failed, before all others.
     retries: VecDeque<T>,
-}
-
-/// One class of priority.
-#[derive(Debug)]
-struct Class {
-    weight: i64,
-    /// Smooth weighted round robin: grows by the weight at each turn, falls by all weights when chosen.
-    credit: i64,
-    /// Videos with waiting clips, the next in turn first.
-    turns: VecDeque<VideoId>,
 }
 
 #[derive(Debug)]
@@ -74,10 +43,15 @@ struct Waiting<T> {
 impl<T> Batcher<T> {
     /// An empty queue.
     pub fn new(policy: BatchPolicy) -> Self {
-        let classes =
-            Priority::ALL.map(|priority| Class { weight: priority.weight().into(), credit: 0, turns: VecDeque::new() });
         let policy = BatchPolicy { max_batch: policy.max_batch.max(1), ..policy };
-        Self { policy, classes, videos: HashMap::new(), clips: 0, retries: VecDeque::new() }
+        Self {
+            policy,
+            turns: Default::default(),
+            shares: Shares::default(),
+            videos: HashMap::new(),
+            clips: 0,
+            retries: VecDeque::new(),
+        }
     }
 
     /// Clips that wait, retries included.
@@ -94,7 +68,7 @@ impl<T> Batcher<T> {
     pub fn push(&mut self, video: VideoId, priority: Priority, now: Instant, clip: T) {
         let class = priority as usize;
         let waiting = self.videos.entry(video).or_insert_with(|| {
-            self.classes[class].turns.push_back(video);
+            self.turns[class].push_back(video);
             Waiting { class, clips: VecDeque::new() }
         });
         waiting.clips.push_back((now, clip));
@@ -109,7 +83,7 @@ impl<T> Batcher<T> {
     /// Removes all waiting clips of a video; retries stay.
     pub fn remove(&mut self, video: VideoId) -> Vec<T> {
         let Some(waiting) = self.videos.remove(&video) else { return Vec::new() };
-        self.classes[waiting.class].turns.retain(|other| *other != video);
+        self.turns[waiting.class].retain(|other| *other != video);
         self.clips -= waiting.clips.len();
         waiting.clips.into_iter().map(|(_, clip)| clip).collect()
     }
@@ -118,7 +92,7 @@ impl<T> Batcher<T> {
     pub fn drain(&mut self) -> Vec<T> {
         let mut clips: Vec<T> = self.retries.drain(..).collect();
         clips.extend(self.videos.drain().flat_map(|(_, waiting)| waiting.clips).map(|(_, clip)| clip));
-        self.classes.iter_mut().for_each(|class| class.turns.clear());
+        self.turns.iter_mut().for_each(VecDeque::clear);
         self.clips = 0;
         clips
     }
@@ -154,8 +128,8 @@ impl<T> Batcher<T> {
     }
 
     fn take_one(&mut self) -> Option<T> {
-        let class = self.next_class()?;
-        let turns = &mut self.classes[class].turns;
+        let class = self.shares.next(self.turns.each_ref().map(|turns| !turns.is_empty()))?;
+        let turns = &mut self.turns[class];
         let video = turns.pop_front().expect("a class is chosen only if a video waits in it");
         let waiting = self.videos.get_mut(&video).expect("a video has a turn only while its clips wait");
         let (_, clip) = waiting.clips.pop_front().expect("a video has a turn only while its clips wait");
@@ -166,23 +140,6 @@ impl<T> Batcher<T> {
         }
         self.clips -= 1;
         Some(clip)
-    }
-
-    fn next_class(&mut self) -> Option<usize> {
-        let mut total = 0;
-        for class in &mut self.classes {
-            if class.turns.is_empty() {
-                // What a class saved up while nobody was in it must not count later.
-                class.credit = 0;
-            } else {
-                class.credit += class.weight;
-                total += class.weight;
-            }
-        }
-        let waiting = self.classes.iter_mut().enumerate().filter(|(_, class)| !class.turns.is_empty());
-        let (index, class) = waiting.max_by_key(|(_, class)| class.credit)?;
-        class.credit -= total;
-        Some(index)
     }
 }
 

@@ -29,6 +29,8 @@ pub(super) struct Gpus {
     config: EngineConfig,
     read: Box<ReadModel>,
     check: Mutex<Option<Arc<SelfCheck>>>,
+    /// Held while a GPU is chosen, so that no two workers choose the same one as the emptiest.
+    choosing: Mutex<()>,
 }
 
 /// One GPU.
@@ -49,16 +51,22 @@ impl Gpus {
     ) -> Self {
         let slot = |&ordinal| Arc::new(Slot { ordinal, plan: Mutex::default(), lanes: AtomicUsize::new(0) });
         let slots = ordinals.iter().map(slot).collect();
-        Self { slots, precision, cache, config, read, check: Mutex::default() }
+        Self { slots, precision, cache, config, read, check: Mutex::default(), choosing: Mutex::default() }
     }
 
     /// An executor on the GPU that has the fewest.
     pub(super) fn executor(&self) -> Result<Box<dyn Executor>, ExecutorError> {
-        let slot = self.slots.iter().min_by_key(|slot| slot.lanes.load(Ordering::Relaxed)).expect("a GPU at least");
-        let held = HeldLane::new(slot);
+        let held = self.choose();
+        let slot = &held.0;
         let (plan, outputs) = self.plan(slot)?;
-        let lane = plan.lane().map_err(slot.error())?;
-        Ok(Box::new(GpuExecutor { lane, plan, outputs, ordinal: slot.ordinal, _held: held }))
+        let (lane, ordinal) = (plan.lane().map_err(slot.error())?, slot.ordinal);
+        Ok(Box::new(GpuExecutor { lane, plan, outputs, ordinal, _held: held }))
+    }
+
+    fn choose(&self) -> HeldLane {
+        let _one_at_a_time = self.choosing.lock().unwrap_or_else(PoisonError::into_inner);
+        let emptiest = self.slots.iter().min_by_key(|slot| slot.lanes.load(Ordering::Relaxed));
+        HeldLane::new(emptiest.expect("a GPU at least"))
     }
 
     /// The GPU's plan; built if there is none or it has failed.
@@ -318,6 +326,24 @@ mod tests {
             Err(ExecutorError::Gpu { ordinal: 0, error: CudaError::NoDevice })
         });
         assert!(refused.is_err() && tried == 1);
+    }
+
+    #[test]
+    fn workers_that_start_together_spread_over_the_gpus() {
+        let read: Box<ReadModel> = Box::new(|| unreachable!("nothing is built"));
+        let gpus = Gpus::new(&[0, 1], Precision::Bf16, None, EngineConfig::new(1, 2), read);
+        for _ in 0..200 {
+            let together = std::sync::Barrier::new(4);
+            let held: Vec<HeldLane> = std::thread::scope(|scope| {
+                let choose = || {
+                    together.wait();
+                    gpus.choose()
+                };
+                let threads: Vec<_> = (0..4).map(|_| scope.spawn(choose)).collect();
+                threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+            });
+            assert_eq!(held.iter().filter(|lane| lane.0.ordinal == 0).count(), 2);
+        }
     }
 
     #[test]

@@ -42,9 +42,10 @@ pub struct EngineConfig {
     pub max_batch: usize,
     /// How long a clip may wait for its batch to fill while a worker is idle.
     pub max_delay: Duration,
-    /// Clips that may wait in all; who brings more waits himself, so that decoding never runs far ahead.
+    /// Clips of one priority that may wait; who brings more waits himself, so that decoding never runs far ahead.
     pub queue_clips: usize,
-    /// A batch that takes longer is given up and its worker replaced.
+    /// A batch that takes longer is given up and its worker replaced, but for models that are known to take so long:
+    /// a batch may take [`EngineConfig::STUCK_FACTOR`] times as long as the first one.
     pub stuck_after: Duration,
 }
 
@@ -54,6 +55,9 @@ impl EngineConfig {
 
     /// On GPUs: enough tiles for all multiprocessors in every layer.
     pub const DEFAULT_GPU_MAX_BATCH: usize = 64;
+
+    /// How much longer than the first one a batch may take.
+    pub const STUCK_FACTOR: u32 = 20;
 
     /// Batches' worth of clips that may wait: one that runs next and others for its workers' neighbours.
     const QUEUE_BATCHES: usize = 8;
@@ -95,6 +99,9 @@ pub enum EngineError {
     /// The engine was stopped.
     #[error("the engine has stopped")]
     Stopped,
+    /// No worker runs, and none could be started.
+    #[error("no worker of the model could be started; it is tried again from time to time")]
+    NoWorker,
     /// The device or the code that drives it failed, twice.
     #[error("running the model failed: {0}")]
     Execution(String),
@@ -192,8 +199,8 @@ struct Shared {
     changed: Condvar,
     /// The engine stops.
     stopping: Condvar,
-    /// One permit for each clip that may wait.
-    places: Arc<Semaphore>,
+    /// By priority, a permit for each clip that may wait: clips of one class never wait for those of another here.
+    places: [Arc<Semaphore>; Priority::COUNT],
     build: Box<Build>,
     metrics: ModelMetrics,
 }
@@ -205,12 +212,21 @@ struct State {
     stopping: bool,
 }
 
+impl State {
+    /// Whether nobody is there to run clips, or soon will be.
+    fn has_no_worker(&self) -> bool {
+        self.workers.iter().all(|worker| worker.state == WorkerState::Failed)
+    }
+}
+
 /// A worker as the others see it.
 struct Worker {
     /// Grows when the worker's thread is given up: one of an older generation has no say any more.
     generation: u64,
     state: WorkerState,
     since: Instant,
+    /// How long its batch has been running by the watchdog's account, which leaves out times when the process was stopped.
+    ran: Duration,
     /// What it runs.
     batch: Vec<Job>,
 }
@@ -269,10 +285,19 @@ impl Engine {
         let config =
             EngineConfig { max_batch: config.max_batch.max(1), queue_clips: config.queue_clips.max(1), ..config };
         let mut first = build()?;
+        let begun = Instant::now();
         worker::warm_up(first.as_mut(), &spec, config.max_batch)?;
+        let stuck_after = config.stuck_after.max(begun.elapsed() * EngineConfig::STUCK_FACTOR);
+        let config = EngineConfig { stuck_after, ..config };
         let policy = BatchPolicy { max_batch: config.max_batch, max_delay: config.max_delay };
         let now = Instant::now();
-        let worker = || Worker { generation: 0, state: WorkerState::Starting, since: now, batch: Vec::new() };
+        let worker = || Worker {
+            generation: 0,
+            state: WorkerState::Starting,
+            since: now,
+            ran: Duration::ZERO,
+            batch: Vec::new(),
+        };
         let state = State {
             batcher: Batcher::new(policy),
             statistics: Statistics::default(),
@@ -285,7 +310,7 @@ impl Engine {
             state: Mutex::new(state),
             changed: Condvar::new(),
             stopping: Condvar::new(),
-            places: Arc::new(Semaphore::new(config.queue_clips.min(Semaphore::MAX_PERMITS))),
+            places: std::array::from_fn(|_| Arc::new(Semaphore::new(config.queue_clips.min(Semaphore::MAX_PERMITS)))),
             build,
             metrics: metrics.model(&spec.name),
         });
@@ -352,14 +377,15 @@ pub struct VideoQueue {
 }
 
 impl VideoQueue {
-    /// Queues a clip; waits while this video or all together have too many in the queue.
+    /// Queues a clip; waits while this video or all of its priority together have too many in the queue.
     pub async fn submit(&self, input: ClipInput) -> Result<PendingClip, EngineError> {
         if input.len() != self.clip_len {
             return Err(EngineError::ClipSize { actual: input.len(), expected: self.clip_len });
         }
         let acquire = |semaphore: &Arc<Semaphore>| Arc::clone(semaphore).acquire_owned();
         let share = acquire(&self.share).await.expect("a video's share is never closed");
-        let place = acquire(&self.shared.places).await.map_err(|_| EngineError::Stopped)?;
+        let places = &self.shared.places[self.priority as usize];
+        let place = acquire(places).await.map_err(|_| EngineError::Stopped)?;
         let (reply, output) = oneshot::channel();
         let now = Instant::now();
         let job = Job { input, reply, queued: now, failed_before: false, place: Some(place), _share: share };
@@ -367,6 +393,9 @@ impl VideoQueue {
             let mut state = self.shared.lock();
             if state.stopping {
                 return Err(EngineError::Stopped);
+            }
+            if state.has_no_worker() {
+                return Err(EngineError::NoWorker);
             }
             state.batcher.push(self.id, self.priority, now, job);
         }
@@ -398,7 +427,7 @@ impl Future for PendingClip {
 impl Drop for Engine {
     fn drop(&mut self) {
         self.shared.lock().stopping = true;
-        self.shared.places.close();
+        self.shared.places.iter().for_each(|places| places.close());
         self.shared.changed.notify_all();
         self.shared.stopping.notify_all();
         for thread in self.threads.drain(..) {

@@ -89,6 +89,11 @@ impl Thread {
                 }
                 Err(error) => {
                     state.workers[self.index].state = WorkerState::Failed;
+                    // Whoever waits can try elsewhere; clips that come from now on are refused.
+                    let hopeless = if state.has_no_worker() { state.batcher.drain() } else { Vec::new() };
+                    for job in hopeless {
+                        let _ = job.reply.send(Err(EngineError::NoWorker));
+                    }
                     error!(model = %self.shared.name, worker = self.index, %error, retry_in = ?pause, "worker can't start");
                     let wait = self.shared.stopping.wait_timeout_while(state, pause, |state| !state.stopping);
                     if wait.is_ok_and(|(state, _)| state.stopping) {
@@ -122,7 +127,8 @@ impl Thread {
                     self.shared.metrics.batch_wait.observe((now - job.queued).as_secs_f64());
                 }
                 let clips = batch.iter().map(|job| job.input.clone()).collect();
-                (worker.state, worker.since, worker.batch) = (WorkerState::Busy, now, batch);
+                (worker.state, worker.since, worker.ran) = (WorkerState::Busy, now, Duration::ZERO);
+                worker.batch = batch;
                 return Some(clips);
             }
             if state.stopping {
@@ -232,13 +238,21 @@ fn watch(shared: &Arc<Shared>, spec: &Arc<ModelSpec>) {
     let period = (stuck_after / 4).clamp(Duration::from_millis(5), Duration::from_secs(5));
     let mut guard = shared.lock();
     while !guard.stopping {
+        let before = Instant::now();
         let waited = shared.stopping.wait_timeout_while(guard, period, |state| !state.stopping);
         guard = waited.unwrap_or_else(|poisoned| poisoned.into_inner()).0;
         let state = &mut *guard;
+        let passed = time_passed(before.elapsed(), period);
+        let mut any = false;
         for (index, worker) in state.workers.iter_mut().enumerate() {
-            if worker.state != WorkerState::Busy || worker.since.elapsed() < stuck_after {
+            if worker.state != WorkerState::Busy {
                 continue;
             }
+            worker.ran += passed.min(worker.since.elapsed());
+            if worker.ran < stuck_after {
+                continue;
+            }
+            any = true;
             warn!(model = %shared.name, worker = index, limit = ?stuck_after, "worker is stuck, another takes its place");
             worker.generation += 1;
             worker.state = WorkerState::Starting;
@@ -247,7 +261,17 @@ fn watch(shared: &Arc<Shared>, spec: &Arc<ModelSpec>) {
             // The stuck thread ends by itself if it ever comes back; nobody can end it.
             drop(spawn(shared, spec, index, worker.generation, None));
         }
+        if any {
+            // Workers that are idle take its clips.
+            shared.changed.notify_all();
+        }
     }
+}
+
+/// What a wait of `period` that took `elapsed` adds to the running time of a batch. A process that is stopped for a while
+/// (paused, frozen, under a debugger) wakes late, and in that time no batch ran.
+fn time_passed(elapsed: Duration, period: Duration) -> Duration {
+    elapsed.min(2 * period)
 }
 
 fn panic_message(panic: &(dyn Any + Send)) -> &str {
@@ -260,7 +284,9 @@ fn panic_message(panic: &(dyn Any + Send)) -> &str {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Mutex;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc::{self, Receiver};
 
     use super::super::batcher::Priority;
     use super::super::{Engine, EngineConfig, PendingClip, VideoQueue};
@@ -386,6 +412,90 @@ mod tests {
         }
         assert!(engine.state().is_serving());
         assert_eq!(submit(&video, 5).await.await.unwrap().logits, [5.0]);
+    }
+
+    #[tokio::test]
+    async fn clips_are_refused_at_once_while_no_worker_can_be_started() {
+        let lost = Arc::new(AtomicUsize::new(0));
+        let build = move || -> Result<Box<dyn Executor>, ExecutorError> {
+            if lost.load(Ordering::Relaxed) > 0 {
+                return Err(ExecutorError::Reload("the device is lost".to_owned()));
+            }
+            Ok(Box::new(Fragile { lost: Arc::clone(&lost) }))
+        };
+        let config = EngineConfig { queue_clips: 1, ..EngineConfig::new(1, 1) };
+        let engine = Engine::with_workers(builtin::spec(), config, 1, Box::new(build), &Metrics::default()).unwrap();
+        let video = engine.video(Priority::Normal);
+        assert!(matches!(submit(&video, 16).await.await, Err(EngineError::NoWorker)), "it is not tried for ever");
+        let clip = ClipInput::Rgb(vec![0; builtin::spec().clip.rgb_len()].into());
+        assert!(matches!(video.submit(clip).await, Err(EngineError::NoWorker)));
+        assert!(!engine.state().is_serving());
+    }
+
+    /// Is stuck with its first clip that begins with 17, until it is let go.
+    struct StuckOnce {
+        stuck: Arc<Mutex<Option<Receiver<()>>>>,
+    }
+
+    impl Executor for StuckOnce {
+        fn run(&mut self, clips: &[&[u8]]) -> Result<Outputs, ExecutorError> {
+            if clips.iter().any(|clip| clip[0] == 17) {
+                let stuck = self.stuck.lock().unwrap().take();
+                stuck.map(|let_go| let_go.recv());
+            }
+            Ok(Outputs { logits: clips.iter().map(|clip| f32::from(clip[0])).collect(), embeddings: Vec::new() })
+        }
+
+        fn run_normalised(&mut self, _: &[&[f32]]) -> Result<Outputs, ExecutorError> {
+            unreachable!("the test sends bytes")
+        }
+    }
+
+    #[tokio::test]
+    async fn the_clips_of_a_stuck_worker_run_on_an_idle_one_though_no_new_one_can_be_built() {
+        let (let_go, stuck) = mpsc::channel();
+        let stuck = Arc::new(Mutex::new(Some(stuck)));
+        let built = AtomicUsize::new(0);
+        let build = move || -> Result<Box<dyn Executor>, ExecutorError> {
+            match built.fetch_add(1, Ordering::Relaxed) {
+                0 | 1 => Ok(Box::new(StuckOnce { stuck: Arc::clone(&stuck) })),
+                _ => Err(ExecutorError::Reload("the device hangs".to_owned())),
+            }
+        };
+        let config = EngineConfig { stuck_after: Duration::from_millis(50), ..EngineConfig::new(1, 1) };
+        let engine = Engine::with_workers(builtin::spec(), config, 2, Box::new(build), &Metrics::default()).unwrap();
+        while !engine.state().workers.iter().all(|worker| *worker == WorkerState::Idle) {
+            tokio::task::yield_now().await;
+        }
+        let video = engine.video(Priority::Normal);
+        let clip = submit(&video, 17).await;
+        let answer = tokio::time::timeout(Duration::from_secs(20), clip).await.expect("the idle worker is told");
+        assert_eq!(answer.unwrap().logits, [17.0]);
+        let_go.send(()).unwrap();
+    }
+
+    #[test]
+    fn a_stop_of_the_whole_process_is_no_time_of_a_batch() {
+        let period = Duration::from_secs(5);
+        assert_eq!(time_passed(Duration::from_millis(5010), period), Duration::from_millis(5010));
+        assert_eq!(time_passed(Duration::from_secs(3600), period), 2 * period);
+    }
+
+    #[tokio::test]
+    async fn a_queue_full_of_one_priority_holds_up_no_other() {
+        let engine = engine(EngineConfig { queue_clips: 1, ..EngineConfig::new(1, 1) });
+        let low = engine.video(Priority::Low);
+        // Runs, so that the next one waits.
+        let running = submit(&low, 15).await;
+        while engine.state().queued_clips > 0 {
+            tokio::task::yield_now().await;
+        }
+        let waiting = submit(&low, 1).await;
+        let high = engine.video(Priority::High);
+        let urgent = tokio::time::timeout(Duration::from_millis(200), submit(&high, 2)).await.expect("a place");
+        assert_eq!(urgent.await.unwrap().logits, [2.0]);
+        running.await.unwrap();
+        waiting.await.unwrap();
     }
 
     #[tokio::test]

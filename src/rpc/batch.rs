@@ -9,7 +9,7 @@ use tokio::task::JoinSet;
 use tonic::{Request, Status, Streaming};
 use tracing::{Instrument, info_span};
 
-use super::admission::Reservations;
+use super::admission::{Arrivals, Arrived};
 use super::proto::classify_videos_response::Result as Answer;
 use super::proto::{ClassifyVideosRequest, ClassifyVideosResponse};
 use super::quote::cut;
@@ -18,12 +18,12 @@ use super::service::{self, Service};
 use super::status;
 use super::stream::{Answers, send};
 
-/// Answers each message of a call with what `answer` makes of it, in the order in which that ends. When the server stops,
-/// it reads no more of them, answers those that it has, and ends with UNAVAILABLE.
+/// Answers each message of a call with what `answer` makes of it, or of the refusal of it, in the order in which that ends.
+/// When the server stops, it reads no more of them, answers those that it has, and ends with UNAVAILABLE.
 pub(super) fn answer_each<M, A, F>(
     service: Service,
     request: Request<Streaming<M>>,
-    answer: impl Fn(Service, M, Option<Deadline>) -> F + Send + 'static,
+    answer: impl Fn(Service, M, Option<Status>, Option<Deadline>) -> F + Send + 'static,
 ) -> Result<Answers<A>, Status>
 where
     M: Send + 'static,
@@ -39,15 +39,15 @@ async fn run<M, A, F>(
     _stream: OwnedSemaphorePermit,
     request: Request<Streaming<M>>,
     answers: mpsc::Sender<Result<A, Status>>,
-    answer: impl Fn(Service, M, Option<Deadline>) -> F,
+    answer: impl Fn(Service, M, Option<Status>, Option<Deadline>) -> F,
 ) -> Result<(), Status>
 where
     A: Send + 'static,
     F: Future<Output = A> + Send + 'static,
 {
-    let idle_timeout = service.options.idle_timeout;
+    let idle_timeout = service.options.pace.idle_timeout;
     let deadline = service::deadline(request.extensions());
-    let reservations = request.extensions().get::<Reservations>().cloned().unwrap_or_default();
+    let arrivals = request.extensions().get::<Arrivals>().cloned().unwrap_or_default();
     let mut messages = request.into_inner();
     let mut drained = service.drained.clone();
     // A message keeps its share until its answer is on its way, so a client that takes no answers is read no further.
@@ -68,8 +68,8 @@ where
             _ = drained.wait_for(|drained| *drained) => break true,
         };
         let Some(message) = message else { break false };
-        let room = reservations.take();
-        let answer = answer(service.clone(), message, deadline);
+        let (room, refused) = arrivals.take().map_or((None, None), |Arrived { room, refused }| (room, refused));
+        let answer = answer(service.clone(), message, refused, deadline);
         let (service, answers) = (service.clone(), answers.clone());
         let one = async move {
             let answer = {
@@ -95,10 +95,14 @@ pub(super) fn classify(
     service: Service,
     request: Request<Streaming<ClassifyVideosRequest>>,
 ) -> Result<Answers<ClassifyVideosResponse>, Status> {
-    answer_each(service, request, |service, ClassifyVideosRequest { key, video, options }, deadline| {
+    answer_each(service, request, |service, ClassifyVideosRequest { key, video, options }, refused, deadline| {
         let span = info_span!("video", key = &*cut(&key));
         let work = async move {
-            let answer = match service.classify_message(video, &options.unwrap_or_default(), deadline).await {
+            let answer = match refused {
+                Some(status) => Err(status),
+                None => service.classify_message(video, &options.unwrap_or_default(), deadline).await,
+            };
+            let answer = match answer {
                 Ok(classification) => Answer::Classification(classification),
                 Err(status) => Answer::Error(status::to_video_error(&status)),
             };

@@ -1,20 +1,24 @@
 //! Plain HTTP for those who watch: metrics for Prometheus, health for Kubernetes.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::extract::State as Extract;
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use tokio::net::TcpListener;
+use axum::serve::Listener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tracing::error;
 
-use super::Services;
 use super::admission::MessageMemory;
+use super::connections::{Connection, Connections};
 use super::cpu_time::CpuMeter;
+use super::{Services, process};
 use crate::engine::WorkerState;
 use crate::metrics::{EngineGauges, Format};
 
@@ -27,12 +31,41 @@ pub(super) struct State {
     pub(super) cpu: Arc<CpuMeter>,
 }
 
+/// Connections that are open at a time; of more, the one that was used longest ago is closed.
+const CONNECTIONS: usize = 64;
+
+/// How long a connection may stay, which is for one question or a few: clients that keep theirs open for the next one connect
+/// anew, and those that never ask hold nothing.
+const CONNECTION_TIME: Duration = Duration::from_secs(90);
+
+/// Takes no more connections than it has places for.
+struct Bounded {
+    listener: TcpListener,
+    connections: Connections,
+}
+
+impl Listener for Bounded {
+    type Io = Connection<TcpStream>;
+    type Addr = SocketAddr;
+
+    async fn accept(&mut self) -> (Self::Io, SocketAddr) {
+        let connection = self.connections.accept(&self.listener).await;
+        // Nobody asks who it is.
+        (connection, SocketAddr::from(([0, 0, 0, 0], 0)))
+    }
+
+    fn local_addr(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+}
+
 pub(super) async fn serve(listener: TcpListener, state: State) {
     let router = Router::new()
         .route("/metrics", get(metrics))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
         .with_state(state);
+    let listener = Bounded { listener, connections: Connections::new(CONNECTIONS, CONNECTION_TIME) };
     if let Err(error) = axum::serve(listener, router).await {
         error!(%error, "the HTTP server ended");
     }
@@ -68,6 +101,9 @@ async fn metrics(Extract(state): Extract<State>, headers: HeaderMap) -> impl Int
     let pool = state.services.classifier.pool_state();
     let decodes = [("waiting", pool.waiting), ("open", pool.open), ("running", pool.running)];
     metrics.set_decodes(&decodes, pool.worker_restarts);
+    if let Ok(process) = process::read() {
+        metrics.set_process(process);
+    }
     metrics.set_buffered_bytes(state.memory.held());
     if let Ok(spent) = state.cpu.read(state.services.classifier.decode_cpu_time()) {
         metrics.set_cpu(&[("decode", spent.decode), ("model", spent.model), ("rest", spent.rest)]);

@@ -7,12 +7,12 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::str::FromStr;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio_stream::Stream;
-use tonic::transport::server::Connected;
+
+use super::connections::Accept;
 
 /// What the address of a socket in the file system begins with.
 const UNIX: &str = "unix:";
@@ -98,33 +98,16 @@ impl Listener {
             Self::Path(..) => Ok(true),
         }
     }
-
-    /// The next connection.
-    pub(super) fn poll_accept(&self, context: &mut Context<'_>) -> Poll<io::Result<Accepted>> {
-        match self {
-            Self::Port(listener) => {
-                let (stream, _) = ready!(listener.poll_accept(context))?;
-                // A small answer otherwise waits 40 ms for the client to acknowledge what came before it. Of a connection
-                // that has ended already, whoever reads it learns.
-                let _ = stream.set_nodelay(true);
-                Poll::Ready(Ok(Accepted::Port(stream)))
-            }
-            Self::Path(listener, _) => {
-                let (stream, _) = ready!(listener.poll_accept(context))?;
-                Poll::Ready(Ok(Accepted::Path(stream)))
-            }
-        }
-    }
 }
 
-/// Connections, as they come.
-pub(super) struct Incoming(pub(super) Listener);
+impl Accept for Listener {
+    type Io = Accepted;
 
-impl Stream for Incoming {
-    type Item = io::Result<Accepted>;
-
-    fn poll_next(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
-        self.0.poll_accept(context).map(Some)
+    async fn accept(&self) -> io::Result<Accepted> {
+        match self {
+            Self::Port(listener) => Accept::accept(listener).await.map(Accepted::Port),
+            Self::Path(listener, _) => listener.accept().await.map(|(stream, _)| Accepted::Path(stream)),
+        }
     }
 }
 
@@ -158,13 +141,6 @@ pub(super) enum Accepted {
     Port(TcpStream),
     /// By a socket in the file system.
     Path(UnixStream),
-}
-
-impl Connected for Accepted {
-    /// Nobody asks who a client is by its connection.
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
 }
 
 impl AsyncRead for Accepted {

@@ -4,12 +4,14 @@ mod admission;
 mod auth;
 mod batch;
 pub mod client;
+mod connections;
 mod cpu_time;
 mod credentials;
 mod health;
 mod http;
 mod inference;
 mod listener;
+pub mod process;
 mod quote;
 mod reason;
 mod request;
@@ -26,6 +28,7 @@ use std::time::Duration;
 
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tokio_stream::StreamExt;
 use tokio_util::task::AbortOnDropHandle;
 use tonic::transport::Server;
 use tonic_health::pb::health_server::HealthServer;
@@ -33,12 +36,13 @@ use tracing::{info, warn};
 
 use crate::classify::Classifier;
 use crate::metrics::Metrics;
+pub use crate::pace::Pace;
 use crate::repository::Repository;
 use crate::uri::Uris;
-use admission::MessageMemory;
+use admission::{Admission, MessageMemory};
 pub use auth::{Tokens, TokensError};
+use connections::{Connections, UntilPreface};
 pub use credentials::{Credentials, CredentialsError};
-use listener::Incoming;
 pub use listener::{ListenAddress, Listener, NoListenAddress, SocketFile};
 use oip::grpc_inference_service_server::GrpcInferenceServiceServer;
 use proto::video_classification_service_server::VideoClassificationServiceServer;
@@ -74,18 +78,36 @@ const MESSAGE_OVERHEAD_BYTES: usize = 64 << 10;
 /// An idle connection is asked for a sign of life after this time, so that vanished clients free their places.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(30);
 
+/// Calls of one connection that are open at a time; its client waits with more.
+const MAX_CALLS_OF_CONNECTION: u32 = 256;
+
+/// Bytes of a call, and of all calls of a connection, that come before they are read. A call that is made to wait holds back
+/// its client, and not the other calls of its connection.
+const CALL_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 16 << 20;
+
 /// How soon health follows the workers.
 const HEALTH_PERIOD: Duration = Duration::from_millis(500);
 
 /// How a server runs.
 #[derive(Debug, Clone)]
 pub struct ServeOptions {
-    /// Videos worked on at a time; one more is refused with RESOURCE_EXHAUSTED.
+    /// Videos worked on at a time of which all bytes are here; one more is refused with RESOURCE_EXHAUSTED.
     pub max_requests: usize,
+    /// ClassifyVideoStream calls that are open at a time, those whose bytes are still coming included; one more is
+    /// refused with RESOURCE_EXHAUSTED.
+    pub max_uploads: usize,
     /// Videos of one ClassifyVideos stream that are worked on at a time; others wait to be read.
     pub videos_per_stream: usize,
     /// ClassifyVideos and ModelStreamInfer calls that are open at a time; one more is refused with RESOURCE_EXHAUSTED.
     pub max_streams: usize,
+    /// Calls of any kind that are open at a time; one more is refused with RESOURCE_EXHAUSTED. Health and reflection, which
+    /// need no token, have a quarter of them.
+    pub max_calls: usize,
+    /// Connections that are open at a time. Of more, one without calls is closed.
+    pub max_connections: usize,
+    /// How long a connection may take until it speaks HTTP/2.
+    pub handshake_timeout: Duration,
     /// Bytes that the messages of all requests may take in memory, or one message's worth if that is more. Calls with
     /// one message are refused beyond it with RESOURCE_EXHAUSTED. Streams are read no further beyond three quarters of
     /// it, or one message's worth.
@@ -100,9 +122,9 @@ pub struct ServeOptions {
     pub tokens: Option<Tokens>,
     /// Encrypts connections; they are plain if `None`.
     pub tls: Option<Tls>,
-    /// A call whose client sends nothing, or takes no answers, for so long while it is waited for ends with
-    /// DEADLINE_EXCEEDED. Clients that hang can't hold places and memory for ever.
-    pub idle_timeout: Duration,
+    /// How fast clients have to send while they are waited for; a call whose client is slower, or takes no answers for the
+    /// idle timeout, ends with DEADLINE_EXCEEDED. Clients that hang can't hold places and memory for ever.
+    pub pace: Pace,
     /// A connection takes no new calls after this time, so that clients connect anew and find servers that have been started
     /// since; for ever if `None`.
     pub max_connection_age: Option<Duration>,
@@ -114,15 +136,19 @@ impl Default for ServeOptions {
     fn default() -> Self {
         Self {
             max_requests: 64,
+            max_uploads: 128,
             videos_per_stream: 8,
             max_streams: 128,
+            max_calls: 4096,
+            max_connections: 1024,
+            handshake_timeout: Duration::from_secs(10),
             message_memory: 512 << 20,
             spool: None,
             model_control: false,
             uris: Uris::default(),
             tokens: None,
             tls: None,
-            idle_timeout: Duration::from_secs(30),
+            pace: Pace::default(),
             max_connection_age: None,
             grace: Duration::from_secs(30),
         }
@@ -150,7 +176,8 @@ pub struct Listeners {
 }
 
 /// Serves until `shutdown` resolves, then finishes the requests that run, for up to the grace period. Health turns
-/// to NOT_SERVING at once, so that load balancers look elsewhere.
+/// to NOT_SERVING at once, so that load balancers look elsewhere, and whoever watches it is told; connections without
+/// requests are closed.
 pub async fn serve(
     listeners: Listeners,
     services: Services,
@@ -158,12 +185,15 @@ pub async fn serve(
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     let (grace, max_age) = (options.grace, options.max_connection_age);
-    let (tokens, tls, idle_timeout) = (options.tokens.clone(), options.tls.clone(), options.idle_timeout);
+    let (tokens, tls, idle_timeout) = (options.tokens.clone(), options.tls.clone(), options.pace.idle_timeout);
     let max_message = usize::try_from(services.classifier.limits().max_bytes)
         .unwrap_or(usize::MAX)
         .saturating_add(MESSAGE_OVERHEAD_BYTES);
     let metrics = Arc::clone(&services.metrics);
-    let memory = MessageMemory::new(options.message_memory, max_message, options.idle_timeout, metrics);
+    let memory = MessageMemory::new(options.message_memory, max_message);
+    let admission = Admission { memory: memory.clone(), pace: options.pace, metrics: Arc::clone(&metrics) };
+    let calls = request::Calls::new(options.max_calls);
+    let connections = Connections::new(options.max_connections, options.handshake_timeout);
     let services = Arc::new(services);
     let (ready, is_ready) = watch::channel(true);
     let (drain, drained) = watch::channel(false);
@@ -188,14 +218,17 @@ pub async fn serve(
 
     let (reflection_v1, reflection_v1alpha) = (reflection_builder(), reflection_builder());
     let mut until_drained = drained.clone();
-    let incoming = Secured::new(Incoming(listeners.grpc), tls);
+    let incoming = Secured::new(connections.incoming(listeners.grpc), tls).map(|io| io.map(UntilPreface::new));
     let mut builder = Server::builder();
     if let Some(max_age) = max_age {
         builder = builder.max_connection_age(max_age);
     }
     let server = builder
         .http2_keepalive_interval(Some(KEEPALIVE_INTERVAL))
-        .layer(request::RequestLayer { memory, metrics: Arc::clone(&services.metrics), tokens, idle_timeout })
+        .max_concurrent_streams(MAX_CALLS_OF_CONNECTION)
+        .initial_stream_window_size(CALL_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .layer(request::RequestLayer { admission, metrics, calls: calls.clone(), tokens, idle_timeout })
         .add_service(health_service)
         .add_service(reflection_v1.build_v1().expect("our own descriptors are valid"))
         .add_service(reflection_v1alpha.build_v1alpha().expect("our own descriptors are valid"))
@@ -211,12 +244,26 @@ pub async fn serve(
     }
     info!(?grace, "draining: no new connections, running requests finish");
     drain.send_replace(true);
-    // Who watches is told before connections close.
-    let _ = watching.await;
-    let ended = tokio::time::timeout(grace, server).await;
+    let stop = async {
+        // Who watches is told before connections close.
+        let _ = watching.await;
+        calls.end_those_about_server();
+        // The server ends when all connections have gone.
+        connections.close_unused().await
+    };
+    let ended = tokio::time::timeout(grace, async {
+        tokio::select! {
+            result = &mut server => result,
+            never = stop => match never {},
+        }
+    });
+    let ended = ended.await;
     drop(http);
     ended.unwrap_or_else(|_| {
-        warn!(?grace, "requests still ran at the end of the grace period and were dropped");
+        let requests = calls.requests();
+        if requests > 0 {
+            warn!(?grace, requests, "requests still ran at the end of the grace period and were dropped");
+        }
         Ok(())
     })
 }

@@ -11,6 +11,8 @@ pub enum Reason {
     Cancelled,
     /// The client sent nothing, or took no answers, for too long.
     ClientIdle,
+    /// The client sent too little, or took too long for a message.
+    ClientTooSlow,
     /// The file is of a kind that is not taken, such as a playlist.
     ContainerNotAccepted,
     /// The deadline came first.
@@ -29,8 +31,12 @@ pub enum Reason {
     InvalidTensor,
     /// `start` and `end` are no range.
     InvalidTimeRange,
+    /// The key of a video is not UTF-8.
+    KeyNotText,
     /// The request can't be read: there is none, it breaks off, or it is no message of the call.
     MalformedRequest,
+    /// No worker of the model runs, and none could be started.
+    ModelHasNoWorker,
     /// Callers may not load and unload models.
     ModelControlOff,
     /// The last model can't be unloaded.
@@ -73,6 +79,8 @@ pub enum Reason {
     TokenUnknown,
     /// Other requests' messages take the memory that there is for them.
     TooManyBytes,
+    /// Too many calls of any kind are open.
+    TooManyCalls,
     /// The video has too many clips.
     TooManyClips,
     /// The video has too many frames.
@@ -85,6 +93,8 @@ pub enum Reason {
     TooManyRequestsOfToken,
     /// Too many calls of many videos are open.
     TooManyStreams,
+    /// Too many videos are being uploaded in chunks.
+    TooManyUploads,
     /// Decoding the video takes too long.
     TooMuchDecodeTime,
     /// A value of `priority` that the server doesn't know.

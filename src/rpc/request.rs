@@ -11,7 +11,10 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body::Frame;
-use tokio_util::task::AbortOnDropHandle;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tonic::body::Body;
 use tonic::codegen::http::header::CONTENT_TYPE;
 use tonic::codegen::http::{HeaderMap, HeaderValue, Request, Response, StatusCode};
@@ -19,8 +22,9 @@ use tonic::{Code, Status};
 use tower::{Layer, Service};
 use tracing::{Instrument, Span, debug, info, info_span};
 
-use super::admission::{MessageMemory, Sending};
+use super::admission::{Admission, Sending};
 use super::auth::{Caller, Tokens};
+use super::connections::{ConnectionHandle, OpenCall};
 use super::quote::cut;
 use super::status;
 use crate::metrics::{InFlight, Metrics};
@@ -44,12 +48,77 @@ pub(super) struct Deadline(pub(super) Instant);
 /// Wraps a server's services; see the module.
 #[derive(Debug, Clone)]
 pub(super) struct RequestLayer {
-    pub(super) memory: MessageMemory,
+    pub(super) admission: Admission,
     pub(super) metrics: Arc<Metrics>,
+    pub(super) calls: Calls,
     /// Who may call; everybody if `None`.
     pub(super) tokens: Option<Tokens>,
     /// How long a client may take nothing of its answer.
     pub(super) idle_timeout: Duration,
+}
+
+/// The calls that are open, on all connections. Clones share them.
+#[derive(Debug, Clone)]
+pub(super) struct Calls {
+    max: usize,
+    all: Arc<Semaphore>,
+    /// Those of them that are about the server itself, which need no token: they leave most to others.
+    about_server: Arc<Semaphore>,
+    /// The others, which a stopping server waits for: their connections stay.
+    requests: TaskTracker,
+    /// Cancelled when the server stops, and all who watch it were told.
+    stopping: CancellationToken,
+}
+
+impl Calls {
+    pub(super) fn new(max: usize) -> Self {
+        let max = max.clamp(1, Semaphore::MAX_PERMITS);
+        Self {
+            max,
+            all: Arc::new(Semaphore::new(max)),
+            about_server: Arc::new(Semaphore::new((max / 4).max(1))),
+            requests: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+        }
+    }
+
+    /// Ends the calls that are about the server itself.
+    pub(super) fn end_those_about_server(&self) {
+        self.stopping.cancel();
+    }
+
+    /// Requests that are being worked on.
+    pub(super) fn requests(&self) -> usize {
+        self.requests.len()
+    }
+
+    /// A call that begins, or a refusal.
+    fn admit(&self, is_about_server: bool, connection: Option<&ConnectionHandle>) -> Result<Admitted, Status> {
+        let acquire = |permits: &Arc<Semaphore>| {
+            Arc::clone(permits).try_acquire_owned().map_err(|_| status::too_many_calls(self.max))
+        };
+        let about_server = if is_about_server { Some(acquire(&self.about_server)?) } else { None };
+        let permit = acquire(&self.all)?;
+        Ok(Admitted {
+            _permits: (permit, about_server),
+            // A connection that is only watched over gives way to one with requests, and holds up no stop.
+            _connection: connection.filter(|_| !is_about_server).map(ConnectionHandle::begin_call),
+            _request: (!is_about_server).then(|| self.requests.token()),
+        })
+    }
+}
+
+/// What a call holds while it is open.
+#[derive(Debug)]
+struct Admitted {
+    _permits: (OwnedSemaphorePermit, Option<OwnedSemaphorePermit>),
+    _connection: Option<OpenCall>,
+    _request: Option<TaskTrackerToken>,
+}
+
+/// Whether a call asks about the server and not about videos.
+fn is_about_server(path: &str) -> bool {
+    path.starts_with("/grpc.health.") || path.starts_with("/grpc.reflection.")
 }
 
 #[derive(Debug, Clone)]
@@ -99,7 +168,9 @@ where
         let method = Method::of(request.uri().path());
         let timeout = request.headers().get(GRPC_TIMEOUT).and_then(parse_timeout);
         let metrics = Arc::clone(&self.layer.metrics);
+        let is_about_server = is_about_server(request.uri().path());
         let mut call = Call {
+            _admitted: None,
             caller: None,
             method: method.name,
             in_flight: Some(metrics.request_started(method.name)),
@@ -108,6 +179,13 @@ where
             span: span.clone(),
         };
 
+        match self.layer.calls.admit(is_about_server, request.extensions().get()) {
+            Ok(admitted) => call._admitted = Some(admitted),
+            Err(status) => {
+                call.metrics.rejected("calls");
+                return refuse(call, status, id);
+            }
+        }
         // Load balancers that look after the server's health have no token.
         let tokens = self.layer.tokens.as_ref().filter(|_| !request.uri().path().starts_with("/grpc.health."));
         match tokens.map(|tokens| tokens.admit(request.headers())) {
@@ -120,18 +198,16 @@ where
                 if status.code() == Code::ResourceExhausted {
                     call.metrics.rejected("token");
                 }
-                call.end(status.code());
-                let mut response = status.into_http::<Body>();
-                response.headers_mut().insert(REQUEST_ID, id);
-                return Box::pin(std::future::ready(Ok(response)));
+                return refuse(call, status, id);
             }
         }
         let idle_timeout = self.layer.idle_timeout;
-        let mut end = end_of_call(timeout, call.caller.as_ref());
+        let stopping = is_about_server.then(|| self.layer.calls.stopping.clone());
+        let mut end = end_of_call(timeout, call.caller.as_ref(), stopping);
 
         let (mut parts, body) = request.into_parts();
-        let (body, reservations) = self.layer.memory.meter(body, method.sending);
-        parts.extensions.insert(reservations.clone());
+        let (body, arrivals) = self.layer.admission.meter(body, method.sending);
+        parts.extensions.insert(arrivals.clone());
         if let Some(timeout) = timeout {
             parts.extensions.insert(Deadline(call.started + timeout));
         }
@@ -151,7 +227,7 @@ where
                 status::blame_caller(response.headers_mut());
                 response.headers_mut().insert(REQUEST_ID, id);
                 // The messages of a call without a stream are held until its answer is there.
-                drop(reservations);
+                drop(arrivals);
                 let code = response.headers().get(GRPC_STATUS).map(|code| Code::from_bytes(code.as_bytes()));
                 let (parts, body) = response.into_parts();
                 let mut call = Some(call);
@@ -168,6 +244,18 @@ where
     }
 }
 
+/// Ends a call before it began.
+fn refuse<E: Send + 'static>(
+    call: Call,
+    status: Status,
+    id: HeaderValue,
+) -> Pin<Box<dyn Future<Output = Result<Response<Body>, E>> + Send>> {
+    call.end(status.code());
+    let mut response = status.into_http::<Body>();
+    response.headers_mut().insert(REQUEST_ID, id);
+    Box::pin(std::future::ready(Ok(response)))
+}
+
 /// What is known of a method by its path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Method {
@@ -181,20 +269,21 @@ impl Method {
         const METHODS: [(&str, Sending); 20] = [
             ("ClassifyVideo", Sending::One),
             ("ClassifyVideoStream", Sending::Parts),
-            ("ClassifyVideos", Sending::Many),
+            ("ClassifyVideos", Sending::Many { key: Some(1) }),
             ("ListModels", Sending::One),
             ("GetModel", Sending::One),
             ("Check", Sending::One),
             // Its answers are the stream.
             ("Watch", Sending::One),
-            ("ServerReflectionInfo", Sending::Many),
+            ("ServerReflectionInfo", Sending::Many { key: None }),
             ("ServerLive", Sending::One),
             ("ServerReady", Sending::One),
             ("ModelReady", Sending::One),
             ("ServerMetadata", Sending::One),
             ("ModelMetadata", Sending::One),
             ("ModelInfer", Sending::One),
-            ("ModelStreamInfer", Sending::Many),
+            // Its `id`.
+            ("ModelStreamInfer", Sending::Many { key: Some(3) }),
             ("ModelConfig", Sending::One),
             ("ModelStatistics", Sending::One),
             ("RepositoryIndex", Sending::One),
@@ -211,6 +300,7 @@ impl Method {
 /// A call that is being worked on.
 #[derive(Debug)]
 struct Call {
+    _admitted: Option<Admitted>,
     /// If callers have to say who they are.
     caller: Option<Caller>,
     method: &'static str,
@@ -250,9 +340,9 @@ impl Drop for Call {
 /// Resolves when a call has to end, whatever it does.
 type End = Pin<Box<dyn Future<Output = Status> + Send>>;
 
-/// At the call's deadline, or when its token is revoked.
-fn end_of_call(timeout: Option<Duration>, caller: Option<&Caller>) -> Option<End> {
-    if timeout.is_none() && caller.is_none() {
+/// At the call's deadline, when its token is revoked, or when the server that it asks about stops.
+fn end_of_call(timeout: Option<Duration>, caller: Option<&Caller>, stopping: Option<CancellationToken>) -> Option<End> {
+    if timeout.is_none() && caller.is_none() && stopping.is_none() {
         return None;
     }
     let revoked = caller.map(Caller::revoked);
@@ -271,9 +361,17 @@ fn end_of_call(timeout: Option<Duration>, caller: Option<&Caller>) -> Option<End
             }
             status::unknown_token()
         };
+        let stopping = async {
+            match stopping {
+                Some(stopping) => stopping.cancelled_owned().await,
+                None => std::future::pending().await,
+            }
+            status::stopping("the server is stopping")
+        };
         tokio::select! {
             status = late => status,
             status = revoked => status,
+            status = stopping => status,
         }
     }))
 }
@@ -459,14 +557,21 @@ mod tests {
 
     use tower::service_fn;
 
+    use super::super::admission::MessageMemory;
     use crate::metrics::Format;
+    use crate::pace::Pace;
 
     use super::*;
 
     fn layer() -> RequestLayer {
         RequestLayer {
-            memory: MessageMemory::new(1 << 20, 1 << 10, Duration::from_secs(60), Arc::default()),
+            admission: Admission {
+                memory: MessageMemory::new(1 << 20, 1 << 10),
+                pace: Pace::default(),
+                metrics: Arc::default(),
+            },
             metrics: Arc::new(Metrics::default()),
+            calls: Calls::new(2),
             tokens: None,
             idle_timeout: Duration::from_secs(60),
         }

@@ -28,6 +28,10 @@ pub(super) struct Service {
     pub(super) places: Arc<Semaphore>,
     /// Those of them that videos of [`batch`] may have, so that batch jobs leave room for others.
     pub(super) batch_places: Arc<Semaphore>,
+    /// Those of them that videos may have that are fetched, so that slow sources leave room for others.
+    uri_places: Arc<Semaphore>,
+    /// One for each call of [`stream`].
+    uploads: Arc<Semaphore>,
     /// One for each call of [`batch`].
     streams: Arc<Semaphore>,
     pub(super) is_ready: watch::Receiver<bool>,
@@ -44,12 +48,16 @@ impl Service {
     ) -> Self {
         let max_requests = options.max_requests.clamp(1, Semaphore::MAX_PERMITS);
         let max_streams = options.max_streams.clamp(1, Semaphore::MAX_PERMITS);
-        let options = ServeOptions { max_requests, max_streams, ..options };
+        let max_uploads = options.max_uploads.clamp(1, Semaphore::MAX_PERMITS);
+        let options = ServeOptions { max_requests, max_streams, max_uploads, ..options };
+        let most = (max_requests - max_requests / 4).max(1);
         Self {
             services,
             options,
             places: Arc::new(Semaphore::new(max_requests)),
-            batch_places: Arc::new(Semaphore::new((max_requests - max_requests / 4).max(1))),
+            batch_places: Arc::new(Semaphore::new(most)),
+            uri_places: Arc::new(Semaphore::new(most)),
+            uploads: Arc::new(Semaphore::new(max_uploads)),
             streams: Arc::new(Semaphore::new(max_streams)),
             is_ready,
             drained,
@@ -68,9 +76,23 @@ impl Service {
 
     /// A place for one video, or a refusal.
     pub(super) fn place(&self) -> Result<SemaphorePermit<'_>, Status> {
-        self.places.try_acquire().map_err(|_| {
-            self.services.metrics.rejected("requests");
-            status::overloaded(self.options.max_requests)
+        self.places.try_acquire().map_err(|_| self.overloaded())
+    }
+
+    fn overloaded(&self) -> Status {
+        self.services.metrics.rejected("requests");
+        status::overloaded(self.options.max_requests)
+    }
+
+    /// Leave to upload a video in chunks, or a refusal: as there are too many uploads, or so many videos that this one
+    /// would only wait when it is here.
+    pub(super) fn upload(&self) -> Result<OwnedSemaphorePermit, Status> {
+        if self.places.available_permits() == 0 {
+            return Err(self.overloaded());
+        }
+        Arc::clone(&self.uploads).try_acquire_owned().map_err(|_| {
+            self.services.metrics.rejected("uploads");
+            status::too_many_uploads(self.options.max_uploads)
         })
     }
 
@@ -148,6 +170,7 @@ impl Service {
         uri: &str,
         options: &ClassifyOptions,
     ) -> Result<Classification, Status> {
+        let _place = self.uri_places.try_acquire().map_err(|_| self.overloaded())?;
         let max_bytes = self.services.classifier.limits().max_bytes;
         let opening = self.options.uris.open(uri, max_bytes).instrument(info_span!("open_uri"));
         let mut opened = opening.await.map_err(status::from_uri_error)?;

@@ -12,6 +12,7 @@ use super::quote::Quoted;
 use super::{ERROR_DOMAIN, Reason, proto};
 use crate::classify::ClassifyError;
 use crate::engine::EngineError;
+use crate::pace::TooSlow;
 use crate::repository::RepositoryError;
 use crate::uri::UriError;
 use crate::video::{SpoolError, VideoError};
@@ -120,6 +121,17 @@ pub(super) fn too_many_streams(max_streams: usize) -> Status {
     exhausted(Reason::TooManyStreams, message)
 }
 
+pub(super) fn too_many_uploads(max_uploads: usize) -> Status {
+    let message = format!("{max_uploads} videos are being uploaded, which is the limit; try again");
+    exhausted(Reason::TooManyUploads, message)
+}
+
+pub(super) fn too_many_calls(max_calls: usize) -> Status {
+    let message =
+        format!("too many calls are open; the limit is {max_calls}, a quarter of it for health and reflection");
+    exhausted(Reason::TooManyCalls, message)
+}
+
 pub(super) fn no_memory(capacity: usize) -> Status {
     let message = format!("the messages of other requests fill the {capacity} bytes there are for them; try again");
     exhausted(Reason::TooManyBytes, message)
@@ -201,6 +213,15 @@ pub(super) fn client_idle(timeout: Duration) -> Status {
     status(Code::DeadlineExceeded, Reason::ClientIdle, message)
 }
 
+pub(super) fn client_too_slow(how: TooSlow) -> Status {
+    match how {
+        TooSlow::Silent { limit } => client_idle(limit),
+        TooSlow::Slow { .. } | TooSlow::Long { .. } => {
+            status(Code::DeadlineExceeded, Reason::ClientTooSlow, format!("the client was too slow: {how}"))
+        }
+    }
+}
+
 pub(super) fn message_too_large(actual: usize, limit: usize) -> Status {
     invalid(Reason::VideoTooLarge, format!("the request message is {actual} bytes; the limit is {limit}"))
 }
@@ -210,6 +231,9 @@ pub(super) fn from_classify_error(error: &ClassifyError) -> Status {
     match error {
         ClassifyError::Video(video) => from_video_error(video),
         ClassifyError::Engine(EngineError::Stopped) => stopping("the server is stopping"),
+        ClassifyError::Engine(EngineError::NoWorker) => {
+            status(Code::Unavailable, Reason::ModelHasNoWorker, error.to_string())
+        }
         ClassifyError::ScoreThreshold { .. } => invalid(Reason::InvalidScoreThreshold, error.to_string()),
         ClassifyError::TimeRange { .. } => invalid(Reason::InvalidTimeRange, error.to_string()),
         ClassifyError::Deadline => status(Code::DeadlineExceeded, Reason::DeadlineExceeded, error.to_string()),

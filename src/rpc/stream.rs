@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use tonic::{Request, Status, Streaming};
 use tracing::{Instrument, info_span};
 
-use super::admission::Reservations;
+use super::admission::Arrivals;
 use super::proto::classify_video_stream_request::Payload;
 use super::proto::classify_video_stream_response::Event;
 use super::proto::{self, ClassifyVideoStreamRequest, ClassifyVideoStreamResponse};
@@ -79,10 +79,10 @@ async fn run(
     request: Request<Streaming<ClassifyVideoStreamRequest>>,
     answers: Sender,
 ) -> Result<(), Status> {
-    let place = service.place()?;
-    let idle_timeout = service.options.idle_timeout;
+    let upload_place = service.upload()?;
+    let idle_timeout = service.options.pace.idle_timeout;
     let deadline = service::deadline(request.extensions());
-    let reservations = request.extensions().get::<Reservations>().cloned().unwrap_or_default();
+    let arrivals = request.extensions().get::<Arrivals>().cloned().unwrap_or_default();
     let mut messages = request.into_inner();
     let first = messages.message().await?.and_then(|message| message.payload);
     let (options, first_chunk) = match first {
@@ -101,12 +101,15 @@ async fn run(
     let (received, received_bytes) = tokio::sync::watch::channel(0u64);
     // Ends only if the upload fails.
     let receive = async {
-        let upload = Upload { messages: &mut messages, reservations: &reservations, received: &received };
+        let upload = Upload { messages: &mut messages, arrivals: &arrivals, received: &received };
         let begun = Instant::now();
         match upload.receive(first_chunk, writer).instrument(info_span!("receive")).await {
             Ok(bytes) => {
                 service.services.metrics.received(bytes);
                 service.services.metrics.stage(Stage::Receive, begun.elapsed());
+                // From now on it counts among the videos that are worked on. It is not refused any more, as its bytes are
+                // here; how many there can be is bounded by the uploads.
+                let _place = service.places.try_acquire();
                 std::future::pending().await
             }
             Err(error) => error,
@@ -146,7 +149,7 @@ async fn run(
         told = told => told?,
         error = receive => return Err(error),
     };
-    drop(place);
+    drop(upload_place);
     let event = Some(Event::Classification(classification.into()));
     // If nobody is there to take it, the call ends anyway.
     send(&answers, ClassifyVideoStreamResponse { event }, idle_timeout).await.map(drop)
@@ -164,7 +167,7 @@ pub(super) async fn send<T>(
 
 struct Upload<'a> {
     messages: &'a mut Streaming<ClassifyVideoStreamRequest>,
-    reservations: &'a Reservations,
+    arrivals: &'a Arrivals,
     received: &'a tokio::sync::watch::Sender<u64>,
 }
 
@@ -191,8 +194,8 @@ impl Upload<'_> {
                     Err(error) => return Err(status::from_spool_error(error)),
                 }
             }
-            // The message's room is free again: its bytes are in the spool.
-            drop(self.reservations.take());
+            // The message's memory is free again: its bytes are in the spool.
+            drop(self.arrivals.take());
             match self.messages.message().await? {
                 Some(ClassifyVideoStreamRequest { payload: Some(Payload::Chunk(chunk)) }) => next = Some(chunk),
                 Some(ClassifyVideoStreamRequest { payload: Some(Payload::Options(_)) }) => {

@@ -25,11 +25,12 @@ use rustls::pki_types::ServerName;
 use rustls::{ClientConfig, RootCertStore};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, lookup_host};
-use tokio::time::{Sleep, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tower::Service;
 
 use super::address;
+use crate::pace::{Pace, PaceClock};
 
 /// Connecting takes no longer to servers that are there.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -89,8 +90,8 @@ pub(super) fn causes<'a>(error: &'a (dyn StdError + 'static)) -> impl Iterator<I
 #[derive(Debug, Clone)]
 pub(super) struct Connector {
     tls: Tls,
-    /// How long a server may send nothing.
-    idle_timeout: Duration,
+    /// How fast a server has to send.
+    pace: Pace,
 }
 
 /// Whose server a client talks to.
@@ -113,7 +114,7 @@ impl std::fmt::Debug for Tls {
 
 impl Connector {
     /// Trusts the system's roots, which `SSL_CERT_FILE` and `SSL_CERT_DIR` replace.
-    pub(super) fn new(idle_timeout: Duration) -> Result<Self, rustls::Error> {
+    pub(super) fn new(pace: Pace) -> Result<Self, rustls::Error> {
         let mut roots = RootCertStore::empty();
         roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -121,7 +122,7 @@ impl Connector {
             .with_safe_default_protocol_versions()?
             .with_root_certificates(roots)
             .with_no_client_auth();
-        Ok(Self { tls: Tls(TlsConnector::from(Arc::new(config))), idle_timeout })
+        Ok(Self { tls: Tls(TlsConnector::from(Arc::new(config))), pace })
     }
 
     /// The client for URIs of the web, if need be to public addresses only.
@@ -130,13 +131,14 @@ impl Connector {
     }
 
     fn client(&self, purpose: Purpose, public_only: bool, connect_timeout: Duration) -> HttpClient {
-        let dialer = Dialer { tls: self.tls.0.clone(), public_only, timeout: connect_timeout.min(self.idle_timeout) };
+        let dialer =
+            Dialer { tls: self.tls.0.clone(), public_only, timeout: connect_timeout.min(self.pace.idle_timeout) };
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_max_idle_per_host(IDLE_CONNECTIONS)
             .pool_idle_timeout(IDLE_CONNECTION_TIMEOUT)
             .build(dialer);
-        HttpClient::new(Requests { client, purpose, idle_timeout: self.idle_timeout })
+        HttpClient::new(Requests { client, purpose, pace: self.pace })
     }
 }
 
@@ -166,7 +168,7 @@ impl HttpConnector for SharedClient {
 struct Requests {
     client: Client<Dialer, HttpRequestBody>,
     purpose: Purpose,
-    idle_timeout: Duration,
+    pace: Pace,
 }
 
 impl Requests {
@@ -176,7 +178,7 @@ impl Requests {
         if self.purpose == (Purpose::Cloud { allows_plain: false }) && request.uri().scheme_str() != Some("https") {
             return Err(is_refused(Refusal::Plain));
         }
-        let response = timeout(self.idle_timeout, self.client.request(request)).await;
+        let response = timeout(self.pace.idle_timeout, self.client.request(request)).await;
         let response = response.map_err(|late| HttpError::new(HttpErrorKind::Timeout, late))?.map_err(|error| {
             let kind = match Refusal::find(&error) {
                 Some(_) => HttpErrorKind::Unknown,
@@ -205,7 +207,7 @@ impl Requests {
             // Stores want a length; bodies that come in chunks or end with the connection have none.
             parts.headers.entry(header::CONTENT_LENGTH).or_insert(UNKNOWN_LENGTH.into());
         }
-        let body = Patient { body, timeout: self.idle_timeout, silence: None };
+        let body = Patient { body, clock: PaceClock::new(self.pace) };
         let body = if status.is_success() {
             HttpResponseBody::new(body)
         } else {
@@ -235,16 +237,11 @@ impl HttpService for Requests {
     }
 }
 
-/// A body whose sender may not fall silent.
+/// A body whose sender may neither fall silent nor send too slowly.
 struct Patient {
     body: hyper::body::Incoming,
-    timeout: Duration,
-    silence: Option<Pin<Box<Sleep>>>,
+    clock: PaceClock,
 }
-
-#[derive(Debug, thiserror::Error)]
-#[error("nothing came for {0:?}")]
-struct Silence(Duration);
 
 impl Body for Patient {
     type Data = Bytes;
@@ -255,15 +252,14 @@ impl Body for Patient {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, HttpError>>> {
         if let Poll::Ready(frame) = Pin::new(&mut self.body).poll_frame(context) {
-            self.silence = None;
+            let bytes = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()).map_or(0, Bytes::len);
+            self.clock.received(bytes);
             return Poll::Ready(
                 frame.map(|frame| frame.map_err(|error| HttpError::new(HttpErrorKind::Interrupted, error))),
             );
         }
-        let timeout = self.timeout;
-        let silence = self.silence.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
-        ready!(silence.as_mut().poll(context));
-        Poll::Ready(Some(Err(HttpError::new(HttpErrorKind::Timeout, Silence(timeout)))))
+        let too_slow = ready!(self.clock.poll_too_slow(context));
+        Poll::Ready(Some(Err(HttpError::new(HttpErrorKind::Timeout, too_slow))))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -22,6 +22,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
+use crate::pace::Pace;
 use crate::video::{Source, SpoolError, VideoError};
 pub use location::{InvalidUri, Prefix, is_uri};
 use location::{Location, Scheme};
@@ -38,6 +39,8 @@ pub struct UriOptions {
     pub cloud_settings: Vec<(String, String)>,
     /// How long a server may send nothing while it is waited for.
     pub idle_timeout: Duration,
+    /// Bytes a second that a server has to send while it is waited for, on average over [`UriOptions::idle_timeout`].
+    pub min_rate: u64,
     /// Where what comes from servers without range requests is kept; the system's temporary directory if `None`.
     pub spool: Option<PathBuf>,
 }
@@ -49,8 +52,15 @@ impl Default for UriOptions {
             allow_private_addresses: false,
             cloud_settings: Vec::new(),
             idle_timeout: Duration::from_secs(30),
+            min_rate: Pace::default().min_rate,
             spool: None,
         }
+    }
+}
+
+impl UriOptions {
+    fn pace(&self) -> Pace {
+        Pace { idle_timeout: self.idle_timeout, min_rate: self.min_rate, message_timeout: Duration::MAX }
     }
 }
 

@@ -49,7 +49,7 @@ pub(super) struct Stores {
 
 impl Stores {
     pub(super) fn new(prefixes: Vec<Prefix>, options: &UriOptions) -> Result<Self, UriConfigError> {
-        let connector = Connector::new(options.idle_timeout).map_err(|error| UriConfigError::Tls(error.to_string()))?;
+        let connector = Connector::new(options.pace()).map_err(|error| UriConfigError::Tls(error.to_string()))?;
         let backoff = BackoffConfig { init_backoff: FIRST_PAUSE, max_backoff: LONGEST_PAUSE, base: 2.0 };
         let retry = RetryConfig { backoff, max_retries: RETRIES, retry_timeout: options.idle_timeout };
         let mut clouds: Vec<(Scheme, String, Arc<dyn ObjectStore>)> = Vec::new();
@@ -101,7 +101,7 @@ impl Stores {
         }
         let len = version.len;
         let rest = Rest { object, version, failures, received: Arc::clone(&opening.received) };
-        let reader = RangedReader::new(len, bytes, rest, opening.cancel.clone());
+        let reader = RangedReader::new(len, bytes, rest, opening.cancel.clone()).with_spool(self.spool.clone());
         Ok(opening.opened(Source::Ranged(reader)))
     }
 

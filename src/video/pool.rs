@@ -3,30 +3,43 @@
 //! Two things are bounded apart: how many videos are open (memory) and how many decode (CPU). A decode holds a turn only
 //! while it has work to do: it gives it up at each clip boundary, while nobody takes its clips and while the bytes
 //! it needs next have not arrived, and stands in line for the next. So a long video can't starve a short one, and
-//! neither a slow model nor a slow uploader keeps others waiting.
+//! neither a slow model nor a slow uploader keeps others waiting. In both lines, videos of different priorities go on in
+//! the ratio of their weights.
+//!
+//! A place among the open videos is for work that can go on. Videos that are still arriving have a part of the places only,
+//! and one whose bytes are fetched on demand takes the place of another that has been waiting for bytes for a while. That
+//! one begins again, from the clip it had come to, when it is here as a whole.
 
 use std::any::Any;
 use std::io;
 use std::ops::ControlFlow;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::runtime::Handle;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tracing::{Instrument, info_span};
 
 use super::assembly::Passed;
 use super::ffmpeg::thread_cpu_time;
+use super::permits::{Arrival, Bounds, Permit, Permits, Request};
 use super::waiting::WhileWaiting;
 use super::{Clip, DecodeOptions, Decoder, Isolation, Source, VideoError, VideoSummary};
 use crate::model::spec::{ClipSpec, Preprocessing};
+use crate::priority::Priority;
 
 /// Clips of one video that are decoded and not yet taken; a decode beyond them waits without holding a turn.
 const CLIPS_AHEAD: usize = 2;
+
+/// A decode that has waited so long for its next bytes may lose its place: longer than any healthy source takes.
+const LONG_WAIT: Duration = Duration::from_secs(1);
+
+/// More videos than this in one pool would run out of threads long before.
+const MOST_VIDEOS: usize = 1 << 16;
 
 /// How many videos a [`DecodePool`] handles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +47,8 @@ pub struct PoolOptions {
     /// Videos that decode at a time, one thread each.
     pub threads: usize,
     /// Videos that are open at a time; at least `threads`. Each costs the memory of a decoder, 20 to 120 MB up to 1080p, and
-    /// in isolation a process, which stays for the next video.
+    /// in isolation a process, which stays for the next video. Up to `threads` more are opened for videos of a higher
+    /// priority than some that are open.
     pub open_videos: usize,
 }
 
@@ -63,15 +77,10 @@ pub struct PoolState {
 #[derive(Debug)]
 pub struct DecodePool {
     decoder: Arc<Decoder>,
-    options: PoolOptions,
-    /// One permit an open video. All semaphores are first come, first served.
-    places: Arc<Semaphore>,
-    /// Of these, those that videos may have whose bytes are still arriving: however slowly they come, some are left to
-    /// videos that are here.
-    arrivals: Arc<Semaphore>,
+    /// One permit an open video.
+    places: Arc<Permits>,
     /// One permit a video that decodes.
-    turns: Arc<Semaphore>,
-    waiting: AtomicUsize,
+    turns: Arc<Permits>,
     /// Nanoseconds of CPU time of the pool's threads that ended.
     cpu_time: Arc<AtomicU64>,
 }
@@ -79,15 +88,12 @@ pub struct DecodePool {
 impl DecodePool {
     /// A pool that decodes in this process or in others. It starts neither threads nor processes before the first video.
     pub fn new(isolation: Isolation, options: PoolOptions) -> Self {
-        let threads = options.threads.clamp(1, Semaphore::MAX_PERMITS);
-        let options = PoolOptions { threads, open_videos: options.open_videos.clamp(threads, Semaphore::MAX_PERMITS) };
+        let threads = options.threads.clamp(1, MOST_VIDEOS);
+        let all = options.open_videos.clamp(threads, MOST_VIDEOS);
         Self {
             decoder: Arc::new(Decoder::new(isolation)),
-            options,
-            places: Arc::new(Semaphore::new(options.open_videos)),
-            arrivals: Arc::new(Semaphore::new((options.open_videos - threads).max(1))),
-            turns: Arc::new(Semaphore::new(options.threads)),
-            waiting: AtomicUsize::new(0),
+            places: Permits::new(Bounds { all, arriving: (all - threads).max(1), overtaking: threads }),
+            turns: Permits::new(Bounds { all: threads, arriving: threads, overtaking: 0 }),
             cpu_time: Arc::default(),
         }
     }
@@ -101,35 +107,48 @@ impl DecodePool {
     /// What the pool does now. The numbers are read one after the other, so they may be from different moments.
     pub fn state(&self) -> PoolState {
         PoolState {
-            waiting: self.waiting.load(Ordering::Relaxed),
-            open: self.options.open_videos - self.places.available_permits().min(self.options.open_videos),
-            running: self.options.threads - self.turns.available_permits().min(self.options.threads),
+            waiting: self.places.waiting(),
+            open: self.places.held(),
+            running: self.turns.held(),
             worker_restarts: self.decoder.lost_processes(),
         }
     }
 
-    /// Waits for a place among the open videos (first come, first served, but of videos that are still arriving only so
-    /// many that as many places as there are threads are left), then begins to decode. Dropping the future
-    /// gives up the wait. Has to be called within a tokio runtime.
+    /// Waits for a place among the open videos (by priority, then first come, first served, but of videos that are still
+    /// arriving only so many that as many places as there are threads are left), then begins to decode. Dropping the
+    /// future gives up the wait. Has to be called within a tokio runtime.
     pub async fn decode(
         &self,
         source: Source,
         clip: ClipSpec,
         preprocessing: Preprocessing,
         options: DecodeOptions,
+        priority: Priority,
     ) -> Decoding {
         let decoder = Arc::clone(&self.decoder);
-        let arriving = source.is_arriving();
-        self.begin(options.cancel.child_token(), arriving, move |turn| {
-            let source = source.with(Arc::clone(turn) as Arc<dyn WhileWaiting>);
+        let line = Line::of(&source, priority);
+        self.begin(options.cancel.child_token(), line, move |turn| {
             let options = DecodeOptions { cancel: turn.cancel.clone(), ..options };
-            decoder.decode(&source, &clip, &preprocessing, &options, |passed| match passed {
-                Passed::Clip(clip, so_far) => {
-                    turn.note(*so_far);
-                    turn.hand_over(clip)
+            let mut source = source;
+            let mut next_clip = 0;
+            loop {
+                let bytes = source.clone().with(Arc::clone(turn) as Arc<dyn WhileWaiting>);
+                let result = decoder.decode(&bytes, &clip, &preprocessing, &options, |passed| match passed {
+                    // What comes after bytes that were not waited for is none of the video's.
+                    _ if turn.was_displaced() => ControlFlow::Break(()),
+                    Passed::Clip(clip, _) if clip.index < next_clip => turn.pass(),
+                    Passed::Clip(clip, so_far) => {
+                        next_clip = clip.index + 1;
+                        turn.note(*so_far);
+                        turn.hand_over(clip)
+                    }
+                    Passed::Unwanted => turn.pass(),
+                });
+                if !turn.was_displaced() {
+                    return result;
                 }
-                Passed::Unwanted => turn.pass(),
-            })
+                source = turn.wait_for_all_of(source)?;
+            }
         })
         .await
     }
@@ -138,23 +157,35 @@ impl DecodePool {
     async fn begin(
         &self,
         cancel: CancellationToken,
-        arriving: bool,
+        line: Line,
         work: impl FnOnce(&Arc<Turn>) -> Result<VideoSummary, VideoError> + Send + 'static,
     ) -> Decoding {
         let (sender, clips) = mpsc::channel(CLIPS_AHEAD);
         let (send_result, result) = oneshot::channel();
         let so_far = Arc::default();
         let decoding = Decoding { clips, result, so_far: Arc::clone(&so_far), cancel: cancel.clone().drop_guard() };
-        let Some(place) = self.place(&cancel, arriving).instrument(info_span!("decode_wait")).await else {
+        let place = async {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => None,
+                place = line.wait(&self.places) => Some(place),
+            }
+        };
+        let Some(place) = place.instrument(info_span!("decode_wait")).await else {
             let _ = send_result.send(Err(VideoError::Cancelled));
             return decoding;
         };
         let turn = Arc::new(Turn {
+            line,
+            places: Arc::clone(&self.places),
+            place: Mutex::new(Some(place)),
             turns: Arc::clone(&self.turns),
             held: Mutex::new(None),
             clips: sender,
             so_far,
             cancel: cancel.clone(),
+            waits_since: Mutex::new(None),
+            displaced: AtomicBool::new(false),
             interrupted: AtomicBool::new(false),
             runtime: Handle::current(),
         });
@@ -179,7 +210,8 @@ impl DecodePool {
             cpu_time.fetch_add(thread_cpu_time().as_nanos() as u64, Ordering::Relaxed);
             // Whoever learns the result finds place and turn free.
             turn.give_up();
-            drop((turn, place));
+            turn.leave();
+            drop(turn);
             let _ = send_result.send(result);
         };
         // Not tokio's threads for blocking calls: a decode may wait for its uploader or its reader for minutes, and those
@@ -191,37 +223,39 @@ impl DecodePool {
         }
         decoding
     }
-
-    /// A place among the open videos, or none if that is no longer wanted.
-    async fn place(&self, cancel: &CancellationToken, arriving: bool) -> Option<Place> {
-        struct Waiting<'a>(&'a AtomicUsize);
-        impl Drop for Waiting<'_> {
-            fn drop(&mut self) {
-                self.0.fetch_sub(1, Ordering::Relaxed);
-            }
-        }
-        self.waiting.fetch_add(1, Ordering::Relaxed);
-        let _waiting = Waiting(&self.waiting);
-        let acquire = async |semaphore: &Arc<Semaphore>| {
-            Arc::clone(semaphore).acquire_owned().await.expect("the semaphore is never closed")
-        };
-        let place = async {
-            // In this order, so that none waits for an arrival's place with a place in its hands.
-            let arrival = if arriving { Some(acquire(&self.arrivals).await) } else { None };
-            Place { _arrival: arrival, _place: acquire(&self.places).await }
-        };
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => None,
-            place = place => Some(place),
-        }
-    }
 }
 
-/// Of an open video.
-struct Place {
-    _arrival: Option<OwnedSemaphorePermit>,
-    _place: OwnedSemaphorePermit,
+/// How a video stands in the lines for places and turns.
+struct Line {
+    priority: Priority,
+    arrival: Arrival,
+    /// Cancelled when no more bytes will come.
+    ended: CancellationToken,
+}
+
+impl Line {
+    fn of(source: &Source, priority: Priority) -> Self {
+        let (arrival, ended) = match source {
+            Source::Spool(reader) => (Arrival::Coming, reader.ended()),
+            Source::Ranged(_) => (Arrival::OnDemand, CancellationToken::new()),
+            Source::Path(_) | Source::File(_) | Source::Bytes(_) => (Arrival::Here, CancellationToken::new()),
+            Source::Watched(source, _) => return Self::of(source, priority),
+        };
+        Self { priority, arrival, ended }
+    }
+
+    fn request(&self, arrival: Arrival) -> Request {
+        Request { priority: self.priority, arrival }
+    }
+
+    /// Waits for a place. What becomes whole meanwhile waits among those that are here.
+    async fn wait(&self, places: &Arc<Permits>) -> Permit {
+        tokio::select! {
+            biased;
+            () = self.ended.cancelled() => places.acquire(self.request(Arrival::Here)).await,
+            place = places.acquire(self.request(self.arrival)) => place,
+        }
+    }
 }
 
 fn words_of(panic: &(dyn Any + Send)) -> String {
@@ -263,17 +297,20 @@ impl Decoding {
     }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 /// One decode's part in the turns, as its thread sees it.
 struct Turn {
-    turns: Arc<Semaphore>,
-    held: Mutex<Option<OwnedSemaphorePermit>>,
+    line: Line,
+    places: Arc<Permits>,
+    place: Mutex<Option<Permit>>,
+    turns: Arc<Permits>,
+    held: Mutex<Option<Permit>>,
     clips: mpsc::Sender<Clip>,
     so_far: Arc<Mutex<Option<VideoSummary>>>,
     cancel: CancellationToken,
+    /// Since when it has been waiting for bytes.
+    waits_since: Mutex<Option<Instant>>,
+    /// It lost its place while it waited for bytes.
+    displaced: AtomicBool,
     /// A wait for bytes was ended because nobody wants more clips.
     interrupted: AtomicBool,
     runtime: Handle,
@@ -282,38 +319,81 @@ struct Turn {
 impl Turn {
     /// Stands in line for the next turn; tells whether more clips are wanted at all.
     fn take(&self) -> ControlFlow<()> {
-        self.take_unless(async {
-            tokio::select! {
-                () = self.cancel.cancelled() => {}
-                () = self.clips.closed() => {}
-            }
-        })
+        self.take_unless(self.unwanted())
+    }
+
+    async fn unwanted(&self) {
+        tokio::select! {
+            () = self.cancel.cancelled() => {}
+            () = self.clips.closed() => {}
+        }
     }
 
     fn take_unless(&self, unwanted: impl Future<Output = ()>) -> ControlFlow<()> {
+        if self.line.ended.is_cancelled()
+            && let Some(place) = &mut *lock(&self.place)
+        {
+            place.arrived();
+        }
         self.runtime.block_on(async {
             tokio::select! {
                 biased;
                 () = unwanted => ControlFlow::Break(()),
-                turn = Arc::clone(&self.turns).acquire_owned() => {
-                    *self.held() = Some(turn.expect("the semaphore is never closed"));
+                turn = self.turns.acquire(self.line.request(Arrival::Here)) => {
+                    *lock(&self.held) = Some(turn);
                     ControlFlow::Continue(())
                 }
             }
         })
     }
 
+    /// Waits without a place until `source` is here as a whole, then for a place and a turn.
+    fn wait_for_all_of(self: &Arc<Self>, source: Source) -> Result<Source, VideoError> {
+        self.give_up();
+        self.leave();
+        let whole = source.whole(Arc::new(WithoutPlace(Arc::clone(self))))?;
+        let place = self.runtime.block_on(async {
+            tokio::select! {
+                biased;
+                () = self.unwanted() => None,
+                place = self.places.acquire(self.line.request(Arrival::Here)) => Some(place),
+            }
+        });
+        let Some(place) = place else {
+            self.interrupted.store(true, Ordering::Relaxed);
+            return Err(VideoError::Cancelled);
+        };
+        *lock(&self.place) = Some(place);
+        self.displaced.store(false, Ordering::Relaxed);
+        let _ = self.take();
+        Ok(whole)
+    }
+
+    /// Lets the next in line have this place.
+    fn leave(&self) {
+        drop(lock(&self.place).take());
+    }
+
+    fn was_displaced(&self) -> bool {
+        self.displaced.load(Ordering::Relaxed)
+    }
+
+    /// An error once nobody wants more clips.
+    fn check_wanted(&self) -> io::Result<()> {
+        if self.cancel.is_cancelled() || self.clips.is_closed() {
+            self.interrupted.store(true, Ordering::Relaxed);
+            return Err(io::Error::other("nobody wants the rest"));
+        }
+        Ok(())
+    }
+
     /// Lets the next in line have this turn.
     fn give_up(&self) {
-        self.held().take();
+        drop(lock(&self.held).take());
     }
 
     fn was_interrupted(&self) -> bool {
         self.interrupted.load(Ordering::Relaxed)
-    }
-
-    fn held(&self) -> MutexGuard<'_, Option<OwnedSemaphorePermit>> {
-        lock(&self.held)
     }
 
     fn note(&self, so_far: VideoSummary) {
@@ -346,26 +426,49 @@ impl Turn {
 impl WhileWaiting for Turn {
     fn begin(&self) {
         self.give_up();
+        *lock(&self.waits_since) = Some(Instant::now());
     }
 
     fn check(&self) -> io::Result<()> {
-        if self.cancel.is_cancelled() || self.clips.is_closed() {
-            self.interrupted.store(true, Ordering::Relaxed);
-            return Err(io::Error::other("nobody wants the rest"));
+        self.check_wanted()?;
+        let waits_long = lock(&self.waits_since).is_some_and(|since| since.elapsed() >= LONG_WAIT);
+        if waits_long && lock(&self.place).as_mut().is_some_and(Permit::is_wanted_back) {
+            self.displaced.store(true, Ordering::Relaxed);
+            return Err(io::Error::other("another video takes the place of this one"));
         }
         Ok(())
     }
 
     fn end(&self) {
-        // Who is not wanted any more goes on without a turn, to its end.
-        let _ = self.take();
+        *lock(&self.waits_since) = None;
+        // Who is not wanted any more goes on without a turn, to its end, and so does who lost its place.
+        if !self.was_displaced() {
+            let _ = self.take();
+        }
     }
+}
+
+/// Waits for bytes with neither place nor turn.
+struct WithoutPlace(Arc<Turn>);
+
+impl WhileWaiting for WithoutPlace {
+    fn check(&self) -> io::Result<()> {
+        self.0.check_wanted()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What they hold is whole at every point where a holder could panic.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::{Duration, Instant};
+
+    fn line(arrival: Arrival) -> Line {
+        Line { priority: Priority::Normal, arrival, ended: CancellationToken::new() }
+    }
 
     fn pool(threads: usize, open_videos: usize) -> DecodePool {
         DecodePool::new(Isolation::None, PoolOptions { threads, open_videos })
@@ -374,7 +477,7 @@ mod tests {
     /// A decode of `clips` clips that notes its `name` for each of them in `log`.
     async fn begin(pool: &DecodePool, name: char, clips: usize, log: &Arc<Mutex<String>>) -> Decoding {
         let log = Arc::clone(log);
-        pool.begin(CancellationToken::new(), false, move |turn| {
+        pool.begin(CancellationToken::new(), line(Arrival::Here), move |turn| {
             for index in 0..clips {
                 log.lock().unwrap().push(name);
                 // Work enough for readers to keep up.
@@ -433,12 +536,15 @@ mod tests {
             turn.runtime.block_on(turn.cancel.cancelled());
             Ok(summary())
         };
-        let first =
-            [pool.begin(cancel.child_token(), true, slow).await, pool.begin(cancel.child_token(), true, slow).await];
+        let first = [
+            pool.begin(cancel.child_token(), line(Arrival::Coming), slow).await,
+            pool.begin(cancel.child_token(), line(Arrival::Coming), slow).await,
+        ];
         let (of_third, third) = (cancel.child_token(), Arc::clone(&pool));
-        let third = tokio::spawn(async move { third.begin(of_third, true, slow).await.finish().await });
+        let third =
+            tokio::spawn(async move { third.begin(of_third, line(Arrival::Coming), slow).await.finish().await });
         tokio::task::yield_now().await;
-        let here = pool.begin(CancellationToken::new(), false, |_| Ok(summary())).await;
+        let here = pool.begin(CancellationToken::new(), line(Arrival::Here), |_| Ok(summary())).await;
         assert!(here.finish().await.is_ok());
         assert_eq!((pool.state().waiting, pool.state().open), (1, 2));
         cancel.cancel();
@@ -454,7 +560,7 @@ mod tests {
         let log = Arc::default();
         // Holds the only turn until the others stand in line.
         let (go, held) = std::sync::mpsc::channel::<()>();
-        let first = pool.begin(CancellationToken::new(), false, move |_| {
+        let first = pool.begin(CancellationToken::new(), line(Arrival::Here), move |_| {
             held.recv().expect("told to go on");
             Ok(summary())
         });
@@ -493,10 +599,11 @@ mod tests {
         let pool = Arc::new(pool(2, 2));
         for round in 0..20 {
             let cancel = CancellationToken::new();
-            let failing = pool.begin(CancellationToken::new(), false, |_| Err(VideoError::Empty)).await;
-            let panicking = pool.begin(CancellationToken::new(), false, |_| panic!("clip {} is odd", 7)).await;
+            let failing = pool.begin(CancellationToken::new(), line(Arrival::Here), |_| Err(VideoError::Empty)).await;
+            let panicking =
+                pool.begin(CancellationToken::new(), line(Arrival::Here), |_| panic!("clip {} is odd", 7)).await;
             let log = Arc::default();
-            let cancelled = pool.begin(cancel.clone(), false, |turn| {
+            let cancelled = pool.begin(cancel.clone(), line(Arrival::Here), |turn| {
                 while turn.hand_over(clip(0)).is_continue() {}
                 Ok(summary())
             });
@@ -545,7 +652,7 @@ mod tests {
         let _first = begin(&pool, 'f', 100, &Arc::default()).await;
         let cancel = CancellationToken::new();
         cancel.cancel();
-        let second = pool.begin(cancel, false, |_| Ok(summary())).await;
+        let second = pool.begin(cancel, line(Arrival::Here), |_| Ok(summary())).await;
         assert_eq!(second.finish().await, Err(VideoError::Cancelled));
     }
 

@@ -9,6 +9,7 @@ use std::fmt;
 use std::future::Future;
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 
@@ -17,6 +18,7 @@ use tokio::runtime::Handle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::AbortOnDropHandle;
 
+use super::spool::{SpoolOptions, SpoolReader, spool};
 use super::waiting::{Waiting, WhileWaiting};
 
 /// Bytes fetched at a new place.
@@ -31,6 +33,9 @@ const HELD: usize = 4 << 20;
 
 /// Pieces begin at multiples of it after a seek, as a demuxer that seeks often looks at what lies a little before.
 const ALIGNMENT: u64 = 64 << 10;
+
+/// Bytes that stay in memory of a file of which all is fetched.
+const SPOOL_MEMORY: usize = 1 << 20;
 
 /// Gets parts of a file from where it is.
 pub trait Fetch: fmt::Debug + Send + Sync + 'static {
@@ -47,6 +52,8 @@ pub struct RangedReader {
     shared: Arc<Shared>,
     waiting: Waiting,
     position: u64,
+    /// Where the file goes if all of it is fetched; the system's temporary directory if `None`.
+    spool: Option<PathBuf>,
 }
 
 impl RangedReader {
@@ -63,7 +70,23 @@ impl RangedReader {
             arrived: Condvar::new(),
             runtime: Handle::current(),
         });
-        Self { shared, waiting: Waiting::new(cancel, "the video's source"), position: 0 }
+        Self { shared, waiting: Waiting::new(cancel, "the video's source"), position: 0, spool: None }
+    }
+
+    /// The same; should all of the file be fetched, it is kept in `directory`.
+    pub fn with_spool(self, directory: Option<PathBuf>) -> Self {
+        Self { spool: directory, ..self }
+    }
+
+    /// Fetches all of the file, however slowly it comes.
+    pub(super) fn fetch_all(mut self) -> io::Result<SpoolReader> {
+        let options =
+            SpoolOptions { max_memory: SPOOL_MEMORY, max_bytes: self.shared.len, directory: self.spool.clone() };
+        let (mut writer, reader) = spool(options, CancellationToken::new());
+        self.position = 0;
+        io::copy(&mut self, &mut writer)?;
+        writer.finish();
+        Ok(reader)
     }
 
     /// Bytes of the whole file.

@@ -46,16 +46,6 @@ impl ReadPosition {
     }
 }
 
-impl Source {
-    /// Whether bytes of it may still be on their way.
-    pub(super) fn is_arriving(&self) -> bool {
-        match self {
-            Self::Spool(_) | Self::Ranged(_) => true,
-            Self::Path(_) | Self::File(_) | Self::Bytes(_) => false,
-            Self::Watched(source, _) => source.is_arriving(),
-        }
-    }
-
     /// The same bytes; `other` takes part in waiting for those that have not arrived.
     pub(super) fn with(self, other: Arc<dyn WhileWaiting>) -> Self {
         match self {
@@ -63,6 +53,19 @@ impl Source {
             Self::Ranged(reader) => Self::Ranged(reader.with(other)),
             Self::Watched(source, position) => Self::Watched(Box::new(source.with(other)), position),
             whole @ (Self::Path(_) | Self::File(_) | Self::Bytes(_)) => whole,
+        }
+    }
+
+    /// The same bytes once all of them are here; `other` takes part in waiting for them.
+    pub(super) fn whole(self, other: Arc<dyn WhileWaiting>) -> std::io::Result<Self> {
+        match self {
+            Self::Spool(reader) => {
+                reader.clone().with(other).seek(SeekFrom::End(0))?;
+                Ok(Self::Spool(reader))
+            }
+            Self::Ranged(reader) => reader.with(other).fetch_all().map(Self::Spool),
+            Self::Watched(source, position) => Ok(Self::Watched(Box::new(source.whole(other)?), position)),
+            whole @ (Self::Path(_) | Self::File(_) | Self::Bytes(_)) => Ok(whole),
         }
     }
 }

@@ -55,7 +55,12 @@ pub enum SpoolError {
 /// Makes an empty spool. Waiting reads end with an error when `cancel` is cancelled.
 pub fn spool(options: SpoolOptions, cancel: CancellationToken) -> (SpoolWriter, SpoolReader) {
     let state = State { memory: Vec::new(), file: None, len: 0, wanted: 0, end: End::Open };
-    let shared = Arc::new(Shared { state: Mutex::new(state), arrived: Condvar::new(), asked: Condvar::new() });
+    let shared = Arc::new(Shared {
+        state: Mutex::new(state),
+        arrived: Condvar::new(),
+        asked: Condvar::new(),
+        ended: CancellationToken::new(),
+    });
     let waiting = Waiting::new(cancel, "the upload");
     let reader = SpoolReader { shared: shared.clone(), waiting, position: 0, alive: Arc::new(()) };
     let writer = SpoolWriter { shared, options, readers: Arc::downgrade(&reader.alive) };
@@ -67,6 +72,8 @@ struct Shared {
     arrived: Condvar,
     /// More is wanted.
     asked: Condvar,
+    /// Cancelled when no more bytes will come.
+    ended: CancellationToken,
 }
 
 struct State {
@@ -185,7 +192,9 @@ impl Drop for SpoolWriter {
         if state.end == End::Open {
             state.end = End::Broken;
         }
+        drop(state);
         self.shared.arrived.notify_all();
+        self.shared.ended.cancel();
     }
 }
 
@@ -212,6 +221,11 @@ impl SpoolReader {
     /// Whether all bytes have arrived.
     pub fn is_complete(&self) -> bool {
         self.shared.lock().end == End::Complete
+    }
+
+    /// Cancelled when no more bytes will come, because they are all here or because the upload broke off.
+    pub(super) fn ended(&self) -> CancellationToken {
+        self.shared.ended.clone()
     }
 
     /// The same, and `other` takes part in its waits.

@@ -1,12 +1,19 @@
 //! Whatever is sent, the answer is right or a clear refusal, and the server goes on.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use kinetoscope::rpc::proto::ClassifyVideosResponse;
+use kinetoscope::rpc::proto::classify_videos_response::Result as Answer;
 use kinetoscope::rpc::{ServeOptions, proto};
+use prost::Message;
+use tokio::sync::mpsc;
 use tonic::{Code, Request};
 use tonic_types::StatusExt;
 
+use crate::inference;
 use crate::media::Media;
+use crate::streams::keyed;
 use crate::support::{Server, limits, reason, request, slow_engine};
 
 async fn refusal(server: &Server, content: Vec<u8>) -> (Code, String) {
@@ -46,6 +53,65 @@ async fn videos_over_a_limit_are_refused_with_the_limit() {
     let long = media.make("long.mp4", "-f lavfi -i color=size=64x64:rate=25 -frames:v 401 -pix_fmt yuv420p");
     let long = std::fs::read(long).unwrap();
     assert_eq!(refusal(&server, long).await, (Code::InvalidArgument, "TOO_MANY_FRAMES".to_owned()));
+}
+
+#[tokio::test]
+async fn a_message_over_the_limit_is_answered_under_its_key_and_its_stream_goes_on() {
+    let media = Media::new();
+    let server = Server::start().await;
+    let video = media.make("video.mp4", "-f lavfi -i testsrc2=size=64x64 -frames:v 3 -pix_fmt yuv420p");
+    let video = std::fs::read(video).unwrap();
+    let too_large = vec![0; 5 << 20];
+    let all = [("a", video.clone()), ("large", too_large.clone()), ("b", video.clone()), ("larger", too_large.clone())];
+    let messages = all.clone().map(|(key, content)| keyed(key, content));
+    let mut answers = server.client().await.classify_videos(tokio_stream::iter(messages)).await.unwrap().into_inner();
+    let mut reasons = BTreeMap::new();
+    while let Some(answer) = answers.message().await.unwrap() {
+        let reason = match answer.result.unwrap() {
+            Answer::Classification(_) => "OK".to_owned(),
+            Answer::Error(error) => error.reason,
+        };
+        reasons.insert(answer.key, reason);
+    }
+    let expected = [("a", "OK"), ("b", "OK"), ("large", "VIDEO_TOO_LARGE"), ("larger", "VIDEO_TOO_LARGE")];
+    assert_eq!(reasons, expected.map(|(key, reason)| (key.to_owned(), reason.to_owned())).into());
+
+    let messages = all.map(|(id, content)| inference::videos(id, &[&content]));
+    let mut client = inference::Client::new(server.channel().await).max_encoding_message_size(usize::MAX);
+    let mut answers = client.model_stream_infer(tokio_stream::iter(messages)).await.unwrap().into_inner();
+    let mut refused = BTreeMap::new();
+    while let Some(answer) = answers.message().await.unwrap() {
+        refused.insert(answer.infer_response.unwrap().id, answer.error_message.contains("the limit is"));
+    }
+    let expected = [("a", false), ("b", false), ("large", true), ("larger", true)];
+    assert_eq!(refused, expected.map(|(key, refused)| (key.to_owned(), refused)).into());
+    server.assert_nothing_left_behind().await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_not_text_is_named_and_its_stream_goes_on() {
+    let media = Media::new();
+    let server = Server::start().await;
+    let video = media.make("video.mp4", "-f lavfi -i testsrc2=size=64x64 -frames:v 3 -pix_fmt yuv420p");
+    let video = std::fs::read(video).unwrap();
+    let framed = |key: &[u8]| {
+        let mut message = keyed("?".repeat(key.len()), video.clone()).encode_to_vec();
+        message[2..2 + key.len()].copy_from_slice(key);
+        [&[0][..], &(message.len() as u32).to_be_bytes(), &message].concat()
+    };
+    let (sender, frames) = mpsc::channel(3);
+    for key in [&b"caf\xe9.mp4"[..], b"coffee.mp4"] {
+        sender.send(framed(key).into()).await.unwrap();
+    }
+    drop(sender);
+    let answers = server.raw_answers::<ClassifyVideosResponse>("ClassifyVideos", frames).await;
+    let mut by_key: BTreeMap<String, Answer> =
+        answers.into_iter().map(|answer| (answer.key, answer.result.unwrap())).collect();
+    let Some(Answer::Error(error)) = by_key.remove("caf?.mp4") else { panic!("{by_key:?}") };
+    assert_eq!((error.code, error.reason.as_str()), (Code::InvalidArgument as i32, "KEY_NOT_TEXT"));
+    assert!(error.message.contains("caf\\xe9.mp4"), "{}", error.message);
+    assert!(matches!(by_key.remove("coffee.mp4"), Some(Answer::Classification(_))));
+    server.assert_nothing_left_behind().await;
 }
 
 #[tokio::test]

@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use kinetoscope::rpc::ServeOptions;
 use kinetoscope::rpc::proto::classify_video_stream_response::Event;
 use kinetoscope::rpc::proto::classify_videos_response::Result as Answer;
+use kinetoscope::rpc::{Pace, ServeOptions};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -14,7 +14,7 @@ use tonic::{Code, Request};
 use crate::inference;
 use crate::media::Media;
 use crate::streams::{chunk, keyed};
-use crate::support::{Client, Server, broken_engine, limits, reason, request, slow_engine};
+use crate::support::{Client, Server, broken_engine, idle_timeout, limits, reason, request, slow_engine};
 
 /// A way to send a video.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -190,42 +190,82 @@ async fn the_server_is_full() {
 
 #[tokio::test]
 async fn a_client_that_falls_silent_in_a_message_frees_its_room() {
-    let options = ServeOptions { idle_timeout: Duration::from_millis(200), ..ServeOptions::default() };
+    let options = ServeOptions { pace: idle_timeout(Duration::from_millis(200)), ..ServeOptions::default() };
     let server = Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await;
     for call in ["ClassifyVideo", "ClassifyVideoStream", "ClassifyVideos"] {
-        // The prefix announces a thousand bytes; ten come.
-        let begin = [&[0, 0, 0, 3, 232][..], &[0; 10]].concat();
         let (sender, frames) = mpsc::channel(1);
-        sender.send(Ok::<_, tonic::Status>(http_body::Frame::data(begin.into()))).await.unwrap();
-        let body = tonic::body::Body::new(http_body_util::StreamBody::new(ReceiverStream::new(frames)));
-        let mut message = tonic::codegen::http::Request::post(format!(
-            "http://{}/kinetoscope.v1.VideoClassificationService/{call}",
-            server.address
-        ))
-        .header("content-type", "application/grpc")
-        .body(body)
-        .unwrap();
-        *message.version_mut() = tonic::codegen::http::Version::HTTP_2;
-        let mut channel = server.channel().await;
-        let response = tower::ServiceExt::ready(&mut channel).await.unwrap();
-        let response = tower::Service::call(response, message).await.unwrap();
-        let status = match tonic::Status::from_header_map(response.headers()) {
-            Some(status) => status,
-            None => {
-                let end = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
-                tonic::Status::from_header_map(end.trailers().unwrap()).unwrap()
-            }
-        };
+        // The prefix announces a thousand bytes; ten come.
+        sender.send([&[0, 0, 0, 3, 232][..], &[0; 10]].concat().into()).await.unwrap();
+        let status = server.raw_call(call, frames).await;
         assert_eq!(reason(&status), (Code::DeadlineExceeded, "CLIENT_IDLE".to_owned()), "{call}");
         server.assert_nothing_left_behind().await;
         drop(sender);
     }
 }
 
+/// Sends `bytes` again and again, until the call ends; gives its status.
+async fn drip(server: &Server, call: &str, first: &'static [u8], bytes: &'static [u8]) -> tonic::Status {
+    let (sender, frames) = mpsc::channel(1);
+    let dripping = async {
+        let _ = sender.send(first.into()).await;
+        let mut period = tokio::time::interval(Duration::from_millis(20));
+        while sender.send(bytes.into()).await.is_ok() {
+            period.tick().await;
+        }
+        std::future::pending().await
+    };
+    tokio::select! {
+        status = server.raw_call(call, frames) => status,
+        status = dripping => status,
+    }
+}
+
+/// What announces a message of a million bytes.
+const A_MILLION: &[u8] = &[0, 0, 15, 66, 64];
+
+#[tokio::test]
+async fn a_client_that_sends_drop_by_drop_is_ended() {
+    let pace = Pace { idle_timeout: Duration::from_millis(200), min_rate: 100_000, ..Pace::default() };
+    let options = ServeOptions { pace, ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await;
+    for call in ["ClassifyVideo", "ClassifyVideoStream", "ClassifyVideos"] {
+        let status = drip(&server, call, A_MILLION, &[0; 10]).await;
+        assert_eq!(reason(&status), (Code::DeadlineExceeded, "CLIENT_TOO_SLOW".to_owned()), "{call}");
+    }
+    // A chunk of a byte is a message of three.
+    let status = drip(&server, "ClassifyVideoStream", &[], &[0, 0, 0, 0, 3, 18, 1, 7]).await;
+    assert_eq!(reason(&status).1, "CLIENT_TOO_SLOW");
+    server.assert_nothing_left_behind().await;
+}
+
+#[tokio::test]
+async fn a_message_that_takes_too_long_is_ended() {
+    let pace = Pace { message_timeout: Duration::from_millis(300), min_rate: 0, ..Pace::default() };
+    let options = ServeOptions { pace, ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await;
+    for call in ["ClassifyVideo", "ClassifyVideoStream", "ClassifyVideos"] {
+        let status = drip(&server, call, A_MILLION, &[0; 10]).await;
+        assert_eq!(reason(&status), (Code::DeadlineExceeded, "CLIENT_TOO_SLOW".to_owned()), "{call}");
+    }
+    server.assert_nothing_left_behind().await;
+}
+
+#[tokio::test]
+async fn empty_messages_are_silence() {
+    let pace = Pace { idle_timeout: Duration::from_millis(200), min_rate: 0, ..Pace::default() };
+    let options = ServeOptions { pace, ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await;
+    // After a first chunk, of a byte.
+    let status = drip(&server, "ClassifyVideoStream", &[0, 0, 0, 0, 3, 18, 1, 7], &[0, 0, 0, 0, 0]).await;
+    assert_eq!(reason(&status), (Code::DeadlineExceeded, "CLIENT_IDLE".to_owned()));
+    server.assert_nothing_left_behind().await;
+}
+
 #[tokio::test]
 async fn an_upload_that_falls_silent_frees_its_place() {
     let media = Media::new();
-    let options = ServeOptions { idle_timeout: Duration::from_millis(200), max_requests: 1, ..ServeOptions::default() };
+    let pace = idle_timeout(Duration::from_millis(200));
+    let options = ServeOptions { pace, max_requests: 1, ..ServeOptions::default() };
     let server = Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await;
     let video = media.make("video.mp4", "-f lavfi -i testsrc2=size=64x64 -frames:v 30 -pix_fmt yuv420p");
     let video = std::fs::read(video).unwrap();
@@ -248,7 +288,7 @@ async fn an_upload_that_falls_silent_frees_its_place() {
 #[tokio::test]
 async fn a_stream_of_videos_may_pause_between_them() {
     let media = Media::new();
-    let options = ServeOptions { idle_timeout: Duration::from_millis(200), ..ServeOptions::default() };
+    let options = ServeOptions { pace: idle_timeout(Duration::from_millis(200)), ..ServeOptions::default() };
     let server = Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await;
     let video = media.make("video.mp4", "-f lavfi -i testsrc2=size=64x64 -frames:v 3 -pix_fmt yuv420p");
     let video = std::fs::read(video).unwrap();

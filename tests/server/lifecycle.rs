@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use hyper_util::rt::TokioIo;
 use kinetoscope::rpc::{ServeOptions, proto};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tonic::transport::Channel;
 use tonic::{Code, Request};
@@ -129,6 +130,92 @@ async fn an_old_connection_gives_way_to_a_new_one_and_loses_no_call() {
 }
 
 #[tokio::test]
+async fn what_holds_no_request_holds_up_no_stop_and_who_watches_is_told() {
+    let server = Server::start().await;
+    // A watch, an open reflection stream, a connection that speaks HTTP/2 and never answers, and one that says nothing.
+    let mut health = HealthClient::new(server.channel().await);
+    let mut watch = health.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    assert_eq!(watch.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
+    let (_asking, questions) = tokio::sync::mpsc::channel::<ServerReflectionRequest>(1);
+    let questions = tokio_stream::wrappers::ReceiverStream::new(questions);
+    let mut reflection = ServerReflectionClient::new(server.channel().await);
+    let mut reflected = reflection.server_reflection_info(questions).await.unwrap().into_inner();
+    let mut deaf = TcpStream::connect(server.address).await.unwrap();
+    deaf.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await.unwrap();
+    // Until it has the server's settings.
+    deaf.read_exact(&mut [0; 9]).await.unwrap();
+    let _silent = TcpStream::connect(server.address).await.unwrap();
+
+    let begun = Instant::now();
+    let stopped = server.stop();
+    let mut last = None;
+    while let Some(answer) = watch.message().await.unwrap() {
+        last = Some(answer.status());
+    }
+    assert_eq!(last, Some(ServingStatus::NotServing));
+    assert_eq!(reason(&reflected.message().await.unwrap_err()), (Code::Unavailable, "STOPPING".to_owned()));
+    stopped.await.unwrap().unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(10), "stopped after {:?} of 30 s of grace", begun.elapsed());
+}
+
+/// Waits until the server closes a connection; whatever it sends before is passed over.
+async fn is_closed(stream: &mut TcpStream) -> bool {
+    let mut rest = Vec::new();
+    let read = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut rest)).await;
+    read.is_ok()
+}
+
+#[tokio::test]
+async fn connections_that_never_begin_are_closed_and_others_stay() {
+    let options = ServeOptions { handshake_timeout: Duration::from_millis(200), ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await;
+    let mut health = HealthClient::new(server.channel().await);
+    health.check(HealthCheckRequest::default()).await.unwrap();
+    for beginning in [&b""[..], b"PRI * HTTP/2.0"] {
+        let mut silent = TcpStream::connect(server.address).await.unwrap();
+        silent.write_all(beginning).await.unwrap();
+        assert!(is_closed(&mut silent).await, "{beginning:?}");
+    }
+    health.check(HealthCheckRequest::default()).await.unwrap();
+}
+
+#[tokio::test]
+async fn of_too_many_connections_the_idlest_goes_and_none_with_a_request() {
+    let media = Media::new();
+    let options = ServeOptions { max_connections: 2, ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::from_secs(1))], limits(), options).await;
+    let video = video(&media);
+    let mut client = server.client().await;
+    let running = tokio::spawn(async move { client.classify_video(request(video)).await });
+    while server.metric("kinetoscope_decodes{state=\"open\"}").await == 0.0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mut silent = TcpStream::connect(server.address).await.unwrap();
+    let mut health = HealthClient::new(server.channel().await);
+    health.check(HealthCheckRequest::default()).await.unwrap();
+    assert!(is_closed(&mut silent).await);
+    assert!(running.await.unwrap().is_ok());
+}
+
+#[tokio::test]
+async fn watches_leave_most_calls_to_requests() {
+    let media = Media::new();
+    let options = ServeOptions { max_calls: 8, ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await;
+    let mut watches = Vec::new();
+    let refused = loop {
+        match HealthClient::new(server.channel().await).watch(HealthCheckRequest::default()).await {
+            Ok(watch) => watches.push(watch),
+            Err(refused) => break refused,
+        }
+        assert!(watches.len() <= 2, "a quarter of all");
+    };
+    assert_eq!(reason(&refused), (Code::ResourceExhausted, "TOO_MANY_CALLS".to_owned()));
+    assert!(server.client().await.classify_video(request(video(&media))).await.is_ok());
+    drop(watches);
+}
+
+#[tokio::test]
 async fn the_grace_period_bounds_the_stop() {
     let media = Media::new();
     let engine = slow_engine(Duration::from_secs(3));
@@ -152,5 +239,9 @@ async fn http_pages_tell_metrics_and_health() {
     let (status, text) = server.page("/metrics").await;
     assert!(status == 200 && text.ends_with("# EOF\n"), "{text}");
     assert!(text.contains("kinetoscope_workers{model=\"camera-motion\",state=\"idle\"} 1"), "{text}");
+    for name in ["process_open_fds", "process_max_fds", "process_resident_memory_bytes", "process_cpu_seconds_total"] {
+        assert!(text.lines().any(|line| line.starts_with(name)), "{name} is not in {text}");
+    }
+    assert!(server.metric("process_start_time_seconds").await > 1e9);
     assert_eq!(server.page("/elsewhere").await.0, 404);
 }

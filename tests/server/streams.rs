@@ -1,6 +1,7 @@
 //! `ClassifyVideoStream` and `ClassifyVideos`: answers while bytes arrive, and many videos over one stream.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,8 +10,8 @@ use kinetoscope::rpc::proto::classify_video_stream_request::Payload;
 use kinetoscope::rpc::proto::classify_video_stream_response::Event;
 use kinetoscope::rpc::proto::classify_videos_response::Result as Answer;
 use kinetoscope::rpc::proto::{
-    ClassificationOptions, ClassifyVideoRequest, ClassifyVideoStreamRequest, ClassifyVideosRequest, SegmentMode, Video,
-    VideoClassification, video,
+    ClassificationOptions, ClassifyVideoRequest, ClassifyVideoStreamRequest, ClassifyVideosRequest, Priority,
+    SegmentMode, Video, VideoClassification, video,
 };
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
@@ -18,7 +19,7 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::media::Media;
-use crate::support::{Client, Server, limits, reason, request, slow_engine};
+use crate::support::{Client, Server, idle_timeout, limits, reason, request, slow_engine};
 
 pub(crate) fn chunk(bytes: impl Into<Bytes>) -> ClassifyVideoStreamRequest {
     ClassifyVideoStreamRequest { payload: Some(Payload::Chunk(bytes.into())) }
@@ -106,6 +107,89 @@ async fn first_clips_are_answered_while_the_rest_is_on_its_way() {
     }
     let Some(Event::Classification(answer)) = last else { panic!("the answer comes last") };
     assert_eq!(answer.video.unwrap().frames, 200);
+}
+
+/// Uploads of which half has come and nothing more will, and what keeps them open.
+async fn stalled_uploads(server: &Server, video: &[u8], count: usize) -> Vec<impl Sized> {
+    let mut stalled = Vec::new();
+    for _ in 0..count {
+        let (messages, stream) = mpsc::channel(1);
+        messages.send(chunk(video[..video.len() / 2].to_vec())).await.unwrap();
+        let events = server.client().await.classify_video_stream(ReceiverStream::new(stream)).await.unwrap();
+        stalled.push((messages, events));
+    }
+    stalled
+}
+
+#[tokio::test]
+async fn what_is_here_waits_for_no_upload_that_is_not() {
+    let media = Media::new();
+    let video = make(&media, "video.mkv", "-t 1");
+    // As many requests as uploads stall, and more uploads than the pool opens of those that are coming.
+    let options = ServeOptions { max_requests: 8, ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await;
+    let stalled = stalled_uploads(&server, &video, 8).await;
+    while server.metric("kinetoscope_decodes{state=\"waiting\"}").await < 2.0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let whole = async {
+        let (_, answer) = upload(&server, &video, None).await;
+        assert_eq!(answer.video.unwrap().frames, 25);
+        let mut events =
+            server.client().await.classify_video_stream(tokio_stream::iter([chunk(video.clone())])).await?.into_inner();
+        while events.message().await?.is_some() {}
+        server.client().await.classify_video(request(video.clone())).await
+    };
+    tokio::time::timeout(Duration::from_secs(120), whole).await.expect("nobody waits for the slow ones").unwrap();
+    assert_eq!(server.metric("kinetoscope_requests_in_flight{method=\"ClassifyVideoStream\"}").await, 8.0);
+    drop(stalled);
+    server.assert_nothing_left_behind().await;
+}
+
+#[tokio::test]
+async fn uploads_beyond_the_limit_are_refused() {
+    let media = Media::new();
+    let video = make(&media, "video.mkv", "-t 1");
+    let options = ServeOptions { max_uploads: 2, ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await;
+    let stalled = stalled_uploads(&server, &video, 2).await;
+    let mut third =
+        server.client().await.classify_video_stream(tokio_stream::iter([chunk(video.clone())])).await.unwrap();
+    let refused = third.get_mut().message().await.unwrap_err();
+    assert_eq!(reason(&refused), (Code::ResourceExhausted, "TOO_MANY_UPLOADS".to_owned()));
+    drop(stalled);
+    server.assert_nothing_left_behind().await;
+    upload(&server, &video, None).await;
+}
+
+#[tokio::test]
+async fn messages_that_announce_much_and_bring_little_take_no_memory_from_others() {
+    let media = Media::new();
+    let mut video = make(&media, "video.mp4", "-t 1");
+    video.resize(1_500_000, 0);
+    // Room for four such messages.
+    let options = ServeOptions { message_memory: 8 << 20, ..ServeOptions::default() };
+    let server = Arc::new(Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await);
+    let mut open = Vec::new();
+    for call in ["ClassifyVideo", "ClassifyVideos"].into_iter().cycle().take(20) {
+        let (sender, frames) = mpsc::channel(1);
+        // Two million bytes.
+        sender.send(vec![0, 0, 30, 132, 128, 7].into()).await.unwrap();
+        let server = Arc::clone(&server);
+        open.push((sender, tokio::spawn(async move { server.raw_call(call, frames).await })));
+    }
+    while server.metric("kinetoscope_buffered_bytes").await < 20.0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    for _ in 0..3 {
+        server.client().await.classify_video(request(video.clone())).await.unwrap();
+        let messages = tokio_stream::iter([keyed("it", video.clone())]);
+        let mut answers = server.client().await.classify_videos(messages).await.unwrap().into_inner();
+        let answer = answers.message().await.unwrap().unwrap();
+        assert!(matches!(answer.result, Some(Answer::Classification(_))), "{answer:?}");
+    }
+    open.into_iter().for_each(|(_, call)| call.abort());
+    server.assert_nothing_left_behind().await;
 }
 
 #[tokio::test]
@@ -243,8 +327,8 @@ async fn waiting_for_memory_is_no_silence_of_the_client() {
     let mut video = make(&media, "video.mp4", "-t 1");
     video.resize(1_500_000, 0);
     // Room for one message of up to 2 MiB, held for longer than a client may be silent.
-    let options =
-        ServeOptions { message_memory: 0, idle_timeout: Duration::from_millis(300), ..ServeOptions::default() };
+    let pace = idle_timeout(Duration::from_millis(300));
+    let options = ServeOptions { message_memory: 0, pace, ..ServeOptions::default() };
     let server = Server::with_models(vec![slow_engine(Duration::from_secs(1))], limits(), options).await;
     let mut client = server.client().await;
     let first = tokio::spawn({
@@ -256,6 +340,64 @@ async fn waiting_for_memory_is_no_silence_of_the_client() {
     assert_eq!(answer.video.unwrap().frames, 25);
     first.await.unwrap().unwrap();
     server.assert_nothing_left_behind().await;
+}
+
+#[tokio::test]
+async fn a_video_of_high_priority_passes_those_of_low_that_came_first() {
+    let media = Media::new();
+    let video = make(&media, "video.mp4", "-t 1");
+    let options = ServeOptions { videos_per_stream: 40, ..ServeOptions::default() };
+    // Two clips of a tenth of a second for each of 40 videos.
+    let server = Server::with_models(vec![slow_engine(Duration::from_millis(100))], limits(), options).await;
+    let of = |priority: Priority| Some(ClassificationOptions { priority: priority.into(), ..Default::default() });
+    let messages: Vec<_> = (0..40)
+        .map(|index| ClassifyVideosRequest { options: of(Priority::Low), ..keyed(index, video.clone()) })
+        .collect();
+    let mut answers = server.client().await.classify_videos(tokio_stream::iter(messages)).await.unwrap().into_inner();
+    while server.metric("kinetoscope_decodes{state=\"waiting\"}").await < 10.0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let begun = std::time::Instant::now();
+    let urgent = ClassifyVideoRequest { options: of(Priority::High), ..request(video) };
+    server.client().await.classify_video(urgent).await.unwrap();
+    let after = begun.elapsed();
+    let mut done = 0;
+    while let Ok(Some(answer)) =
+        tokio::time::timeout(Duration::from_millis(50), answers.message()).await.unwrap_or(Ok(None))
+    {
+        assert!(matches!(answer.result, Some(Answer::Classification(_))));
+        done += 1;
+    }
+    eprintln!("{after:?}, {done} of 40 were done");
+    assert!(done < 16, "{done} of 40 came first");
+}
+
+#[tokio::test]
+async fn a_stream_that_is_made_to_wait_holds_up_no_other_call_of_its_connection() {
+    let media = Media::new();
+    let mut video = make(&media, "video.mp4", "-t 0.5");
+    video.resize(1_900_000, 0);
+    let options = ServeOptions { videos_per_stream: 1, ..ServeOptions::default() };
+    let server = Server::with_models(vec![slow_engine(Duration::from_millis(500))], limits(), options).await;
+    let messages: Vec<_> = (0..8).map(|index| keyed(index, video.clone())).collect();
+    let mut client = server.client().await;
+    let mut answers = client.classify_videos(tokio_stream::iter(messages)).await.unwrap().into_inner();
+    let mut answered = 0;
+    let other = client.classify_video(request(video));
+    tokio::pin!(other);
+    loop {
+        tokio::select! {
+            answer = &mut other => {
+                answer.unwrap();
+                break;
+            }
+            answer = answers.message() => {
+                answer.unwrap().expect("the other call is answered before the last of the stream");
+                answered += 1;
+            }
+        }
+    }
+    assert!(answered < 6, "it waited for {answered} of 8 videos");
 }
 
 #[tokio::test]
@@ -281,7 +423,7 @@ async fn a_client_that_takes_no_answers_for_long_frees_its_places() {
     let options = ServeOptions {
         videos_per_stream: 2,
         max_streams: 1,
-        idle_timeout: Duration::from_millis(300),
+        pace: idle_timeout(Duration::from_millis(300)),
         ..ServeOptions::default()
     };
     let server = Server::with_models(vec![slow_engine(Duration::ZERO)], limits(), options).await;

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes};
 use kinetoscope::classify::Classifier;
 use kinetoscope::engine::{Engine, EngineConfig, Executor, ExecutorError, Outputs};
 use kinetoscope::metrics::Metrics;
@@ -12,12 +12,15 @@ use kinetoscope::model::builtin;
 use kinetoscope::repository::Repository;
 use kinetoscope::rpc::proto::video_classification_service_client::VideoClassificationServiceClient;
 use kinetoscope::rpc::proto::{self, video};
-use kinetoscope::rpc::{Listeners, ServeOptions, Services, serve};
+use kinetoscope::rpc::{Listeners, Pace, ServeOptions, Services, serve};
 use kinetoscope::video::{Isolation, Limits, PoolOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
+use tokio_stream::StreamExt as _;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::codegen::http::{Request, Version};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt;
@@ -66,6 +69,46 @@ impl Server {
 
     pub(crate) async fn client(&self) -> Client {
         Client::new(self.channel().await).max_encoding_message_size(usize::MAX)
+    }
+
+    /// A call whose body is what `frames` bring. Gives the answers, and the status.
+    async fn raw(&self, call: &str, frames: mpsc::Receiver<Bytes>) -> (Bytes, Status) {
+        let frames = ReceiverStream::new(frames).map(|bytes| Ok::<_, Status>(http_body::Frame::data(bytes)));
+        let body = tonic::body::Body::new(http_body_util::StreamBody::new(frames));
+        let path = format!("http://{}/kinetoscope.v1.VideoClassificationService/{call}", self.address);
+        let mut message = Request::post(path).header("content-type", "application/grpc").body(body).unwrap();
+        *message.version_mut() = Version::HTTP_2;
+        let mut channel = self.channel().await;
+        let response = tower::ServiceExt::ready(&mut channel).await.unwrap();
+        let response = tower::Service::call(response, message).await.unwrap();
+        if let Some(status) = Status::from_header_map(response.headers()) {
+            return (Bytes::new(), status);
+        }
+        let end = http_body_util::BodyExt::collect(response.into_body()).await.unwrap();
+        let status = Status::from_header_map(end.trailers().unwrap()).unwrap();
+        (end.to_bytes(), status)
+    }
+
+    /// The status of a call that brings no answer.
+    pub(crate) async fn raw_call(&self, call: &str, frames: mpsc::Receiver<Bytes>) -> Status {
+        self.raw(call, frames).await.1
+    }
+
+    /// The answers of a call that ends well.
+    pub(crate) async fn raw_answers<M: prost::Message + Default>(
+        &self,
+        call: &str,
+        frames: mpsc::Receiver<Bytes>,
+    ) -> Vec<M> {
+        let (mut bytes, status) = self.raw(call, frames).await;
+        assert_eq!(status.code(), Code::Ok, "{status}");
+        let mut answers = Vec::new();
+        while bytes.has_remaining() {
+            assert_eq!(bytes.get_u8(), 0, "answers are not compressed");
+            let length = bytes.get_u32() as usize;
+            answers.push(M::decode(bytes.split_to(length)).unwrap());
+        }
+        answers
     }
 
     /// Status code and body of a page of its HTTP port.
@@ -120,6 +163,11 @@ impl Server {
         self.stop.send(()).unwrap();
         self.done
     }
+}
+
+/// Clients may be silent for so long.
+pub(crate) fn idle_timeout(idle_timeout: Duration) -> Pace {
+    Pace { idle_timeout, ..Pace::default() }
 }
 
 pub(crate) fn engine_config() -> EngineConfig {

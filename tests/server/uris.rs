@@ -7,7 +7,7 @@ use kinetoscope::rpc::proto::classify_videos_response::Result as Answer;
 use kinetoscope::rpc::proto::{
     ClassificationOptions, ClassifyVideoRequest, ClassifyVideosRequest, Video, VideoClassification, video,
 };
-use kinetoscope::rpc::{ServeOptions, proto};
+use kinetoscope::rpc::{Pace, ServeOptions, proto};
 use kinetoscope::uri::{UriOptions, Uris};
 use kinetoscope::video::Limits;
 use tonic::{Code, Request, Status};
@@ -26,8 +26,8 @@ fn options(allow: &[&str]) -> UriOptions {
 }
 
 async fn server(options: UriOptions) -> Server {
-    let idle_timeout = options.idle_timeout;
-    let options = ServeOptions { uris: Uris::new(options).unwrap(), idle_timeout, ..ServeOptions::default() };
+    let pace = Pace { idle_timeout: options.idle_timeout, ..Pace::default() };
+    let options = ServeOptions { uris: Uris::new(options).unwrap(), pace, ..ServeOptions::default() };
     let limits = Limits { max_bytes: 16 << 20, ..limits() };
     Server::with_models(vec![slow_engine(Duration::ZERO)], limits, options).await
 }

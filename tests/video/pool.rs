@@ -1,14 +1,19 @@
 //! Many videos through one pool, in this process and in others.
 
 use std::fs;
+use std::io;
+use std::ops::Range;
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
+use kinetoscope::engine::batcher::Priority;
 use kinetoscope::model::spec::{ClipSpec, Preprocessing};
 use kinetoscope::video::{
-    Clip, DecodeOptions, DecodePool, Decoding, Isolation, PoolOptions, PoolState, Source, SpoolOptions, VideoError,
-    VideoSummary, WorkerOptions, spool,
+    Clip, DecodeOptions, DecodePool, Decoding, Fetch, Isolation, PoolOptions, PoolState, RangedReader, Source,
+    SpoolOptions, VideoError, VideoSummary, WorkerOptions, spool,
 };
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -35,7 +40,8 @@ fn video(media: &Media, frames: usize, size: &str) -> PathBuf {
 }
 
 async fn begin(pool: &DecodePool, source: Source) -> Decoding {
-    pool.decode(source, ClipSpec::default(), Preprocessing::AUTHORS_2018, DecodeOptions::default()).await
+    let options = DecodeOptions::default();
+    pool.decode(source, ClipSpec::default(), Preprocessing::AUTHORS_2018, options, Priority::Normal).await
 }
 
 async fn take_all(mut decoding: Decoding) -> Result<(Vec<Clip>, VideoSummary), VideoError> {
@@ -117,6 +123,57 @@ async fn stalled_upload_blocks_no_turn_and_goes_when_dropped() {
             assert!(ended < Duration::from_millis(100), "{ended:?}");
             assert!(writer.write(b"more").is_err(), "nobody reads it any more");
         }
+    }
+}
+
+/// A file of which only the beginning comes, until it is let go.
+#[derive(Debug, Clone)]
+struct Elsewhere {
+    bytes: Bytes,
+    go: CancellationToken,
+}
+
+impl Elsewhere {
+    fn source(&self) -> Source {
+        let first = self.bytes.slice(..self.bytes.len() / 3);
+        Source::Ranged(RangedReader::new(self.bytes.len() as u64, first, self.clone(), CancellationToken::new()))
+    }
+}
+
+impl Fetch for Elsewhere {
+    fn fetch(&self, range: Range<u64>) -> Pin<Box<dyn Future<Output = io::Result<Bytes>> + Send>> {
+        let (bytes, go) = (self.bytes.slice(range.start as usize..range.end as usize), self.go.clone());
+        Box::pin(async move {
+            go.cancelled().await;
+            Ok(bytes)
+        })
+    }
+
+    fn failed(&self, error: io::Error) {
+        panic!("nothing fails here: {error}");
+    }
+}
+
+#[tokio::test]
+async fn a_video_that_is_fetched_waits_for_none_whose_bytes_do_not_come() {
+    let media = Media::new();
+    let path = video(&media, 100, "320x240");
+    let whole = decode(&path);
+    for isolation in isolations() {
+        let pool = pool(isolation, 1, 2);
+        let slow = Elsewhere { bytes: fs::read(&path).expect("made").into(), go: CancellationToken::new() };
+        let quick = Elsewhere { go: CancellationToken::new(), ..slow.clone() };
+        quick.go.cancel();
+        let mut stalled = begin(&pool, slow.source()).await;
+        let first = stalled.next().await.expect("its beginning is here");
+        // There is one place for videos that are not here as a whole.
+        let other = take_all(begin(&pool, quick.source()).await).await;
+        assert!(other == whole, "{:?}", other.map(|(clips, summary)| (clips.len(), summary)));
+        slow.go.cancel();
+        let (rest, summary) = take_all(stalled).await.expect("it goes on where it was");
+        let clips: Vec<Clip> = std::iter::once(first).chain(rest).collect();
+        assert!(Ok((clips, summary)) == whole);
+        assert_eq!(pool.state(), PoolState::default());
     }
 }
 

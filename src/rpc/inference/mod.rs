@@ -245,9 +245,13 @@ impl GrpcInferenceService for Service {
         &self,
         request: Request<Streaming<oip::ModelInferRequest>>,
     ) -> Result<Response<Self::ModelStreamInferStream>, Status> {
-        let answers = batch::answer_each(self.clone(), request, |service, message, deadline| async move {
+        let answers = batch::answer_each(self.clone(), request, |service, message, refused, deadline| async move {
             let id = message.id.clone();
-            match service.infer(message, deadline).await {
+            let answer = match refused {
+                Some(status) => Err(status),
+                None => service.infer(message, deadline).await,
+            };
+            match answer {
                 Ok(response) => {
                     oip::ModelStreamInferResponse { error_message: String::new(), infer_response: Some(response) }
                 }

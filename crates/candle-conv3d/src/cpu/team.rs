@@ -94,13 +94,13 @@ impl Team {
             state.panic = None;
         }
         shared.start.notify_all();
-        let own = shared.take_part(0, job);
+        shared.take_part(0, job);
         let mut state = shared.lock();
         while state.running > 0 {
             state = shared.finished.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         state.job = None;
-        let panic = state.panic.take().or(own.err());
+        let panic = state.panic.take();
         drop(state);
         if let Some(panic) = panic {
             resume_unwind(panic);
@@ -142,25 +142,22 @@ impl Shared {
                     }
                 }
             };
-            let outcome = self.take_part(index, job);
+            self.take_part(index, job);
             let mut state = self.lock();
             state.running -= 1;
-            if let Err(panic) = outcome {
-                state.panic = Some(panic);
-            }
             if state.running == 0 {
                 self.finished.notify_one();
             }
         }
     }
 
-    fn take_part(&self, index: usize, job: Job) -> Result<(), Box<dyn Any + Send>> {
+    fn take_part(&self, index: usize, job: Job) {
         let member = Member { shared: self, index, held: Cell::new(None), phase_begin: Cell::new(0) };
-        let outcome = catch_unwind(AssertUnwindSafe(|| job(&member)));
-        if outcome.is_err() {
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| job(&member))) {
+            // The others give up after they were told, so the panic that comes first is the cause.
+            self.lock().panic.get_or_insert(panic);
             self.panicked.store(true, Ordering::Release);
         }
-        outcome
     }
 }
 
@@ -263,7 +260,8 @@ mod tests {
                 member.barrier();
             });
         }));
-        assert!(outcome.is_err());
+        // Not that of the other thread, which gave up at the barrier.
+        assert_eq!(outcome.unwrap_err().downcast_ref::<&str>(), Some(&"worker fails"));
         let runs = AtomicUsize::new(0);
         team.run(&|member| {
             member.barrier();
