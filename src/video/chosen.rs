@@ -117,12 +117,12 @@ impl Count {
 pub fn count_frames(source: &Source, options: &DecodeOptions) -> Result<Count, VideoError> {
     let listed = probe(source, options)?.map(|extent| extent.frames);
     let stream = VideoStream::open(source, options, Seeking::Never)?;
-    let container = stream.info.container.clone();
+    let info = stream.info.clone();
     match stream.decode(|_| Ok::<u64, Stop>(u64::MAX)) {
         Ok(decoded) => {
             let decoded = decoded.unwrap_or_default();
-            let cut_off = ending::missing_bytes(source, &container, &options.limits);
-            Ok(Count { decoded: decoded.frames, listed, partial: cut_off.or(decoded.partial) })
+            let partial = ending::why_partial(source, &info, &decoded, &options.limits);
+            Ok(Count { decoded: decoded.frames, listed, partial })
         }
         Err(Stop::Failed(error)) => Err(error),
         Err(Stop::Asked) => unreachable!("nothing asks to stop"),

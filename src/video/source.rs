@@ -46,6 +46,7 @@ impl ReadPosition {
     }
 }
 
+impl Source {
     /// The same bytes; `other` takes part in waiting for those that have not arrived.
     pub(super) fn with(self, other: Arc<dyn WhileWaiting>) -> Self {
         match self {
