@@ -166,9 +166,9 @@ impl Report {
     }
 }
 
-/// Writes a score with as many digits as an f32 between 0 and 1 tells apart: the rest would be noise of the sum.
+/// Writes a score to six decimals: the next digit of an f32 is noise of the sum.
 fn as_far_as_it_is_known<S: Serializer>(score: &f32, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_f64((f64::from(*score) * 1e7).round() / 1e7)
+    serializer.serialize_f64((f64::from(*score) * 1e6).round() / 1e6)
 }
 
 fn labels(labels: Vec<proto::LabelScore>) -> Vec<LabelReport> {

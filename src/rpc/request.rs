@@ -648,7 +648,8 @@ mod tests {
             let body = Body::new(Filled(Some(whole.clone())));
             async { Ok(Response::new(body)) }
         });
-        let request = Request::builder().uri("/x.Y/ClassifyVideos").body(Body::empty()).unwrap();
+        let request = Request::builder().uri("/x.Y/ClassifyVideos").header(CONTENT_TYPE, "application/grpc");
+        let request = request.body(Body::empty()).unwrap();
         let mut body = layer.layer(answer).call(request).await.unwrap().into_body();
         for _ in 0..3 {
             let frame = std::future::poll_fn(|context| http_body::Body::poll_frame(Pin::new(&mut body), context));

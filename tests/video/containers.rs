@@ -174,13 +174,15 @@ fn gif_larger_than_any_buffer_answers_the_same_however_its_bytes_come() {
     compare_all(&[media.make("a.gif", "-f lavfi -i testsrc2=size=320x240:rate=25,noise=alls=20 -frames:v 40")]);
 }
 
-/// The collection of videos that may lie beside the checkout, from cameras, browsers and other projects' tests.
+/// The same for each file of a directory.
+///
+/// `KINETOSCOPE_VIDEOS_DIR=videos cargo test --test video -- --ignored videos_of_a_directory`
 #[test]
-fn collected_videos_answer_the_same_however_their_bytes_come() {
-    let collection = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared");
-    let folders = ["media/action", "media/zoo", "media/made", "cases/media"];
-    let files = folders.iter().filter_map(|folder| std::fs::read_dir(collection.join(folder)).ok()).flatten();
-    let mut paths: Vec<_> = files.map(|file| file.expect("a readable folder").path()).collect();
+#[ignore = "needs videos of your own"]
+fn videos_of_a_directory_answer_the_same_however_their_bytes_come() {
+    let directory = std::env::var_os("KINETOSCOPE_VIDEOS_DIR").expect("KINETOSCOPE_VIDEOS_DIR names a directory");
+    let files = std::fs::read_dir(directory).expect("a directory");
+    let mut paths: Vec<_> = files.map(|file| file.expect("an entry").path()).collect();
     paths.sort();
     compare_all(&paths);
 }
