@@ -137,6 +137,7 @@ impl Cli {
     }
 
     /// Settles what arguments and variables say against each other.
+    #[cfg_attr(not(feature = "video"), allow(unused_variables, reason = "no other command has a server"))]
     fn settle(&mut self, matches: &ArgMatches) -> Result<(), clap::Error> {
         #[cfg(feature = "video")]
         if let Some((_, matches)) = matches.subcommand() {

@@ -147,6 +147,7 @@ impl Devices {
 
     /// Bytes that a model's executor on the CPU would hold, found without its weights and without taking that memory.
     /// 0 on GPUs, where only building one tells.
+    #[cfg_attr(not(feature = "video"), allow(dead_code, reason = "only a repository asks"))]
     pub(crate) fn memory_bytes(
         &self,
         layout: &Layout,

@@ -230,6 +230,7 @@ impl Model {
 
     /// What a model file says about itself, checked, and the layers that it describes. Reads the file's head only, so
     /// that this takes no memory for weights; whether the tensors are there is not looked at. Moves the file's position.
+    #[cfg_attr(not(feature = "video"), allow(dead_code, reason = "only a repository asks"))]
     pub(crate) fn read_spec(mut file: &File, path: &Path) -> Result<(ModelSpec, Layout), ModelFileError> {
         let io = |error| ModelFileError::Io { path: path.to_owned(), error };
         let mut len = [0; 8];
