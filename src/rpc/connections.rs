@@ -248,7 +248,8 @@ impl Drop for OpenCall {
     }
 }
 
-/// An accepted connection. It ends as if the client had closed it when it is told to, or if it does not begin in time.
+/// An accepted connection. It ends as if the client had closed it when it is told to, and in an error if it does not begin in
+/// time.
 #[derive(Debug)]
 pub(super) struct Connection<IO> {
     io: IO,
@@ -257,10 +258,8 @@ pub(super) struct Connection<IO> {
     usage: Usage,
 }
 
-impl<IO> Connected for Connection<IO> {
-    type ConnectInfo = ConnectionHandle;
-
-    fn connect_info(&self) -> ConnectionHandle {
+impl<IO> Connection<IO> {
+    pub(super) fn handle(&self) -> ConnectionHandle {
         ConnectionHandle(Arc::clone(&self.usage.usage))
     }
 }
@@ -276,7 +275,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Connection<IO> {
             if this.usage.usage.has_begun.load(Ordering::Relaxed) {
                 this.late = None;
             } else if late.as_mut().poll(context).is_ready() {
-                return Poll::Ready(Ok(()));
+                return Poll::Ready(Err(io::Error::new(ErrorKind::TimedOut, "the client took too long to begin")));
             }
         }
         read
@@ -321,18 +320,18 @@ pub(super) struct UntilPreface<IO> {
     missing: usize,
 }
 
-impl<IO: Connected<ConnectInfo = ConnectionHandle>> UntilPreface<IO> {
-    pub(super) fn new(io: IO) -> Self {
-        let handle = io.connect_info();
+impl<IO> UntilPreface<IO> {
+    /// `handle` is that of the [`Connection`] below.
+    pub(super) fn new(io: IO, handle: ConnectionHandle) -> Self {
         Self { io, handle, missing: PREFACE_LEN }
     }
 }
 
-impl<IO: Connected> Connected for UntilPreface<IO> {
-    type ConnectInfo = IO::ConnectInfo;
+impl<IO> Connected for UntilPreface<IO> {
+    type ConnectInfo = ConnectionHandle;
 
-    fn connect_info(&self) -> Self::ConnectInfo {
-        self.io.connect_info()
+    fn connect_info(&self) -> ConnectionHandle {
+        self.handle.clone()
     }
 }
 

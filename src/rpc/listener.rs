@@ -1,16 +1,14 @@
 //! Where a server listens for calls: a port, or a socket in the file system.
 
 use std::fmt;
-use std::io::{self, ErrorKind, IoSlice};
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::str::FromStr;
-use std::task::{Context, Poll};
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio_util::either::Either;
 
 use super::connections::Accept;
 
@@ -105,8 +103,8 @@ impl Accept for Listener {
 
     async fn accept(&self) -> io::Result<Accepted> {
         match self {
-            Self::Port(listener) => Accept::accept(listener).await.map(Accepted::Port),
-            Self::Path(listener, _) => listener.accept().await.map(|(stream, _)| Accepted::Path(stream)),
+            Self::Port(listener) => Accept::accept(listener).await.map(Either::Left),
+            Self::Path(listener, _) => listener.accept().await.map(|(stream, _)| Either::Right(stream)),
         }
     }
 }
@@ -134,64 +132,8 @@ async fn remove_if_abandoned(path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A connection to a client.
-#[derive(Debug)]
-pub(super) enum Accepted {
-    /// By TCP.
-    Port(TcpStream),
-    /// By a socket in the file system.
-    Path(UnixStream),
-}
-
-impl AsyncRead for Accepted {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Port(stream) => Pin::new(stream).poll_read(context, out),
-            Self::Path(stream) => Pin::new(stream).poll_read(context, out),
-        }
-    }
-}
-
-impl AsyncWrite for Accepted {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Port(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Path(stream) => Pin::new(stream).poll_write(context, bytes),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Port(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
-            Self::Path(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Port(stream) => stream.is_write_vectored(),
-            Self::Path(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Port(stream) => Pin::new(stream).poll_flush(context),
-            Self::Path(stream) => Pin::new(stream).poll_flush(context),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Port(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Path(stream) => Pin::new(stream).poll_shutdown(context),
-        }
-    }
-}
+/// A connection to a client, by TCP or by a socket in the file system.
+pub(super) type Accepted = Either<TcpStream, UnixStream>;
 
 #[cfg(test)]
 mod tests {

@@ -101,8 +101,8 @@ pub struct ServeOptions {
     pub videos_per_stream: usize,
     /// ClassifyVideos and ModelStreamInfer calls that are open at a time; one more is refused with RESOURCE_EXHAUSTED.
     pub max_streams: usize,
-    /// Calls of any kind that are open at a time; one more is refused with RESOURCE_EXHAUSTED. Health and reflection, which
-    /// need no token, have a quarter of them.
+    /// Calls of any kind that are open at a time; one more is refused with RESOURCE_EXHAUSTED. Health and reflection have a
+    /// quarter of them.
     pub max_calls: usize,
     /// Connections that are open at a time. Of more, one without calls is closed.
     pub max_connections: usize,
@@ -218,7 +218,11 @@ pub async fn serve(
 
     let (reflection_v1, reflection_v1alpha) = (reflection_builder(), reflection_builder());
     let mut until_drained = drained.clone();
-    let incoming = Secured::new(connections.incoming(listeners.grpc), tls).map(|io| io.map(UntilPreface::new));
+    let until_preface = |io: tls::Connection<connections::Connection<_>>| {
+        let handle = tls::inner(&io).handle();
+        UntilPreface::new(io, handle)
+    };
+    let incoming = Secured::new(connections.incoming(listeners.grpc), tls).map(|io| io.map(until_preface));
     let mut builder = Server::builder();
     if let Some(max_age) = max_age {
         builder = builder.max_connection_age(max_age);

@@ -12,17 +12,14 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{RootCertStore, ServerConfig};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_stream::Stream;
-use tonic::transport::server::Connected;
+use tokio_util::either::Either;
 use tracing::{debug, warn};
 use webpki::{EndEntityCert, KeyUsage};
-
-/// How long a client may take for its handshake.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Of handshakes that fail, one line in this time is enough: anybody can make them fail.
 const FAILURE_PERIOD: Duration = Duration::from_secs(1);
@@ -185,8 +182,19 @@ fn invalid(what: &str, certificate: &CertificateDer<'_>, now: SystemTime) -> Opt
     }
 }
 
-/// Connections, after their handshakes if they are encrypted. A handshake that fails or takes too long ends its own
-/// connection, with a line in the log.
+/// A connection, plain or encrypted.
+pub(super) type Connection<IO> = Either<IO, Box<TlsStream<IO>>>;
+
+/// What is encrypted, or not.
+pub(super) fn inner<IO>(connection: &Connection<IO>) -> &IO {
+    match connection {
+        Either::Left(plain) => plain,
+        Either::Right(encrypted) => encrypted.get_ref().0,
+    }
+}
+
+/// Connections, after their handshakes if they are encrypted. A handshake that fails ends its own connection, with a line in
+/// the log.
 pub(super) struct Secured<S, IO> {
     incoming: S,
     tls: Option<Tls>,
@@ -212,7 +220,7 @@ where
         loop {
             if let Poll::Ready(Some(done)) = this.handshakes.poll_join_next(context) {
                 match done {
-                    Ok(Some(stream)) => return Poll::Ready(Some(Ok(Connection::Tls(Box::new(stream))))),
+                    Ok(Some(stream)) => return Poll::Ready(Some(Ok(Either::Right(Box::new(stream))))),
                     Ok(None) | Err(_) => continue,
                 }
             }
@@ -222,7 +230,7 @@ where
                 Poll::Ready(None) if this.handshakes.is_empty() => return Poll::Ready(None),
                 Poll::Ready(None) | Poll::Pending => return Poll::Pending,
             };
-            let Some(tls) = &this.tls else { return Poll::Ready(Some(Ok(Connection::Plain(stream)))) };
+            let Some(tls) = &this.tls else { return Poll::Ready(Some(Ok(Either::Left(stream)))) };
             this.handshakes.spawn(accept(tls.acceptor(), stream, Arc::clone(&this.failures)));
         }
     }
@@ -232,12 +240,11 @@ async fn accept<IO>(acceptor: TlsAcceptor, stream: IO, failures: Arc<Failures>) 
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
-    match tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await {
-        Ok(Ok(stream)) => return Some(stream),
+    match acceptor.accept(stream).await {
+        Ok(stream) => return Some(stream),
         // Who only asks whether somebody listens, as load balancers do.
-        Ok(Err(error)) if error.kind() == ErrorKind::UnexpectedEof => debug!(%error, "a connection ended unused"),
-        Ok(Err(error)) => failures.tell(&error.to_string()),
-        Err(_) => failures.tell(&format!("it was not done after {HANDSHAKE_TIMEOUT:?}")),
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => debug!(%error, "a connection ended unused"),
+        Err(error) => failures.tell(&error.to_string()),
     }
     None
 }
@@ -256,72 +263,5 @@ impl Failures {
         }
         warn!(error, others = *untold, "a TLS handshake failed");
         (*last, *untold) = (Some(Instant::now()), 0);
-    }
-}
-
-/// A connection, encrypted or not.
-pub(super) enum Connection<IO> {
-    Plain(IO),
-    Tls(Box<TlsStream<IO>>),
-}
-
-impl<IO: Connected> Connected for Connection<IO> {
-    type ConnectInfo = IO::ConnectInfo;
-
-    fn connect_info(&self) -> Self::ConnectInfo {
-        match self {
-            Self::Plain(stream) => stream.connect_info(),
-            Self::Tls(stream) => stream.get_ref().0.connect_info(),
-        }
-    }
-}
-
-impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncRead for Connection<IO> {
-    fn poll_read(self: Pin<&mut Self>, context: &mut Context<'_>, out: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_read(context, out),
-            Self::Tls(stream) => Pin::new(stream).poll_read(context, out),
-        }
-    }
-}
-
-impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Connection<IO> {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write(context, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write(context, bytes),
-        }
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
-            Self::Tls(stream) => Pin::new(stream).poll_write_vectored(context, bytes),
-        }
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        match self {
-            Self::Plain(stream) => stream.is_write_vectored(),
-            Self::Tls(stream) => stream.is_write_vectored(),
-        }
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_flush(context),
-            Self::Tls(stream) => Pin::new(stream).poll_flush(context),
-        }
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match self.get_mut() {
-            Self::Plain(stream) => Pin::new(stream).poll_shutdown(context),
-            Self::Tls(stream) => Pin::new(stream).poll_shutdown(context),
-        }
     }
 }

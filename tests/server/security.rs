@@ -249,6 +249,18 @@ async fn a_handshake_that_fails_is_a_line_with_its_reason() {
 }
 
 #[tokio::test]
+async fn a_handshake_that_takes_too_long_is_a_line_with_its_reason() {
+    let media = Media::new();
+    let (certificate, key) = Authority::new().issue("localhost");
+    let (certificate, key) = (media.write("c.pem", &certificate), media.write("k.pem", &key));
+    let [certificate, key] = [&certificate, &key].map(|path| path.to_str().unwrap());
+    let server = Serving::with(&["--tls-certificate", certificate, "--tls-key", key, "--handshake-timeout", "200ms"]);
+    let _silent = tokio::net::TcpStream::connect(&server.address).await.unwrap();
+    let line = server.log_line("a TLS handshake failed");
+    assert_eq!(line["error"], "the client took too long to begin");
+}
+
+#[tokio::test]
 async fn a_running_server_follows_the_file_of_tokens_and_hangups() {
     let media = Media::new();
     let line = "us 2bb80d537b1da3e38bd30361aa855686bde0eacd7162fef6a25fe97bf527a25b\n";
