@@ -62,7 +62,7 @@ pub(super) struct RequestLayer {
 pub(super) struct Calls {
     max: usize,
     all: Arc<Semaphore>,
-    /// Those of them that are about the server itself, which need no token: they leave most to others.
+    /// Those of them that are about the server itself. Who asks for its health needs no token, so they leave most to others.
     about_server: Arc<Semaphore>,
     /// The others, which a stopping server waits for: their connections stay.
     requests: TaskTracker,
@@ -345,35 +345,32 @@ fn end_of_call(timeout: Option<Duration>, caller: Option<&Caller>, stopping: Opt
     if timeout.is_none() && caller.is_none() && stopping.is_none() {
         return None;
     }
-    let revoked = caller.map(Caller::revoked);
+    let late = timeout.map(|timeout| async move {
+        tokio::time::sleep(timeout.saturating_sub(answer_time(timeout))).await;
+        status::deadline_exceeded(timeout)
+    });
+    let revoked = caller.map(Caller::revoked).map(|revoked| async move {
+        revoked.await;
+        status::unknown_token()
+    });
+    let stopping = stopping.map(|stopping| async move {
+        stopping.cancelled_owned().await;
+        status::stopping("the server is stopping")
+    });
     Some(Box::pin(async move {
-        let late = async {
-            match timeout {
-                Some(timeout) => tokio::time::sleep(timeout.saturating_sub(answer_time(timeout))).await,
-                None => std::future::pending().await,
-            }
-            status::deadline_exceeded(timeout.unwrap_or_default())
-        };
-        let revoked = async {
-            match revoked {
-                Some(revoked) => revoked.await,
-                None => std::future::pending().await,
-            }
-            status::unknown_token()
-        };
-        let stopping = async {
-            match stopping {
-                Some(stopping) => stopping.cancelled_owned().await,
-                None => std::future::pending().await,
-            }
-            status::stopping("the server is stopping")
-        };
         tokio::select! {
-            status = late => status,
-            status = revoked => status,
-            status = stopping => status,
+            status = or_never(late) => status,
+            status = or_never(revoked) => status,
+            status = or_never(stopping) => status,
         }
     }))
+}
+
+async fn or_never<T>(future: Option<impl Future<Output = T>>) -> T {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
 }
 
 /// The body of an answer, which ends when the call has to, or when its client takes nothing of it for too long. It is not
