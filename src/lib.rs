@@ -30,7 +30,11 @@ pub mod classify;
 pub mod cli;
 pub mod config;
 pub mod convert;
+#[cfg(any(feature = "hub", feature = "video"))]
+mod digest;
 pub mod engine;
+#[cfg(feature = "video")]
+mod file_stamp;
 pub mod hub;
 pub mod metrics;
 pub mod model;

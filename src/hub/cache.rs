@@ -2,7 +2,7 @@
 //! `refs/` what each branch or tag was when it was last looked at.
 
 use std::fs::{File, TryLockError};
-use std::io::{self, Read};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -187,22 +187,6 @@ pub(super) fn is_hash(text: &str) -> bool {
 /// Whether a checksum is a SHA-256. Files that the hub keeps in git itself have another one, of git's own.
 pub(super) fn is_sha256(checksum: &str) -> bool {
     checksum.len() == 64 && checksum.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-}
-
-/// Adds the bytes that are left in `file`, and counts them.
-pub(super) fn digest(file: &mut File, digest: &mut Sha256) -> io::Result<u64> {
-    let (mut buffer, mut total) = (vec![0; 1 << 20], 0);
-    loop {
-        match file.read(&mut buffer) {
-            Ok(0) => return Ok(total),
-            Ok(read) => {
-                digest.update(&buffer[..read]);
-                total += read as u64;
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
 }
 
 /// In hexadecimal digits, as file names have it.

@@ -16,9 +16,10 @@ use ureq::http::{Response, StatusCode, Uri, header};
 use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Body, RequestBuilder};
 
-use super::cache::{CachedRepository, Download, digest, hexadecimal, is_hash, is_sha256};
+use super::cache::{CachedRepository, Download, hexadecimal, is_hash, is_sha256};
 use super::name::{HubModel, is_path};
 use super::{HubError, HubOptions};
+use crate::digest::digest_rest;
 use crate::model::file::MAX_FILE_BYTES;
 
 /// Connecting takes no longer to servers that are there.
@@ -145,7 +146,7 @@ impl Hub {
             return Ok(());
         }
         let mut bytes = Sha256::new();
-        digest(&mut opened, &mut bytes).map_err(error)?;
+        digest_rest(&mut opened, &mut bytes).map_err(error)?;
         let actual = hexadecimal(bytes);
         if actual == expected {
             checked.insert(blob, stamp);
@@ -246,7 +247,7 @@ impl Receiving {
     /// After what an earlier try left.
     fn go_on(download: &mut Download, expected: u64) -> Result<Self, HubError> {
         let mut receiving = Self { bytes: 0, digest: Sha256::new() };
-        let read = digest(&mut download.file, &mut receiving.digest);
+        let read = digest_rest(&mut download.file, &mut receiving.digest);
         receiving.bytes = read.map_err(|error| download.error(error))?;
         if receiving.bytes > expected {
             receiving.begin_anew(download)?;

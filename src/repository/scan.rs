@@ -2,10 +2,10 @@
 
 use std::collections::HashSet;
 use std::io::{self, ErrorKind};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::{Refused, RepositoryError};
+use crate::file_stamp::FileStamp;
 use crate::hub::{Hub, HubModel, ModelSource};
 
 /// A model file that was found.
@@ -19,23 +19,7 @@ pub(super) struct ModelFile {
     pub(super) source: usize,
     /// Name and version by its directories.
     pub(super) called: Option<(String, String)>,
-    pub(super) stamp: Stamp,
-}
-
-/// What tells one content of a path from another.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Stamp {
-    device: u64,
-    inode: u64,
-    len: u64,
-    modified: (i64, i64),
-}
-
-impl Stamp {
-    fn of(file: &std::fs::Metadata) -> Self {
-        let modified = (file.mtime(), file.mtime_nsec());
-        Self { device: file.dev(), inode: file.ino(), len: file.len(), modified }
-    }
+    pub(super) stamp: FileStamp,
 }
 
 /// What can't be served: a file, a name on the hub, or a directory that can't be read.
@@ -145,7 +129,10 @@ impl Found {
     fn add_version(&mut self, directory: &Path, source: usize, called: (String, String)) {
         let failed = self.failures.len();
         let mut models = self.children(directory, Some(&called.0), Some(&called.1));
-        models.retain(|path| matches!(kind(path), Ok(Kind::Model)) || kind(path).is_err() && is_called_model(path));
+        models.retain(|path| match kind(path) {
+            Ok(kind) => matches!(kind, Kind::Model),
+            Err(_) => is_called_model(path),
+        });
         match (models.pop(), models.len()) {
             (Some(model), 0) => self.add_file(model, source, Some(called)),
             (None, _) if self.failures.len() > failed => {}
@@ -208,7 +195,7 @@ fn is_called_model(path: &Path) -> bool {
 
 fn find(path: PathBuf, source: usize, called: Option<(String, String)>) -> Result<ModelFile, RepositoryError> {
     match std::fs::metadata(&path) {
-        Ok(file) => Ok(ModelFile { origin: path.clone(), path, source, called, stamp: Stamp::of(&file) }),
+        Ok(file) => Ok(ModelFile { origin: path.clone(), path, source, called, stamp: FileStamp::of(&file) }),
         Err(error) => Err(RepositoryError::Io { path, error }),
     }
 }

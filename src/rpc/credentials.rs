@@ -1,7 +1,5 @@
 //! Certificates and tokens that come from files, and are read again when these change.
 
-use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -9,6 +7,7 @@ use tracing::{info, warn};
 
 use super::tls::{Tls, TlsError, TlsFiles};
 use super::{Tokens, TokensError};
+use crate::file_stamp::FileStamp;
 
 /// How often files are looked at.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -118,7 +117,7 @@ impl Credentials {
 struct Watched<F> {
     files: F,
     /// As they were when they were read last.
-    stamps: Vec<Option<Stamp>>,
+    stamps: Vec<Option<FileStamp>>,
     /// Whether they could not be used then, and whether that was told.
     failed: Failed,
 }
@@ -130,9 +129,6 @@ enum Failed {
     Once,
     Told,
 }
-
-/// What tells one content of a path from another; links are followed, as those of Kubernetes' secrets are swapped.
-type Stamp = (u64, u64, u64, i64, i64);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Change {
@@ -194,11 +190,7 @@ impl<F: Files> Watched<F> {
     }
 }
 
-fn stamps(files: &impl Files) -> Vec<Option<Stamp>> {
-    files.paths().into_iter().map(|path| stamp(path).ok()).collect()
-}
-
-fn stamp(path: &Path) -> io::Result<Stamp> {
-    let file = std::fs::metadata(path)?;
-    Ok((file.dev(), file.ino(), file.len(), file.mtime(), file.mtime_nsec()))
+/// Links are followed, as those of Kubernetes' secrets are swapped.
+fn stamps(files: &impl Files) -> Vec<Option<FileStamp>> {
+    files.paths().into_iter().map(|path| std::fs::metadata(path).ok().as_ref().map(FileStamp::of)).collect()
 }

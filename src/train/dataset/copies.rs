@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::error::Listing;
 use super::{Dataset, Split};
+use crate::digest::digest_rest;
 
 /// A warning of the files that are the same, byte by byte, in two splits. Only files of the same size are read.
 pub(super) fn warning_of_copies(dataset: &Dataset) -> Option<String> {
@@ -59,20 +60,7 @@ fn below(dataset: &Dataset, video: &Path) -> String {
 }
 
 fn digest(path: &Path) -> io::Result<[u8; 32]> {
-    let mut digest = Digester(Sha256::new());
-    io::copy(&mut File::open(path)?, &mut digest)?;
-    Ok(digest.0.finalize().into())
-}
-
-struct Digester(Sha256);
-
-impl io::Write for Digester {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.update(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
+    let mut digest = Sha256::new();
+    digest_rest(&mut File::open(path)?, &mut digest)?;
+    Ok(digest.finalize().into())
 }
