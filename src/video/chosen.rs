@@ -1,7 +1,7 @@
 //! One clip of a video, at a frame of the caller's choice: what training decodes.
 
 use super::assembly::{Assembly, Passed, Stop};
-use super::decode::{Seeking, TimedFrame, VideoStream};
+use super::decode::{Decoded, Seeking, TimedFrame, VideoStream};
 use super::ending;
 use super::error::{PartialReason, VideoError};
 use super::transform::{Crop, FrameTransform};
@@ -80,10 +80,10 @@ pub fn decode_chosen_clip(
         }
     }
     let stream = VideoStream::open(source, &options, Seeking::Never)?;
-    let size = stream.size();
-    let frames = count(stream)?;
+    let (width, height) = stream.size();
+    let frames = decode_all(stream)?.frames;
     let stream = VideoStream::open(source, &options, Seeking::Never)?;
-    let choice = within(frames, choose(Extent { frames, width: size.0, height: size.1 }));
+    let choice = within(frames, choose(Extent { frames, width, height }));
     let codec = stream.info.codec.to_string();
     decode_from(stream, choice)?.ok_or(VideoError::NoFrames { codec, packets: 0, corrupt_packets: 0 })
 }
@@ -118,15 +118,9 @@ pub fn count_frames(source: &Source, options: &DecodeOptions) -> Result<Count, V
     let listed = probe(source, options)?.map(|extent| extent.frames);
     let stream = VideoStream::open(source, options, Seeking::Never)?;
     let info = stream.info.clone();
-    match stream.decode(|_| Ok::<u64, Stop>(u64::MAX)) {
-        Ok(decoded) => {
-            let decoded = decoded.unwrap_or_default();
-            let partial = ending::why_partial(source, &info, &decoded, &options.limits);
-            Ok(Count { decoded: decoded.frames, listed, partial })
-        }
-        Err(Stop::Failed(error)) => Err(error),
-        Err(Stop::Asked) => unreachable!("nothing asks to stop"),
-    }
+    let decoded = decode_all(stream)?;
+    let partial = ending::why_partial(source, &info, &decoded, &options.limits);
+    Ok(Count { decoded: decoded.frames, listed, partial })
 }
 
 fn extent(frames: u64, stream: &VideoStream) -> Extent {
@@ -138,10 +132,10 @@ fn within(frames: u64, choice: Choice) -> Choice {
     Choice { first_frame: choice.first_frame.min(frames.saturating_sub(1)), ..choice }
 }
 
-/// Frames of the range, by decoding them.
-fn count(stream: VideoStream) -> Result<u64, VideoError> {
+/// Decodes the range, of which nobody wants a frame.
+fn decode_all(stream: VideoStream) -> Result<Decoded, VideoError> {
     match stream.decode(|_| Ok::<u64, Stop>(u64::MAX)) {
-        Ok(decoded) => Ok(decoded.unwrap_or_default().frames),
+        Ok(decoded) => Ok(decoded.unwrap_or_default()),
         Err(Stop::Failed(error)) => Err(error),
         Err(Stop::Asked) => unreachable!("nothing asks to stop"),
     }

@@ -3,12 +3,10 @@
 //! Headers are wrong in good videos: lengths that are "unknown", counted from the beginning of a stream that was cut, or of
 //! one of two recordings. So nothing is refused by a header alone, only by what lies all over the file.
 
-use std::io::Cursor;
-
 use ffmpeg_next as ffmpeg;
 use ffmpeg_next::format::context::Input;
 
-use super::ending::variable_length;
+use super::ending::{Element, SEGMENT};
 use super::error::VideoError;
 use super::ffmpeg as glue;
 use super::ffmpeg::IndexEntry;
@@ -120,20 +118,14 @@ fn load_index(input: &mut Input, index: usize) {
     let _ = glue::seek(input, index, 0);
 }
 
-/// Where a Matroska file's first segment says that it ends (RFC 8794, section 6).
+/// Where a Matroska file's first segment says that it ends.
 fn segment_end(head: &[u8]) -> Option<u64> {
-    const SEGMENT: u64 = 0x1853_8067;
     let mut at = 0u64;
     loop {
-        let mut bytes = Cursor::new(head.get(usize::try_from(at).ok()?..)?);
-        let (id, id_len) = variable_length(&mut bytes, false)?;
-        let (size, size_len) = variable_length(&mut bytes, true)?;
-        let end = (at + id_len + size_len).checked_add(size)?;
-        let is_unknown = size == (1 << (7 * size_len)) - 1;
-        match (id, is_unknown) {
-            (_, true) => return None,
-            (SEGMENT, false) => return Some(end),
-            (_, false) => at = end,
+        let Element { id, head, size } = Element::read(&mut head.get(usize::try_from(at).ok()?..)?)?;
+        at = (at + head).checked_add(size?)?;
+        if id == SEGMENT {
+            return Some(at);
         }
     }
 }

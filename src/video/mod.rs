@@ -17,6 +17,7 @@ mod frame_table;
 mod isolation;
 mod kernel;
 mod limits;
+mod open;
 mod permits;
 pub mod picture;
 mod pool;

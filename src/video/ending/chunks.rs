@@ -6,30 +6,49 @@ use std::ops::Range;
 /// More elements than a file of any sensible length has at its top.
 const MAX_ELEMENTS: usize = 100_000;
 
+/// Identifier of the element that holds all of a Matroska file but its header.
+pub(in crate::video) const SEGMENT: u64 = 0x1853_8067;
+
+/// The head of an element (RFC 8794, section 6).
+pub(in crate::video) struct Element {
+    pub(in crate::video) id: u64,
+    /// Bytes of the head.
+    pub(in crate::video) head: u64,
+    /// Bytes that follow; `None` if it was written before that was known.
+    pub(in crate::video) size: Option<u64>,
+}
+
+impl Element {
+    /// Reads a head; `None` if there is none, or a part only.
+    pub(in crate::video) fn read(bytes: &mut impl Read) -> Option<Self> {
+        let (id, id_len) = variable_length(bytes, false)?;
+        let (size, size_len) = variable_length(bytes, true)?;
+        let is_unknown = size == (1 << (7 * size_len)) - 1;
+        Some(Self { id, head: id_len + size_len, size: (!is_unknown).then_some(size) })
+    }
+}
+
 /// Where the segment ends; or the last of its elements that says how long it is, if the segment does not, as those that
-/// were written for streaming (RFC 8794, section 6; RFC 9559, section 5).
+/// were written for streaming (RFC 9559, section 5).
 pub(super) fn matroska(bytes: &mut (impl Read + Seek), len: u64) -> Option<u64> {
-    const SEGMENT: u64 = 0x1853_8067;
     let mut at = 0;
     for _ in 0..MAX_ELEMENTS {
         if at == len {
             return None;
         }
         bytes.seek(SeekFrom::Start(at)).ok()?;
-        let header = variable_length(bytes, false).and_then(|id| Some((id, variable_length(bytes, true)?)));
-        let Some(((id, id_len), (size, size_len))) = header else {
+        let Some(Element { id, head, size }) = Element::read(bytes) else {
             // At least one byte is missing of a header that is cut. Another may be no header at all.
             const LONGEST_HEADER: u64 = 16;
             let is_cut = len - at < LONGEST_HEADER && !is_zero(bytes, at)?;
             return is_cut.then_some(len + 1);
         };
-        let body = at + id_len + size_len;
-        let unknown = size == (1 << (7 * size_len)) - 1;
-        match (id, unknown) {
-            (SEGMENT, true) => at = body,
-            (_, true) => return None,
-            (SEGMENT, false) => return body.checked_add(size),
-            (_, false) => at = body.checked_add(size)?,
+        let body = at + head;
+        match (id, size) {
+            (SEGMENT, None) => at = body,
+            (_, None) => return None,
+            (SEGMENT, Some(size)) => return body.checked_add(size),
+            (_, Some(size)) => at = body.checked_add(size)?,
         }
         if at > len {
             return Some(at);
@@ -39,7 +58,7 @@ pub(super) fn matroska(bytes: &mut (impl Read + Seek), len: u64) -> Option<u64> 
 }
 
 /// An EBML number and its length in bytes, which the zeros before its first one tell; without that one in a size.
-pub(in crate::video) fn variable_length(bytes: &mut impl Read, is_size: bool) -> Option<(u64, u64)> {
+fn variable_length(bytes: &mut impl Read, is_size: bool) -> Option<(u64, u64)> {
     let mut first = [0];
     bytes.read_exact(&mut first).ok()?;
     let more = first[0].leading_zeros();

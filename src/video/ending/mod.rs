@@ -3,7 +3,7 @@
 mod chunks;
 mod tail;
 
-pub(super) use chunks::variable_length;
+pub(super) use chunks::{Element, SEGMENT};
 
 use std::io::{BufReader, Seek, SeekFrom};
 
