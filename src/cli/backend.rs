@@ -264,11 +264,10 @@ impl Server {
         options: &proto::ClassificationOptions,
     ) -> anyhow::Result<proto::VideoClassification> {
         let uri = uri.to_str().context("the URI is not UTF-8")?;
-        let call = || async {
-            let (mut client, options) = (self.client.clone(), options.clone());
+        self.call(options, |mut client, options| async move {
             client.classify_uri(uri.to_owned(), options, self.timeout).await
-        };
-        with_retries(self.retries, call).await.map_err(|status| describe(&status))
+        })
+        .await
     }
 
     /// Sends a video in one message.
@@ -277,11 +276,11 @@ impl Server {
         content: Bytes,
         options: &proto::ClassificationOptions,
     ) -> anyhow::Result<proto::VideoClassification> {
-        let call = || async {
-            let (mut client, options) = (self.client.clone(), options.clone());
+        let content = &content;
+        self.call(options, |mut client, options| async move {
             client.classify_video(content.clone(), options, self.timeout).await
-        };
-        with_retries(self.retries, call).await.map_err(|status| describe(&status))
+        })
+        .await
     }
 
     /// Sends a video while it is read, which each try does anew.
@@ -294,11 +293,24 @@ impl Server {
     where
         R: FnMut(&mut [u8]) -> std::io::Result<usize> + Send + 'static,
     {
-        let call = || async {
+        let bytes = &bytes;
+        self.call(options, |mut client, options| async move {
             watch.begins();
-            let (mut client, options) = (self.client.clone(), options.clone());
             client.classify_upload(chunks(bytes()), options, self.timeout, |event| watch.event(event)).await
-        };
+        })
+        .await
+    }
+
+    /// Calls the server, again where that may help.
+    async fn call<F>(
+        &self,
+        options: &proto::ClassificationOptions,
+        call: impl Fn(Client, proto::ClassificationOptions) -> F,
+    ) -> anyhow::Result<proto::VideoClassification>
+    where
+        F: Future<Output = Result<proto::VideoClassification, Status>>,
+    {
+        let call = || call(self.client.clone(), options.clone());
         with_retries(self.retries, call).await.map_err(|status| describe(&status))
     }
 }
