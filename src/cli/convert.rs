@@ -72,19 +72,19 @@ pub(super) struct Args {
     dtype: DTypeArg,
 
     /// Name by which requests choose the model; the input's file name if absent
-    #[arg(long)]
+    #[arg(long, help_heading = "About the model")]
     name: Option<String>,
 
     /// Version of the weights
-    #[arg(long, default_value = "1")]
+    #[arg(long, default_value = "1", help_heading = "About the model")]
     weights_version: String,
 
     /// Licence of the weights, as an SPDX expression
-    #[arg(long)]
+    #[arg(long, help_heading = "About the model")]
     license: Option<String>,
 
     /// Where the weights come from
-    #[arg(long)]
+    #[arg(long, help_heading = "About the model")]
     origin: Option<String>,
 }
 

@@ -22,7 +22,6 @@ mod convert;
 mod data;
 #[cfg(feature = "video")]
 mod evaluate;
-mod headings;
 #[cfg(feature = "video")]
 mod health;
 #[cfg(feature = "video")]
@@ -122,7 +121,7 @@ impl Cli {
     /// Parses this process's arguments, with the settings of the file that `serve --config` names. Ends the process if
     /// they make no sense.
     pub fn from_process() -> Self {
-        let program = config::with_variables(program());
+        let program = config::with_variables(Cli::command());
         let arguments: Vec<OsString> = std::env::args_os().collect();
         let arguments = match config::expand(&program, "serve", &arguments, |name| config::variable(name)) {
             Ok(arguments) => arguments,
@@ -193,7 +192,7 @@ impl Cli {
             Command::Bench(args) => bench::run(args),
             Command::Completions { shell } => {
                 let mut script = Vec::new();
-                clap_complete::generate(shell, &mut program(), "kinetoscope", &mut script);
+                clap_complete::generate(shell, &mut Cli::command(), "kinetoscope", &mut script);
                 print!("{}", String::from_utf8_lossy(&script));
                 Ok(ExitCode::SUCCESS)
             }
@@ -206,10 +205,6 @@ impl Cli {
             ExitCode::FAILURE
         })
     }
-}
-
-fn program() -> clap::Command {
-    headings::with_headings(Cli::command())
 }
 
 /// An error and its causes, but for those whose words stand at the end of what they caused.
@@ -225,7 +220,7 @@ fn words_of(causes: impl Iterator<Item = String>) -> String {
 
 fn man(directory: &Path) -> anyhow::Result<ExitCode> {
     std::fs::create_dir_all(directory)
-        .and_then(|()| clap_mangen::generate_to(program(), directory))
+        .and_then(|()| clap_mangen::generate_to(Cli::command(), directory))
         .with_context(|| format!("can't write manual pages to {}", directory.display()))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -236,13 +231,13 @@ mod tests {
 
     #[test]
     fn arguments_are_consistent() {
-        program().debug_assert();
+        Cli::command().debug_assert();
     }
 
     #[test]
     fn flags_stand_below_headings() {
         let help = |name: &str| {
-            let mut program = program();
+            let mut program = Cli::command();
             program.find_subcommand_mut(name).expect("a command").render_help().to_string()
         };
         for (command, headings) in [

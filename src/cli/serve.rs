@@ -27,6 +27,12 @@ use crate::rpc::{
 use crate::uri::{Prefix, UriOptions, Uris};
 use crate::video::{PoolOptions, WorkerOptions};
 
+const NETWORK: &str = "Network";
+const MODELS: &str = "Models";
+const WORK: &str = "Work";
+const LOAD: &str = "Load";
+const VIDEOS_BY_URI: &str = "Videos by URI";
+
 /// Serve models over gRPC
 ///
 /// Serves until SIGTERM or SIGINT, then lets running requests finish; a second signal stops at once.
@@ -43,40 +49,40 @@ pub(super) struct Args {
 
     /// Where to listen: HOST:PORT, port 0 being a free one, or unix:PATH, a socket in the file system. Beyond loopback, turn on
     /// --tls-certificate and --tokens
-    #[arg(long, env = "KINETOSCOPE_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:50051")]
+    #[arg(long, env = "KINETOSCOPE_LISTEN", value_name = "ADDR", default_value = "127.0.0.1:50051", help_heading = NETWORK)]
     listen: ListenAddress,
 
     /// Certificate for TLS, a PEM file with those between it and its root; connections are not encrypted if absent
-    #[arg(long, env = "KINETOSCOPE_TLS_CERTIFICATE", value_name = "FILE", requires = "tls_key")]
+    #[arg(long, env = "KINETOSCOPE_TLS_CERTIFICATE", value_name = "FILE", requires = "tls_key", help_heading = NETWORK)]
     tls_certificate: Option<PathBuf>,
 
     /// Private key of the certificate, a PEM file
-    #[arg(long, env = "KINETOSCOPE_TLS_KEY", value_name = "FILE", requires = "tls_certificate")]
+    #[arg(long, env = "KINETOSCOPE_TLS_KEY", value_name = "FILE", requires = "tls_certificate", help_heading = NETWORK)]
     tls_key: Option<PathBuf>,
 
     /// Roots of the certificates that clients have to show (mTLS), a PEM file; clients need none if absent
-    #[arg(long, env = "KINETOSCOPE_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_certificate")]
+    #[arg(long, env = "KINETOSCOPE_TLS_CLIENT_CA", value_name = "FILE", requires = "tls_certificate", help_heading = NETWORK)]
     tls_client_ca: Option<PathBuf>,
 
     /// Tokens that clients have to send, a file of lines `NAME SHA256 [REQUESTS]`: a name for the log, what
     /// `printf %s TOKEN | sha256sum` prints, calls at a time. Everybody may call if absent
-    #[arg(long, env = "KINETOSCOPE_TOKENS", value_name = "FILE")]
+    #[arg(long, env = "KINETOSCOPE_TOKENS", value_name = "FILE", help_heading = NETWORK)]
     tokens: Option<PathBuf>,
 
     /// Model file, or a directory of model files and of NAME/VERSION/FILE, or a file on the Hugging Face Hub as
     /// hf:ORG/REPO[/FILE][@REVISION]; may be given several times, the first model answers requests that name none. The
     /// built-in model if absent. SIGHUP reads them again
-    #[arg(long, env = "KINETOSCOPE_MODEL", value_name = "PATH", value_delimiter = ',')]
+    #[arg(long, env = "KINETOSCOPE_MODEL", value_name = "PATH", value_delimiter = ',', help_heading = MODELS)]
     model: Vec<ModelSource>,
 
     /// Memory that all models may take. One that is replaced counts until the new one has its place and its last request
     /// has ended, so leave room for two. No limit if absent
-    #[arg(long, env = "KINETOSCOPE_MODEL_MEMORY", value_name = "SIZE")]
+    #[arg(long, env = "KINETOSCOPE_MODEL_MEMORY", value_name = "SIZE", help_heading = MODELS)]
     model_memory: Option<ByteSize>,
 
     /// Let whoever may call load and unload models (RepositoryModelLoad and RepositoryModelUnload of the Open Inference
     /// Protocol)
-    #[arg(long, env = "KINETOSCOPE_MODEL_CONTROL")]
+    #[arg(long, env = "KINETOSCOPE_MODEL_CONTROL", help_heading = MODELS)]
     model_control: bool,
 
     #[command(flatten)]
@@ -86,92 +92,92 @@ pub(super) struct Args {
     engine: EngineArgs,
 
     /// Clips in one batch at most; 8 on the CPU and 64 on GPUs if absent
-    #[arg(long, env = "KINETOSCOPE_MAX_BATCH", value_name = "CLIPS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    #[arg(long, env = "KINETOSCOPE_MAX_BATCH", value_name = "CLIPS", value_parser = clap::value_parser!(u16).range(1..=256), help_heading = WORK)]
     max_batch: Option<u16>,
 
     /// How long a clip waits for its batch to fill while the model is idle. Zero starts at once, which is best for
     /// answer times and costs no throughput under load: batches fill while the one before runs
-    #[arg(long, env = "KINETOSCOPE_MAX_DELAY", value_name = "TIME", default_value = "0s")]
+    #[arg(long, env = "KINETOSCOPE_MAX_DELAY", value_name = "TIME", default_value = "0s", help_heading = WORK)]
     max_delay: Duration,
 
     /// Address for plain HTTP: /metrics for Prometheus, /healthz and /readyz for Kubernetes. None if absent
-    #[arg(long, env = "KINETOSCOPE_HTTP", value_name = "HOST:PORT", value_parser = parse_port)]
+    #[arg(long, env = "KINETOSCOPE_HTTP", value_name = "HOST:PORT", value_parser = parse_port, help_heading = NETWORK)]
     http: Option<String>,
 
     /// Videos decoded at a time, a thread each; half of the threads (at least one) if absent
-    #[arg(long, env = "KINETOSCOPE_DECODERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, env = "KINETOSCOPE_DECODERS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024), help_heading = WORK)]
     decoders: Option<u16>,
 
     /// Videos open at a time, those that wait for bytes or for the model included; four for each decoder if absent
-    #[arg(long, env = "KINETOSCOPE_OPEN_VIDEOS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, env = "KINETOSCOPE_OPEN_VIDEOS", value_name = "N", value_parser = clap::value_parser!(u16).range(1..), help_heading = WORK)]
     open_videos: Option<u16>,
 
     /// Where videos are decoded: in locked-in processes (`process`), so that a video that breaks a decoder breaks
     /// nothing else, or in this one (`none`)
-    #[arg(long, env = "KINETOSCOPE_DECODE_ISOLATION", value_enum, value_name = "WHERE", default_value = "process")]
+    #[arg(long, env = "KINETOSCOPE_DECODE_ISOLATION", value_enum, value_name = "WHERE", default_value = "process", help_heading = WORK)]
     decode_isolation: DecodeIsolation,
 
     /// Videos that one decoder process decodes, one after the other, before another takes its place. 1 gives each video,
     /// and so each caller, a process of its own, which has to start first
     #[arg(long, env = "KINETOSCOPE_VIDEOS_PER_DECODER", value_name = "N", default_value_t = 64,
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = WORK)]
     videos_per_decoder: u32,
 
     /// Videos worked on at a time, uploads that are not complete left out; more are refused with RESOURCE_EXHAUSTED
     #[arg(long, env = "KINETOSCOPE_MAX_REQUESTS", value_name = "N", default_value_t = 64,
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = LOAD)]
     max_requests: u32,
 
     /// Videos uploaded in chunks (ClassifyVideoStream) at a time; more are refused with RESOURCE_EXHAUSTED
     #[arg(long, env = "KINETOSCOPE_MAX_UPLOADS", value_name = "N", default_value_t = 128,
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = LOAD)]
     max_uploads: u32,
 
     /// Videos of one ClassifyVideos stream that are worked on at a time; others wait
     #[arg(long, env = "KINETOSCOPE_VIDEOS_PER_STREAM", value_name = "N", default_value_t = 8,
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = LOAD)]
     videos_per_stream: u32,
 
     /// Calls of many videos (ClassifyVideos, ModelStreamInfer) that are open at a time; more are refused with
     /// RESOURCE_EXHAUSTED
     #[arg(long, env = "KINETOSCOPE_MAX_STREAMS", value_name = "N", default_value_t = 128,
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = LOAD)]
     max_streams: u32,
 
-    /// Calls of any kind that are open at a time; more are refused with RESOURCE_EXHAUSTED. Health and reflection, which need
-    /// no token, have a quarter of them
+    /// Calls of any kind that are open at a time; more are refused with RESOURCE_EXHAUSTED. Health and reflection have a quarter
+    /// of them
     #[arg(long, env = "KINETOSCOPE_MAX_CALLS", value_name = "N", default_value_t = 4096,
-          value_parser = clap::value_parser!(u32).range(4..=1_000_000))]
+          value_parser = clap::value_parser!(u32).range(4..=1_000_000), help_heading = LOAD)]
     max_calls: u32,
 
     /// Connections open at a time; of more, one without calls is closed. Fewer if the process may not open as many files
     #[arg(long, env = "KINETOSCOPE_MAX_CONNECTIONS", value_name = "N", default_value_t = 1024,
-          value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+          value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = NETWORK)]
     max_connections: u32,
 
     /// How long a new connection may take until it speaks HTTP/2
-    #[arg(long, env = "KINETOSCOPE_HANDSHAKE_TIMEOUT", value_name = "TIME", default_value = "10s")]
+    #[arg(long, env = "KINETOSCOPE_HANDSHAKE_TIMEOUT", value_name = "TIME", default_value = "10s", help_heading = NETWORK)]
     handshake_timeout: Duration,
 
     /// Memory for the messages of all requests together, taken as their bytes come; calls beyond are refused or, if they
     /// stream, wait. Streams leave a quarter of it to other calls
-    #[arg(long, env = "KINETOSCOPE_MESSAGE_MEMORY", value_name = "SIZE", default_value = "512MiB")]
+    #[arg(long, env = "KINETOSCOPE_MESSAGE_MEMORY", value_name = "SIZE", default_value = "512MiB", help_heading = LOAD)]
     message_memory: ByteSize,
 
     /// Where uploads are kept while they are decoded, without names; the system's directory for temporary files if
     /// absent
-    #[arg(long, env = "KINETOSCOPE_SPOOL", value_name = "DIR")]
+    #[arg(long, env = "KINETOSCOPE_SPOOL", value_name = "DIR", help_heading = LOAD)]
     spool: Option<PathBuf>,
 
     /// Take videos by URI below this prefix: file:///srv/videos/, https://media.example.org/clips/, s3://bucket/clips/,
     /// gs://bucket/, az://container/. May be given several times; no URI is taken if absent. Clouds are set up by their
     /// usual variables, such as AWS_ACCESS_KEY_ID, AWS_REGION and AWS_ENDPOINT
-    #[arg(long, env = "KINETOSCOPE_ALLOW_URI", value_name = "PREFIX", value_delimiter = ',')]
+    #[arg(long, env = "KINETOSCOPE_ALLOW_URI", value_name = "PREFIX", value_delimiter = ',', help_heading = VIDEOS_BY_URI)]
     allow_uri: Vec<Prefix>,
 
     /// Let http and https URIs lead to addresses that are not public: this machine, private networks, metadata services.
     /// Anybody who may call, and who controls a name below --allow-uri, can then reach them
-    #[arg(long, env = "KINETOSCOPE_ALLOW_PRIVATE_ADDRESSES")]
+    #[arg(long, env = "KINETOSCOPE_ALLOW_PRIVATE_ADDRESSES", help_heading = VIDEOS_BY_URI)]
     allow_private_addresses: bool,
 
     #[command(flatten)]
@@ -185,25 +191,25 @@ pub(super) struct Args {
 
     /// How long a client may send nothing, or take no answers, in the midst of a call before the call is ended; and how
     /// long the server of a URI may send nothing
-    #[arg(long, env = "KINETOSCOPE_IDLE_TIMEOUT", value_name = "TIME", default_value = "30s")]
+    #[arg(long, env = "KINETOSCOPE_IDLE_TIMEOUT", value_name = "TIME", default_value = "30s", help_heading = NETWORK)]
     idle_timeout: Duration,
 
     /// Bytes a second that a client has to send in the midst of a call, and the server of a URI, on average over
     /// --idle-timeout; slower ones are ended. 0 for any
-    #[arg(long, env = "KINETOSCOPE_MIN_RATE", value_name = "SIZE", default_value = "1KiB")]
+    #[arg(long, env = "KINETOSCOPE_MIN_RATE", value_name = "SIZE", default_value = "1KiB", help_heading = NETWORK)]
     min_rate: ByteSize,
 
     /// How long one message of a client may take to come
-    #[arg(long, env = "KINETOSCOPE_MESSAGE_TIMEOUT", value_name = "TIME", default_value = "10m")]
+    #[arg(long, env = "KINETOSCOPE_MESSAGE_TIMEOUT", value_name = "TIME", default_value = "10m", help_heading = NETWORK)]
     message_timeout: Duration,
 
     /// How long a connection takes new calls, running ones finish: clients that keep theirs then find servers that have
     /// been started since. For ever if absent
-    #[arg(long, env = "KINETOSCOPE_MAX_CONNECTION_AGE", value_name = "TIME")]
+    #[arg(long, env = "KINETOSCOPE_MAX_CONNECTION_AGE", value_name = "TIME", help_heading = NETWORK)]
     max_connection_age: Option<Duration>,
 
     /// How long running requests may take to finish after SIGTERM
-    #[arg(long, env = "KINETOSCOPE_GRACE", value_name = "TIME", default_value = "30s")]
+    #[arg(long, env = "KINETOSCOPE_GRACE", value_name = "TIME", default_value = "30s", help_heading = NETWORK)]
     grace: Duration,
 }
 

@@ -35,7 +35,7 @@ use crate::train::trainer::{
     BEST_FILE, BatchSource, CHECKPOINT_FILE, LAST_FILE, Outcome, Start, TrainOptions, Trainer,
 };
 use classes::ClassCounts;
-use recipe::{InputArgs, NetworkArgs, RecipeArgs, describe_augmentation};
+use recipe::{InputArgs, NetworkArgs, RecipeArgs};
 pub(super) use watch::Signals;
 use watch::{Terminal, Work};
 
@@ -104,6 +104,7 @@ pub(super) struct Args {
 
 /// One of several processes that train together (docs/training.md).
 #[derive(Debug, ClapArgs)]
+#[command(next_help_heading = "Several processes")]
 struct WorldArgs {
     /// Number of this process, from 0
     #[arg(long, env = "RANK", value_name = "N", default_value_t = 0)]
@@ -132,7 +133,6 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     let dataset = open_data(&args, out).context("the data can't be used")?;
     let signals = Signals::listen("saving after this step")?;
     let augment = args.input.augment(&dataset.classes);
-    args.input.warn_of_mirrored(&dataset.classes);
     let counts = ClassCounts::of(&dataset);
     let class_weights = args.recipe.class_weights(&dataset.classes, counts.train())?;
     let model = starting_model(&args, &dataset, out)?;
@@ -157,7 +157,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         (DATA_SETTING, data_setting(&dataset)),
         ("batch size", args.recipe.batch_size().to_string()),
         ("seed", args.recipe.seed().to_string()),
-        ("augmentation", describe_augmentation(&augment)),
+        ("augmentation", augment.to_string()),
         ("sampler", if args.recipe.balances() { "balanced" } else { "all" }.to_owned()),
     ] {
         options.settings.insert(name.to_owned(), value);

@@ -78,7 +78,9 @@ impl fmt::Display for Augment {
         }
         f.write_str(if self.flip { ", half of them mirrored" } else { ", none mirrored" })?;
         match self.color_jitter {
-            Some(ColorJitter { brightness, .. }) => write!(f, ", colours varied by {:.0}%", 100.0 * brightness),
+            Some(ColorJitter { brightness, contrast, saturation }) => {
+                write!(f, ", brightness {brightness}, contrast {contrast} and saturation {saturation} varied")
+            }
             None => f.write_str(", colours as they are"),
         }
     }

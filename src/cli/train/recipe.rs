@@ -23,6 +23,7 @@ use crate::train::trainer::TrainOptions;
 
 /// Which network.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Network")]
 pub(super) struct NetworkArgs {
     /// Model file to begin with, or one on the Hugging Face Hub as hf:ORG/REPO[/FILE][@REVISION]; a new network if absent.
     /// Its last layer is new if its classes are others than the data's
@@ -119,6 +120,7 @@ impl NetworkArgs {
 
 /// Which clips.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Clips")]
 pub(super) struct InputArgs {
     /// How frames become a new network's input: 2018, 2020, torchvision or a JSON file, as for `convert`
     #[arg(long, value_name = "NAME|FILE", default_value = "2020", conflicts_with = "init")]
@@ -178,7 +180,7 @@ impl InputArgs {
         Ok(read_preprocessing(&self.preprocessing)?)
     }
 
-    /// How clips are varied, for these classes.
+    /// How clips are varied, for these classes. Warns of those that mirroring would mix up.
     pub(super) fn augment(&self, classes: &[String]) -> Augment {
         let crop = match self.crop {
             CropArg::Corner => TrainCrop::CornerMultiScale,
@@ -186,42 +188,31 @@ impl InputArgs {
             CropArg::Center => TrainCrop::Center,
         };
         let jitter = |part| ColorJitter { brightness: part, contrast: part, saturation: part };
-        let flip = self.flip || (!self.no_flip && mirrored_classes(classes).is_empty());
+        let flip = !self.no_flip && self.mirrors(classes);
         Augment { crop, flip, color_jitter: self.color_jitter.map(jitter), ..Augment::PAPER }
     }
 
-    /// Warns of classes that mirroring would mix up.
-    pub(super) fn warn_of_mirrored(&self, classes: &[String]) {
+    /// Whether clips of these classes are mirrored, where nobody forbids it.
+    fn mirrors(&self, classes: &[String]) -> bool {
         let mirrored = mirrored_classes(classes);
-        if mirrored.is_empty() || self.no_flip {
-            return;
+        if mirrored.is_empty() {
+            return true;
         }
-        let pairs = mirrored.iter().map(|Mirrored { one, other }| format!("{one} / {other}")).collect();
-        let pairs = Listing(pairs);
+        let pairs = Listing(mirrored.iter().map(|Mirrored { one, other }| format!("{one} / {other}")).collect());
         if self.flip {
             warn!(%pairs, "clips are mirrored although classes differ by a direction");
         } else {
             warn!(%pairs, "clips are not mirrored, as classes differ by a direction; --flip mirrors them all the same");
         }
+        self.flip
     }
 }
 
-/// What the augmentation does to a clip, in words.
-pub(super) fn describe_augmentation(augment: &Augment) -> String {
-    let mut text = match augment.crop {
-        TrainCrop::CornerMultiScale => "a corner or the middle at one of five scales".to_owned(),
-        TrainCrop::RandomResized { .. } => "a random area and aspect ratio".to_owned(),
-        TrainCrop::Center => "the middle".to_owned(),
-    };
-    text += if augment.flip { ", half of the clips mirrored" } else { ", no clips mirrored" };
-    if let Some(ColorJitter { brightness, contrast, saturation }) = augment.color_jitter {
-        text += &format!(", brightness {brightness}, contrast {contrast} and saturation {saturation} varied");
-    }
-    text
-}
+const OPTIMIZER: &str = "Optimizer";
 
 /// How to train. What is not given is that of `--preset`.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Recipe")]
 pub(super) struct RecipeArgs {
     /// What is usual for a kind of training, for all that no other option gives: the values are printed at the start and
     /// stand in docs/training.md. If absent `paper`, at a tenth of the learning rate with --init
@@ -249,31 +240,31 @@ pub(super) struct RecipeArgs {
     freeze_norm: Option<bool>,
 
     /// Rule that moves the weights
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = OPTIMIZER)]
     optimizer: Option<OptimizerArg>,
 
     /// Learning rate; a hundredth of the preset's for AdamW if absent
-    #[arg(long, value_name = "RATE", value_parser = positive)]
+    #[arg(long, value_name = "RATE", value_parser = positive, help_heading = OPTIMIZER)]
     lr: Option<f64>,
 
     /// Times the learning rate for all layers but the last
-    #[arg(long, value_name = "FACTOR", value_parser = positive)]
+    #[arg(long, value_name = "FACTOR", value_parser = positive, help_heading = OPTIMIZER)]
     backbone_lr_factor: Option<f64>,
 
     /// Part of the last step that SGD keeps
-    #[arg(long, value_name = "PART", default_value_t = 0.9, value_parser = part)]
+    #[arg(long, value_name = "PART", default_value_t = 0.9, value_parser = part, help_heading = OPTIMIZER)]
     momentum: f64,
 
     /// Part of the gradient that SGD leaves out of its momentum
-    #[arg(long, value_name = "PART", default_value_t = 0.0, value_parser = part, conflicts_with = "nesterov")]
+    #[arg(long, value_name = "PART", default_value_t = 0.0, value_parser = part, conflicts_with = "nesterov", help_heading = OPTIMIZER)]
     dampening: f64,
 
     /// Nesterov's momentum
-    #[arg(long)]
+    #[arg(long, help_heading = OPTIMIZER)]
     nesterov: bool,
 
     /// Part of each weight that is added to its gradient (AdamW: taken off the weight)
-    #[arg(long, value_name = "PART", value_parser = part)]
+    #[arg(long, value_name = "PART", value_parser = part, help_heading = OPTIMIZER)]
     weight_decay: Option<f64>,
 
     /// How the learning rate falls
@@ -281,15 +272,15 @@ pub(super) struct RecipeArgs {
     schedule: Option<ScheduleArg>,
 
     /// Epochs after which a multistep schedule falls
-    #[arg(long, value_name = "EPOCH,...", value_delimiter = ',', required_if_eq("schedule", "multistep"))]
+    #[arg(long, value_name = "EPOCH,...", value_delimiter = ',', required_if_eq("schedule", "multistep"), help_heading = OPTIMIZER)]
     milestones: Vec<u64>,
 
     /// Epochs without a lower validation loss after which a plateau schedule falls
-    #[arg(long, value_name = "EPOCHS", default_value_t = 10)]
+    #[arg(long, value_name = "EPOCHS", default_value_t = 10, help_heading = OPTIMIZER)]
     patience: u64,
 
     /// What the learning rate is multiplied with when a plateau or multistep schedule falls
-    #[arg(long, value_name = "FACTOR", default_value_t = 0.1, value_parser = part)]
+    #[arg(long, value_name = "FACTOR", default_value_t = 0.1, value_parser = part, help_heading = OPTIMIZER)]
     gamma: f64,
 
     /// Epochs in which the learning rate rises evenly at the beginning
