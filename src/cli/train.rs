@@ -22,7 +22,7 @@ use crate::engine::DeviceRequest;
 use crate::model::file::Model;
 use crate::model::spec::ClipSpec;
 use crate::train::augment::Augment;
-use crate::train::checkpoint::Checkpoint;
+use crate::train::checkpoint::Progress;
 use crate::train::dataset::{CheckDepth, DataSpec, Dataset, Example, Finding, Listing, Split, SplitRule};
 use crate::train::distributed::{Alone, Collective, CollectiveError, Tcp};
 use crate::train::find_rate::{self, Rates};
@@ -270,8 +270,8 @@ fn data_setting(dataset: &Dataset) -> String {
 /// classes.
 fn open_data(args: &Args, out: &Path) -> anyhow::Result<Dataset> {
     let dataset = args.data.open()?;
-    let begun = if args.resume { Checkpoint::read(&out.join(CHECKPOINT_FILE))? } else { None };
-    let Some(Checkpoint { progress, .. }) = begun else { return Ok(dataset) };
+    let begun = if args.resume { Progress::read(&out.join(CHECKPOINT_FILE))? } else { None };
+    let Some(progress) = begun else { return Ok(dataset) };
     refuse_other_classes(&progress.spec.labels, &dataset.classes, out)?;
     let was = progress.settings.get(DATA_SETTING);
     if was != Some(&data_setting(&dataset)) {

@@ -33,13 +33,6 @@ pub struct Model {
     pub tensors: HashMap<String, Tensor>,
 }
 
-/// Of a safetensors file's head, what is not about tensors.
-#[derive(serde::Deserialize)]
-struct Head {
-    #[serde(rename = "__metadata__", default)]
-    metadata: HashMap<String, String>,
-}
-
 /// Why a model file is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelFileError {
@@ -231,27 +224,9 @@ impl Model {
     /// What a model file says about itself, checked, and the layers that it describes. Reads the file's head only, so
     /// that this takes no memory for weights; whether the tensors are there is not looked at. Moves the file's position.
     #[cfg_attr(not(feature = "video"), allow(dead_code, reason = "only a repository asks"))]
-    pub(crate) fn read_spec(mut file: &File, path: &Path) -> Result<(ModelSpec, Layout), ModelFileError> {
-        let io = |error| ModelFileError::Io { path: path.to_owned(), error };
-        let mut len = [0; 8];
-        file.rewind().map_err(io)?;
-        match file.read_exact(&mut len) {
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
-                return Err(SafeTensorError::HeaderTooSmall.into());
-            }
-            read => read.map_err(io)?,
-        }
-        let len = u64::from_le_bytes(len);
-        if len > MAX_HEAD_BYTES {
-            return Err(SafeTensorError::HeaderTooLarge.into());
-        }
-        let mut head = Vec::new();
-        file.take(len).read_to_end(&mut head).map_err(io)?;
-        if head.len() as u64 != len {
-            return Err(SafeTensorError::InvalidHeaderLength.into());
-        }
-        let head: Head = serde_json::from_slice(&head).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
-        let spec: ModelSpec = serde_json::from_str(head.metadata.get(SPEC_KEY).ok_or(ModelFileError::NoSpec)?)?;
+    pub(crate) fn read_spec(file: &File, path: &Path) -> Result<(ModelSpec, Layout), ModelFileError> {
+        let metadata = read_metadata(file, path)?;
+        let spec: ModelSpec = serde_json::from_str(metadata.get(SPEC_KEY).ok_or(ModelFileError::NoSpec)?)?;
         let layout = spec.validate()?;
         Ok((spec, layout))
     }
@@ -349,6 +324,35 @@ pub(crate) fn write_whole(
 ) -> Result<(), ModelFileError> {
     let io = |error| ModelFileError::Io { path: path.to_owned(), error };
     replacement::write_whole(path, &safetensors::serialize(tensors, Some(metadata))?).map_err(io)
+}
+
+/// The entries of a safetensors file that are not about tensors. Reads the file's head only. Moves the file's position.
+pub(crate) fn read_metadata(mut file: &File, path: &Path) -> Result<HashMap<String, String>, ModelFileError> {
+    /// What is not about tensors.
+    #[derive(serde::Deserialize)]
+    struct Head {
+        #[serde(rename = "__metadata__", default)]
+        metadata: HashMap<String, String>,
+    }
+
+    let io = |error| ModelFileError::Io { path: path.to_owned(), error };
+    let mut len = [0; 8];
+    file.rewind().map_err(io)?;
+    match file.read_exact(&mut len) {
+        Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Err(SafeTensorError::HeaderTooSmall.into()),
+        read => read.map_err(io)?,
+    }
+    let len = u64::from_le_bytes(len);
+    if len > MAX_HEAD_BYTES {
+        return Err(SafeTensorError::HeaderTooLarge.into());
+    }
+    let mut head = Vec::new();
+    file.take(len).read_to_end(&mut head).map_err(io)?;
+    if head.len() as u64 != len {
+        return Err(SafeTensorError::InvalidHeaderLength.into());
+    }
+    let head: Head = serde_json::from_slice(&head).map_err(SafeTensorError::InvalidHeaderDeserialization)?;
+    Ok(head.metadata)
 }
 
 fn tensor_from_view(name: String, view: &TensorView<'_>) -> Result<Tensor, ModelFileError> {

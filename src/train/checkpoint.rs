@@ -3,6 +3,8 @@
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
+use std::fs::File;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -10,7 +12,7 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use super::schedule::Plateau;
-use crate::model::file::{ModelFileError, write_whole};
+use crate::model::file::{ModelFileError, read_metadata, write_whole};
 use crate::model::spec::{ClipSpec, ModelSpec};
 
 /// Key in the safetensors `__metadata__` under which [`Progress`] stands as JSON.
@@ -203,12 +205,11 @@ impl Checkpoint {
     pub fn read(path: &Path) -> Result<Option<Self>, CheckpointError> {
         let bytes = match std::fs::read(path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(ModelFileError::Io { path: path.to_owned(), error }.into()),
         };
         let (_, metadata) = SafeTensors::read_metadata(&bytes)?;
-        let progress = metadata.metadata().as_ref().and_then(|entries| entries.get(PROGRESS_KEY));
-        let progress = serde_json::from_str(progress.ok_or(CheckpointError::NoProgress)?)?;
+        let progress = Progress::of_metadata(metadata.metadata().as_ref())?;
         let [mut weights, mut optimizer, mut average] = [(); 3].map(|()| HashMap::new());
         for (name, tensor) in candle_core::safetensors::load_buffer(&bytes, &Device::Cpu)? {
             if let Some(name) = name.strip_prefix(MODEL_PREFIX) {
@@ -224,6 +225,21 @@ impl Checkpoint {
 }
 
 impl Progress {
+    /// Reads where the training of a checkpoint is, and no tensors. `None` if there is no such file.
+    pub fn read(path: &Path) -> Result<Option<Self>, CheckpointError> {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(ModelFileError::Io { path: path.to_owned(), error }.into()),
+        };
+        Self::of_metadata(Some(&read_metadata(&file, path)?)).map(Some)
+    }
+
+    fn of_metadata(metadata: Option<&HashMap<String, String>>) -> Result<Self, CheckpointError> {
+        let progress = metadata.and_then(|entries| entries.get(PROGRESS_KEY)).ok_or(CheckpointError::NoProgress)?;
+        Ok(serde_json::from_str(progress)?)
+    }
+
     /// A training before its first step.
     pub fn new(spec: ModelSpec, settings: BTreeMap<String, String>, plateau: Plateau) -> Self {
         Self { spec, settings, epoch: 0, batch: 0, step: 0, tally: Tally::default(), plateau, best: None }
