@@ -16,10 +16,9 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::authors::Subset;
-use super::error::DatasetError;
+use super::error::{DatasetError, malformed_json};
 use super::gather::{Gathered, Labelled};
 use super::lookup::VideoFiles;
-use super::recognise::malformed_json;
 use crate::video::TimeRange;
 
 #[derive(Deserialize)]
@@ -44,10 +43,9 @@ pub(super) fn matches(json: &Value) -> bool {
     json.get("database").is_some_and(Value::is_object)
 }
 
-pub(super) fn read(path: &Path, json: Value, videos: &Path) -> Result<Gathered, DatasetError> {
+pub(super) fn read(path: &Path, json: Value, files: &VideoFiles, gathered: &mut Gathered) -> Result<(), DatasetError> {
     let document: Document = serde_json::from_value(json).map_err(|error| malformed_json(path, &error))?;
-    let files = VideoFiles::below(videos)?;
-    let mut gathered = Gathered::of_annotations(path, videos);
+    gathered.source = path.to_owned();
     let (mut unlabelled, mut without_length) = (0, 0);
     for (id, Entry { subset, annotations }) in document.database {
         unlabelled += usize::from(annotations.is_empty());
@@ -57,7 +55,7 @@ pub(super) fn read(path: &Path, json: Value, videos: &Path) -> Result<Gathered, 
                 continue;
             };
             let labelled = Labelled { id: format!("{id}#{number}"), label, split: Some(subset.into()), range };
-            gathered.look_up(&files, &[format!("v_{id}"), id.clone()], labelled);
+            gathered.look_up(files, &[format!("v_{id}"), id.clone()], labelled);
         }
     }
     gathered.has_overlaps = true;
@@ -65,7 +63,7 @@ pub(super) fn read(path: &Path, json: Value, videos: &Path) -> Result<Gathered, 
     if without_length > 0 {
         gathered.warnings.push(format!("{without_length} segment(s) end before they begin and are left out"));
     }
-    Ok(gathered)
+    Ok(())
 }
 
 fn range([start, end]: [f64; 2]) -> Option<TimeRange> {

@@ -14,11 +14,10 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::error::DatasetError;
+use super::error::{DatasetError, malformed_json};
 use super::folders::split_named;
 use super::gather::{Gathered, Labelled};
 use super::lookup::VideoFiles;
-use super::recognise::malformed_json;
 use super::{Split, TimeRange};
 
 #[derive(Deserialize)]
@@ -66,10 +65,9 @@ pub(super) fn matches(json: &Value) -> bool {
     json.get("labels").is_some() || database.values().any(one_label)
 }
 
-pub(super) fn read(path: &Path, json: Value, videos: &Path) -> Result<Gathered, DatasetError> {
+pub(super) fn read(path: &Path, json: Value, files: &VideoFiles, gathered: &mut Gathered) -> Result<(), DatasetError> {
     let document: Document = serde_json::from_value(json).map_err(|error| malformed_json(path, &error))?;
-    let files = VideoFiles::below(videos)?;
-    let mut gathered = Gathered::of_annotations(path, videos);
+    gathered.source = path.to_owned();
     let mut unlabelled = 0;
     for (id, Entry { subset, annotations }) in document.database {
         let Some(label) = annotations.and_then(|annotations| annotations.label) else {
@@ -77,9 +75,9 @@ pub(super) fn read(path: &Path, json: Value, videos: &Path) -> Result<Gathered, 
             continue;
         };
         let labelled = Labelled { id: id.clone(), label, split: Some(subset.into()), range: TimeRange::ALL };
-        gathered.look_up(&files, &[id], labelled);
+        gathered.look_up(files, &[id], labelled);
     }
     gathered.classes = document.labels;
     gathered.warn_of_unlabelled(unlabelled);
-    Ok(gathered)
+    Ok(())
 }

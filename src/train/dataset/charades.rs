@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::error::DatasetError;
+use super::error::{DatasetError, malformed_csv};
 use super::folders::split_of_file;
 use super::gather::{Gathered, Labelled, read_text};
 use super::lookup::VideoFiles;
@@ -44,11 +44,10 @@ pub(super) fn read(path: &Path, text: &str, files: &VideoFiles, gathered: &mut G
     }
     let split = split_of_file(path).map(|split| if split == Split::Test { Split::Validation } else { split });
     let malformed = |line: Option<u64>, detail| DatasetError::Malformed { path: path.to_owned(), line, detail };
-    let broken = |error: csv::Error| malformed(error.position().map(csv::Position::line), error.to_string());
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text.as_bytes());
     let mut unlabelled = 0;
     for (number, row) in reader.deserialize().enumerate() {
-        let Row { id, actions } = row.map_err(broken)?;
+        let Row { id, actions } = row.map_err(|error| malformed_csv(path, &error))?;
         unlabelled += usize::from(actions.is_empty());
         for (action, text) in actions.split(';').filter(|action| !action.trim().is_empty()).enumerate() {
             let words: Vec<&str> = text.split_whitespace().collect();

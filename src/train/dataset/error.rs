@@ -1,7 +1,7 @@
 //! What can be wrong with a dataset.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::Split;
 
@@ -104,6 +104,18 @@ pub enum DatasetError {
         /// What was asked for.
         fraction: f64,
     },
+}
+
+/// JSON that is not what its format says.
+pub(super) fn malformed_json(path: &Path, error: &serde_json::Error) -> DatasetError {
+    let line = (error.line() > 0).then_some(error.line() as u64);
+    DatasetError::Malformed { path: path.to_owned(), line, detail: error.to_string() }
+}
+
+/// A table that is not what its format says.
+pub(super) fn malformed_csv(path: &Path, error: &csv::Error) -> DatasetError {
+    let line = error.position().map(csv::Position::line);
+    DatasetError::Malformed { path: path.to_owned(), line, detail: error.to_string() }
 }
 
 /// Names of things; shows the first few.

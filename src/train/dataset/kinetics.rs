@@ -19,11 +19,10 @@ use serde_json::Value;
 
 use super::TimeRange;
 use super::authors::Subset;
-use super::error::DatasetError;
+use super::error::{DatasetError, malformed_csv, malformed_json};
 use super::folders::{split_named, split_of_file};
 use super::gather::{Gathered, Labelled};
 use super::lookup::VideoFiles;
-use super::recognise::malformed_json;
 
 #[derive(Deserialize)]
 struct Row {
@@ -47,7 +46,7 @@ pub(super) fn read(source: &Path, tables: &[PathBuf], videos: &Path) -> Result<G
     let mut unlabelled = 0;
     for table in tables {
         let malformed = |line: Option<u64>, detail| DatasetError::Malformed { path: table.clone(), line, detail };
-        let broken = |error: csv::Error| malformed(error.position().map(csv::Position::line), error.to_string());
+        let broken = |error| malformed_csv(table, &error);
         let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(table).map_err(broken)?;
         for (number, row) in reader.deserialize().enumerate() {
             let Row { label, youtube_id, time_start, time_end, split } = row.map_err(broken)?;

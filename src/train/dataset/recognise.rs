@@ -1,11 +1,12 @@
 //! Which format a path is of, by what is there.
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
+use std::mem;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::error::{DatasetError, Listing};
+use super::error::{DatasetError, Listing, malformed_json};
 use super::folders::{self, Tree, name_of, split_named};
 use super::gather::{Gathered, read_class_list, read_text};
 use super::lookup::VideoFiles;
@@ -19,18 +20,24 @@ const EXPECTED: &str = "a folder of class folders (with or without train, val an
 /// Endings of files that are looked at for annotations where nobody names one.
 const ANNOTATION_EXTENSIONS: [&str; 6] = ["csv", "tsv", "txt", "json", "jsonl", "list"];
 
-/// Formats of single files. Several files of one format are read as one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Format {
+/// What a file holds. Several files of one format are read as one.
+#[derive(Debug)]
+enum Annotations {
     Kinetics,
-    KineticsJson,
-    Authors,
-    ActivityNet,
-    SomethingJson,
-    SomethingText,
-    Charades,
-    Table,
-    List,
+    KineticsJson(Value),
+    Authors(Value),
+    ActivityNet(Value),
+    SomethingJson(Value),
+    SomethingText(String),
+    Charades(String),
+    Table(Table),
+    List(String),
+}
+
+impl Annotations {
+    fn is_kinetics(&self) -> bool {
+        matches!(self, Self::Kinetics)
+    }
 }
 
 /// Reads `spec.annotations`, whatever it is.
@@ -63,7 +70,7 @@ fn read_folder(spec: &DataSpec) -> Result<Gathered, DatasetError> {
     let has_class_folders = has_class_folders(&tree);
     for folder in lists {
         let files = annotations(folder, spec)?;
-        let kinetics_alone = files.iter().all(|(_, format)| *format == Format::Kinetics);
+        let kinetics_alone = files.iter().all(|(_, found)| found.is_kinetics());
         if !files.is_empty() && (!has_class_folders || kinetics_alone) {
             return read_all(&folder.path, files, videos, spec);
         }
@@ -86,8 +93,8 @@ fn has_class_folders(tree: &Tree) -> bool {
     }
 }
 
-/// The annotation files in a folder, and their formats.
-fn annotations(folder: &Tree, spec: &DataSpec) -> Result<Vec<(PathBuf, Format)>, DatasetError> {
+/// The annotation files in a folder, and what they hold.
+fn annotations(folder: &Tree, spec: &DataSpec) -> Result<Vec<(PathBuf, Annotations)>, DatasetError> {
     let mut found = Vec::new();
     for file in &folder.others {
         let extension = file.extension().map(|extension| extension.to_string_lossy().to_ascii_lowercase());
@@ -97,12 +104,12 @@ fn annotations(folder: &Tree, spec: &DataSpec) -> Result<Vec<(PathBuf, Format)>,
         }
         // What is no text, or damaged, is no annotations that anybody named.
         let Ok(text) = read_text(file) else { continue };
-        let Ok(format) = format_of(file, &text, spec) else { continue };
-        found.extend(format.map(|format| (file.clone(), format)));
+        let Ok(annotations) = recognise(file, &text, spec) else { continue };
+        found.extend(annotations.map(|annotations| (file.clone(), annotations)));
     }
-    let formats: BTreeSet<Format> = found.iter().map(|(_, format)| *format).collect();
-    if formats.contains(&Format::Kinetics) {
-        found.retain(|(_, format)| *format == Format::Kinetics);
+    let formats: HashSet<_> = found.iter().map(|(_, annotations)| mem::discriminant(annotations)).collect();
+    if found.iter().any(|(_, annotations)| annotations.is_kinetics()) {
+        found.retain(|(_, annotations)| annotations.is_kinetics());
     } else if formats.len() > 1 {
         let names = Listing(found.iter().map(|(file, _)| name_of(file)).collect());
         let found = format!("{} has annotations in {} formats: {names}", folder.path.display(), formats.len());
@@ -124,8 +131,8 @@ fn read_file(spec: &DataSpec) -> Result<Gathered, DatasetError> {
         return Err(unrecognised(path, "a single video".to_owned()));
     }
     let text = read_text(path)?;
-    match format_of(path, &text, spec)? {
-        Some(format) => read_all(path, vec![(path.clone(), format)], videos, spec),
+    match recognise(path, &text, spec)? {
+        Some(annotations) => read_all(path, vec![(path.clone(), annotations)], videos, spec),
         None if text.trim_start().starts_with('{') => {
             let json: Value = serde_json::from_str(&text).map_err(|error| malformed_json(path, &error))?;
             let keys: Vec<&str> = json.as_object().into_iter().flatten().map(|(key, _)| key.as_str()).take(8).collect();
@@ -138,29 +145,29 @@ fn read_file(spec: &DataSpec) -> Result<Gathered, DatasetError> {
     }
 }
 
-/// What format a file's text is of; `None` if it is none that is known.
-fn format_of(path: &Path, text: &str, spec: &DataSpec) -> Result<Option<Format>, DatasetError> {
+/// What the text of a file holds; `None` if it is in no format that is known.
+fn recognise(path: &Path, text: &str, spec: &DataSpec) -> Result<Option<Annotations>, DatasetError> {
     let columns = spec.columns.as_ref();
     if let Some(json) = parse_json(path, text)? {
-        return Ok(match &json {
-            json if authors::matches(json) => Some(Format::Authors),
-            json if activitynet::matches(json) => Some(Format::ActivityNet),
-            json if something::matches_json(json) => Some(Format::SomethingJson),
-            Value::Array(items) => Table::of_objects(path, items, columns)?.map(|_| Format::Table),
-            json if kinetics::matches_json(json) => Some(Format::KineticsJson),
+        return Ok(match json {
+            json if authors::matches(&json) => Some(Annotations::Authors(json)),
+            json if activitynet::matches(&json) => Some(Annotations::ActivityNet(json)),
+            json if something::matches_json(&json) => Some(Annotations::SomethingJson(json)),
+            Value::Array(items) => Table::of_objects(path, &items, columns)?.map(Annotations::Table),
+            json if kinetics::matches_json(&json) => Some(Annotations::KineticsJson(json)),
             _ => None,
         });
     }
     Ok(if columns.is_none() && kinetics::is_table(path) {
-        Some(Format::Kinetics)
+        Some(Annotations::Kinetics)
     } else if columns.is_none() && charades::matches(text) {
-        Some(Format::Charades)
+        Some(Annotations::Charades(text.to_owned()))
     } else if columns.is_none() && something::matches_text(text) {
-        Some(Format::SomethingText)
-    } else if Table::of_csv(path, text, columns)?.is_some() {
-        Some(Format::Table)
+        Some(Annotations::SomethingText(text.to_owned()))
+    } else if let Some(table) = Table::of_csv(path, text, columns)? {
+        Some(Annotations::Table(table))
     } else {
-        lists::matches(text).then_some(Format::List)
+        lists::matches(text).then(|| Annotations::List(text.to_owned()))
     })
 }
 
@@ -183,43 +190,37 @@ fn parse_json(path: &Path, text: &str) -> Result<Option<Value>, DatasetError> {
 /// Reads files of one format as one.
 fn read_all(
     source: &Path,
-    annotations: Vec<(PathBuf, Format)>,
+    files: Vec<(PathBuf, Annotations)>,
     videos: &Path,
     spec: &DataSpec,
 ) -> Result<Gathered, DatasetError> {
-    let paths = || annotations.iter().map(|(path, _)| path.clone()).collect::<Vec<_>>();
-    if annotations.iter().all(|(_, format)| *format == Format::Kinetics) {
-        return kinetics::read(source, &paths(), videos);
+    if files.iter().all(|(_, annotations)| annotations.is_kinetics()) {
+        let tables: Vec<PathBuf> = files.into_iter().map(|(path, _)| path).collect();
+        return kinetics::read(source, &tables, videos);
     }
-    let files = VideoFiles::below(videos)?;
+    let are_several = files.len() > 1;
+    let video_files = VideoFiles::below(videos)?;
     let mut gathered = Gathered::of_annotations(source, videos);
     let mut has_numbers = false;
-    for (path, format) in &annotations {
-        let text = read_text(path)?;
-        let json = parse_json(path, &text)?.unwrap_or_default();
-        match format {
-            Format::Authors | Format::ActivityNet if annotations.len() > 1 => {
+    for (path, annotations) in files {
+        match annotations {
+            Annotations::Authors(_) | Annotations::ActivityNet(_) if are_several => {
                 let found = format!("{} has several annotation files of one format", source.display());
                 return Err(DatasetError::Layout { found, advice: "--data names one of them".to_owned() });
             }
-            Format::Authors => return authors::read(path, json, videos),
-            Format::ActivityNet => return activitynet::read(path, json, videos),
-            Format::Kinetics => unreachable!("files are of one format, and not of this"),
-            Format::KineticsJson => kinetics::read_json(path, json, &files, &mut gathered)?,
-            Format::SomethingJson => something::read_json(path, json, &files, &mut gathered)?,
-            Format::SomethingText => something::read_text(path, &text, &files, &mut gathered)?,
-            Format::Charades => charades::read(path, &text, &files, &mut gathered)?,
-            Format::Table => {
-                let columns = spec.columns.as_ref();
-                let table = match &json {
-                    Value::Array(items) => Table::of_objects(path, items, columns)?,
-                    _ => Table::of_csv(path, &text, columns)?,
-                };
-                table.expect("it was recognised as one").read(path, &files, &mut gathered)?;
+            Annotations::Authors(json) => authors::read(&path, json, &video_files, &mut gathered)?,
+            Annotations::ActivityNet(json) => activitynet::read(&path, json, &video_files, &mut gathered)?,
+            Annotations::Kinetics => unreachable!("files are of one format, and not of this"),
+            Annotations::KineticsJson(json) => kinetics::read_json(&path, json, &video_files, &mut gathered)?,
+            Annotations::SomethingJson(json) => something::read_json(&path, json, &video_files, &mut gathered)?,
+            Annotations::SomethingText(text) => something::read_text(&path, &text, &video_files, &mut gathered)?,
+            Annotations::Charades(text) => charades::read(&path, &text, &video_files, &mut gathered)?,
+            Annotations::Table(table) => {
+                table.read(&path, &video_files, &mut gathered)?;
                 has_numbers = true;
             }
-            Format::List => {
-                lists::read(path, &text, &files, &mut gathered)?;
+            Annotations::List(text) => {
+                lists::read(&path, &text, &video_files, &mut gathered)?;
                 has_numbers = true;
             }
         }
@@ -236,12 +237,6 @@ fn read_all(
         name_numbers(&mut gathered, names)?;
     }
     Ok(gathered)
-}
-
-/// JSON that is not what its format says.
-pub(super) fn malformed_json(path: &Path, error: &serde_json::Error) -> DatasetError {
-    let line = (error.line() > 0).then_some(error.line() as u64);
-    DatasetError::Malformed { path: path.to_owned(), line, detail: error.to_string() }
 }
 
 fn unrecognised(path: &Path, found: String) -> DatasetError {

@@ -15,11 +15,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::TimeRange;
-use super::error::DatasetError;
+use super::error::{DatasetError, malformed_json};
 use super::folders::split_of_file;
 use super::gather::{Gathered, Labelled};
 use super::lookup::VideoFiles;
-use super::recognise::malformed_json;
 
 #[derive(Deserialize)]
 struct Entry {

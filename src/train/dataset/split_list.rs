@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use super::Split;
-use super::error::DatasetError;
+use super::error::{DatasetError, malformed_csv};
 use super::folders::{split_named, without_video_ending};
 
 /// Name of the list in the dataset's folder. Paths in it are relative to that folder.
@@ -33,7 +33,7 @@ impl SplitList {
         let mut list = Self::default();
         let malformed =
             |line: Option<u64>, detail: String| DatasetError::Malformed { path: path.clone(), line, detail };
-        let broken = |error: csv::Error| malformed(error.position().map(csv::Position::line), error.to_string());
+        let broken = |error| malformed_csv(&path, &error);
         let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(&path).map_err(broken)?;
         for (number, row) in reader.deserialize().enumerate() {
             let (video, split): (String, String) = row.map_err(broken)?;

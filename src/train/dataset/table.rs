@@ -15,7 +15,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::TimeRange;
-use super::error::{DatasetError, Listing};
+use super::error::{DatasetError, Listing, malformed_csv};
 use super::folders::{split_named, split_of_file};
 use super::gather::{Gathered, Labelled};
 use super::lookup::VideoFiles;
@@ -180,7 +180,7 @@ impl Table {
             .from_reader(text.as_bytes());
         let mut rows = Vec::new();
         for row in reader.records() {
-            let row = row.map_err(|error| malformed(error.position().map(csv::Position::line), error.to_string()))?;
+            let row = row.map_err(|error| malformed_csv(path, &error))?;
             let line = row.position().map(csv::Position::line);
             rows.push((line, row.iter().map(str::to_owned).collect()));
         }
