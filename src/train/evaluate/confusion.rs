@@ -4,10 +4,8 @@ use std::io;
 use std::path::Path;
 
 use super::metrics::Confusion;
-use crate::train::report::canvas::{Align, Canvas, Color, Line, Text, rgb};
+use crate::train::report::canvas::{Align, Canvas, Color, FAINT_INK, INK, Line, Text, rgb};
 
-const INK: u32 = 0x26_2b_33;
-const FAINT_INK: u32 = 0x6b_72_80;
 const GRID: u32 = 0xdd_e1_e6;
 const RIGHT: [u8; 3] = [0x14, 0x7a, 0x3d];
 const WRONG: [u8; 3] = [0xb0, 0x20, 0x1f];

@@ -3,7 +3,7 @@
 use std::io;
 use std::path::Path;
 
-use crate::train::report::canvas::{Align, Canvas, Text, rgb};
+use crate::train::report::canvas::{Align, Canvas, FAINT_INK, INK, Text, rgb};
 use crate::train::validation::Shown;
 
 /// Frames of a video that are shown.
@@ -12,8 +12,6 @@ pub const FRAMES: usize = 6;
 /// Height and width of a frame in pixels; frames are cropped at the centre, as the model sees them.
 pub const SIZE: usize = 160;
 
-const INK: u32 = 0x26_2b_33;
-const FAINT_INK: u32 = 0x6b_72_80;
 const RIGHT: u32 = 0x14_7a_3d;
 const WRONG: u32 = 0xb0_20_1f;
 

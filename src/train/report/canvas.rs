@@ -53,6 +53,11 @@ pub(in crate::train) struct Line {
     pub(in crate::train) dash: Option<[f32; 2]>,
 }
 
+/// Of text and what matters, of what goes with it, and of the lines behind charts; as [`rgb`] takes them.
+pub(in crate::train) const INK: u32 = 0x26_2b_33;
+pub(in crate::train) const FAINT_INK: u32 = 0x6b_72_80;
+pub(in crate::train) const GRID: u32 = 0xe4_e7_eb;
+
 /// A color from its usual notation, such as `0x1f77b4`.
 pub(in crate::train) fn rgb(hex: u32) -> Color {
     let [_, r, g, b] = hex.to_be_bytes();

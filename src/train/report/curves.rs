@@ -1,13 +1,10 @@
 //! The picture of a run's curves: accuracy and loss over epochs, as in figures 2 and 3 of the paper.
 
-use super::canvas::{Align, Canvas, Color, Line, Point, Text, rgb};
+use super::canvas::{Align, Canvas, Color, FAINT_INK, GRID, INK, Line, Point, Text, rgb};
 use super::{EpochRecord, short};
 
 const PANEL: (f32, f32) = (800.0, 660.0);
 
-const INK: u32 = 0x26_2b_33;
-const FAINT_INK: u32 = 0x6b_72_80;
-const GRID: u32 = 0xe4_e7_eb;
 const TRAINING: u32 = 0x2b_6c_b0;
 const VALIDATION: u32 = 0xd9_5f_0e;
 
@@ -262,11 +259,11 @@ fn lowest_of(values: &[f64]) -> Option<f64> {
     values.iter().copied().reduce(f64::min)
 }
 
-fn ink(color: u32) -> Text {
+pub(super) fn ink(color: u32) -> Text {
     Text { size: 18.0, color: rgb(color), bold: false, align: Align::Left, rotation: 0.0 }
 }
 
-fn solid(color: u32, width: f32) -> Line {
+pub(super) fn solid(color: u32, width: f32) -> Line {
     Line { color: rgb(color), width, dash: None }
 }
 

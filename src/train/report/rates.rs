@@ -1,23 +1,19 @@
 //! The curve of a learning rate finder: loss over learning rate, the rates at equal factors.
 
-use super::canvas::{Align, Canvas, Color, Line, Point, Text, rgb};
-use super::curves::Axis;
+use super::canvas::{Align, Canvas, Color, FAINT_INK, GRID, INK, Line, Point, Text, rgb};
+use super::curves::{Axis, ink, solid};
 use super::short;
 use crate::train::find_rate::{self, suggestion};
 
 const WIDTH: f32 = 900.0;
 const HEIGHT: f32 = 620.0;
-const INK: u32 = 0x26_2b_33;
-const FAINT_INK: u32 = 0x6b_72_80;
-const GRID: u32 = 0xe4_e7_eb;
 const CURVE: u32 = 0x2b_6c_b0;
 const CHOSEN: u32 = 0xd9_5f_0e;
 
 /// Draws the points and marks the suggestion.
 pub(super) fn draw(points: &[find_rate::Point]) -> Canvas {
     let mut canvas = Canvas::new(WIDTH as u32, HEIGHT as u32).expect("the size is fixed");
-    let text = |size: f32, color: u32| Text { size, color: rgb(color), bold: false, align: Align::Left, rotation: 0.0 };
-    let solid = |color: u32, width: f32| Line { color: rgb(color), width, dash: None };
+    let text = |size: f32, color: u32| Text { size, ..ink(color) };
     let (left, right, top, bottom) = (90.0, WIDTH - 40.0, 100.0, HEIGHT - 90.0);
     canvas.text("Loss over learning rate", (left, 46.0), Text { bold: true, ..text(26.0, INK) });
     let (Some(first), Some(last)) = (points.first(), points.last()) else { return canvas };
