@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
-use super::loss::{Criterion, Labels, Loss};
+use super::loss::{Criterion, Labels};
 use super::network::Network;
 use super::optimizer::{Optimizer, clip_norm};
 use super::report::{self, ReportError};
@@ -71,8 +71,7 @@ pub fn find(
         let clips = batch.clips.to_device(&options.device)?;
         let labels = Labels::Classes(batch.labels.to_device(&options.device)?);
         let pass = network.train(&clips)?;
-        let Loss { sum: of_batch, weight } = criterion.loss(&pass.logits, &labels)?;
-        let mean = (of_batch / weight.max(f64::MIN_POSITIVE))?;
+        let mean = criterion.loss(&pass.logits, &labels)?.mean()?;
         let loss = f64::from(mean.to_scalar::<f32>()?);
         // The first losses would count for nothing: the mean is divided by what it has in sum.
         sum = KEPT * sum + (1.0 - KEPT) * loss;

@@ -42,6 +42,13 @@ pub struct Loss {
     pub weight: f64,
 }
 
+impl Loss {
+    /// The mean over the clips; none where all their classes weigh nothing.
+    pub fn mean(&self) -> Result<Tensor> {
+        &self.sum / self.weight.max(f64::MIN_POSITIVE)
+    }
+}
+
 impl Criterion {
     /// A criterion for networks on `device`.
     pub fn new(config: &LossConfig, device: &Device) -> Result<Self> {

@@ -1,30 +1,32 @@
 //! The loop over epochs: batches to weights, weights to files.
 
-use std::collections::BTreeMap;
+mod options;
+mod step;
+
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use candle_conv3d::Precision;
-use candle_core::backprop::GradStore;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use candle_nn::loss::cross_entropy;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::augment::Draws;
 use super::average::Average;
-use super::checkpoint::{Best, Checkpoint, CheckpointError, Metric, Progress, Tally};
+use super::checkpoint::{Best, Checkpoint, CheckpointError, Progress, Tally};
 use super::distributed::{Collective, CollectiveError};
 use super::loader::{Batch, Loader, LoaderError};
 use super::lock::{FolderLock, LockError};
-use super::loss::{Criterion, Loss, LossConfig, Mix};
-use super::network::{Layer, Network};
-use super::optimizer::{Optimizer, OptimizerConfig, clip_norm};
+use super::loss::Criterion;
+use super::network::Network;
+use super::optimizer::Optimizer;
 use super::report::{EpochRecord, Report, ReportError};
-use super::schedule::{Schedule, Scheduler};
-use super::validation::{Validated, count_correct};
+use super::schedule::Scheduler;
+use super::validation::Validated;
 use crate::model::file::{Model, ModelFileError};
+pub use options::TrainOptions;
+use options::all_settings;
 
 /// The model after the latest epoch, in the folder of a run.
 pub const LAST_FILE: &str = "last.safetensors";
@@ -74,77 +76,6 @@ impl BatchSource for Loader {
 
     fn name(&self, example: usize) -> String {
         Loader::example(self, example).id.clone()
-    }
-}
-
-/// How to train.
-#[derive(Debug, Clone)]
-pub struct TrainOptions {
-    /// Passes over the training examples.
-    pub epochs: u64,
-    /// Batches whose gradients make one step, at least 1. Batch norms still see one batch at a time.
-    pub accumulate: usize,
-    /// What moves the weights.
-    pub optimizer: OptimizerConfig,
-    /// Times the learning rate for all layers but the last.
-    pub backbone_factor: f64,
-    /// How the learning rate falls.
-    pub schedule: Schedule,
-    /// Steps in which it rises at the beginning.
-    pub warmup_steps: u64,
-    /// The first layer that is trained.
-    pub begin_at: Layer,
-    /// Whether batch norms keep their statistics.
-    pub frozen_norm: bool,
-    /// What is minimised.
-    pub loss: LossConfig,
-    /// Clips that are mixed of two.
-    pub mix: Mix,
-    /// Of what is drawn to mix clips.
-    pub seed: u64,
-    /// Longest that all gradients together may be; longer ones are scaled down.
-    pub clip_norm: Option<f64>,
-    /// Part of the average of the weights over steps that each step keeps. With it, the average is what is validated and
-    /// written.
-    pub average_decay: Option<f64>,
-    /// What makes an epoch the best one.
-    pub best_by: Metric,
-    /// Epochs without a better one after which the training ends.
-    pub early_stop: Option<u64>,
-    /// Time after which a checkpoint is written in the midst of an epoch.
-    pub checkpoint_interval: Duration,
-    /// Where the network is.
-    pub device: Device,
-    /// What it computes with there; CPUs compute in f32.
-    pub precision: Precision,
-    /// What else must be the same when the run is resumed (data, batch size, seed), by name.
-    pub settings: BTreeMap<String, String>,
-}
-
-impl TrainOptions {
-    /// All layers trained at one learning rate without warm-up, a checkpoint every 15 minutes.
-    pub fn new(epochs: u64, accumulate: usize, optimizer: OptimizerConfig, schedule: Schedule, device: Device) -> Self {
-        Self {
-            epochs,
-            accumulate,
-            optimizer,
-            backbone_factor: 1.0,
-            schedule,
-            warmup_steps: 0,
-            begin_at: Layer::Conv1,
-            frozen_norm: false,
-            loss: LossConfig::default(),
-            mix: Mix::default(),
-            seed: 1,
-            clip_norm: None,
-            average_decay: None,
-            best_by: Metric::Accuracy,
-            early_stop: None,
-            checkpoint_interval: Duration::from_secs(15 * 60),
-            device,
-            precision: Precision::F32,
-            settings: BTreeMap::new(),
-        }
     }
 }
 
@@ -448,76 +379,6 @@ impl Trainer {
         Ok(Outcome::Finished)
     }
 
-    /// One step of the weights. Gives whether any of the processes was told to stop. An error before weights change leaves
-    /// everything but running statistics as it was.
-    fn step(
-        &mut self,
-        batches: &mut dyn Iterator<Item = Result<Batch, LoaderError>>,
-        train: &dyn BatchSource,
-        stop: &CancellationToken,
-        observer: &mut dyn Observer,
-    ) -> Result<bool, TrainError> {
-        let (began, waited_before) = (Instant::now(), train.waited());
-        let Progress { epoch, batch: first, step, .. } = self.progress;
-        let learning_rate = self.scheduler.learning_rate(epoch, step);
-        let left = train.batches_per_epoch() as u64 - first;
-        let count = (self.options.accumulate.max(1) as u64).min(left);
-        let alone = count == 1 && self.collective.world_size() == 1;
-        let mut sum = GradientSum { alone, ..GradientSum::default() };
-        for number in first..first + count {
-            let batch = batches.next().ok_or(TrainError::NoBatches)??;
-            let (loss, correct) = self.forward_backward(&batch, number, learning_rate, &mut sum)?;
-            let clips = batch.examples.len() as u64;
-            sum.tally.add(loss, correct, clips);
-            observer.batch(clips, loss);
-        }
-        let Exchanged { mut gradients, tally, stops } = self.exchange(sum, stop)?;
-        if let Some(limit) = self.options.clip_norm {
-            clip_norm(&mut gradients, &self.network.trained(), limit)?;
-        }
-        self.whole = false;
-        self.optimizer.step(&gradients, learning_rate)?;
-        if let Some(average) = &mut self.average {
-            average.note(&self.network, step)?;
-        }
-        self.progress.tally.add(tally.loss(), tally.correct, tally.clips);
-        self.progress.tally.milliseconds += began.elapsed().as_millis() as u64;
-        self.progress.tally.waited_milliseconds += (train.waited() - waited_before).as_millis() as u64;
-        self.progress.batch += count;
-        self.progress.step += 1;
-        self.whole = true;
-        if let Some(report) = &mut self.report {
-            report.step(step, tally.loss(), learning_rate)?;
-        }
-        Ok(stops)
-    }
-
-    /// Adds the gradients of batch `number` of the epoch to `sum`. Gives the mean loss and how many clips were right.
-    fn forward_backward(
-        &self,
-        batch: &Batch,
-        number: u64,
-        learning_rate: f64,
-        sum: &mut GradientSum,
-    ) -> Result<(f64, u64), TrainError> {
-        let (clips, labels) = self.on_device(batch)?;
-        let classes = self.progress.spec.labels.len();
-        let place = number * self.collective.world_size() as u64 + self.collective.rank() as u64;
-        let mut draws = Draws::new(self.options.seed, "mix", self.progress.epoch, place);
-        let (clips, targets) = self.options.mix.apply(&clips, &labels, classes, &mut draws)?;
-        let pass = self.network.train(&clips)?;
-        let Loss { sum: loss_sum, weight } = self.criterion.loss(&pass.logits, &targets)?;
-        // Classes may weigh nothing.
-        let mean = (&loss_sum / weight.max(f64::MIN_POSITIVE))?;
-        let loss = f64::from(mean.to_scalar::<f32>()?);
-        self.check_loss(loss, learning_rate)?;
-        let correct = count_correct(&pass.logits, &labels)?;
-        // Parts may have different sizes: their sums are added, and divided by all clips at the end.
-        let backward = if sum.alone { mean } else { loss_sum };
-        sum.add(pass.backward(&backward)?, weight, &self.network.trained())?;
-        Ok((loss, correct))
-    }
-
     fn check_loss(&self, loss: f64, learning_rate: f64) -> Result<(), TrainError> {
         if loss <= self.highest_sound_loss() {
             return Ok(());
@@ -534,61 +395,6 @@ impl Trainer {
     fn diverged(&self, what: String, learning_rate: f64) -> TrainError {
         let Progress { epoch, step, .. } = self.progress;
         TrainError::Diverged { epoch: epoch + 1, step: step + 1, what, learning_rate }
-    }
-
-    /// What all processes have of a step together: mean gradients over all clips, and what they counted. Running statistics
-    /// become the mean of theirs, too.
-    fn exchange(&mut self, sum: GradientSum, stop: &CancellationToken) -> Result<Exchanged, TrainError> {
-        let trained = self.network.trained();
-        let GradientSum { alone, gradients, weight, tally } = sum;
-        let mut gradients = gradients.ok_or(TrainError::NoBatches)?;
-        let stops = f64::from(u8::from(stop.is_cancelled()));
-        let mut sums = [stops, weight, tally.loss_sum(), tally.correct as f64, tally.clips as f64];
-        self.collective.sum_exact(&mut sums)?;
-        let [stops, weight, loss_sum, correct, clips] = sums;
-        let tally = Tally::of_sums(loss_sum, correct as u64, clips as u64);
-        if self.collective.world_size() > 1 {
-            self.sum_gradients(&trained, &mut gradients)?;
-        }
-        if !alone {
-            for (_, variable) in &trained {
-                if let Some(sum) = gradients.get(variable) {
-                    let mean = (sum / weight.max(f64::MIN_POSITIVE))?;
-                    gradients.insert(variable, mean);
-                }
-            }
-        }
-        Ok(Exchanged { gradients, tally, stops: stops > 0.0 })
-    }
-
-    /// Sums gradients over all processes, and takes the mean of their running statistics.
-    fn sum_gradients(&mut self, trained: &[(String, Var)], gradients: &mut GradStore) -> Result<(), TrainError> {
-        let statistics = self.network.statistics();
-        let mut flat = Vec::new();
-        for (_, variable) in trained {
-            match gradients.get(variable) {
-                Some(gradient) => flat.extend(gradient.flatten_all()?.to_vec1::<f32>()?),
-                None => flat.resize(flat.len() + variable.elem_count(), 0.0),
-            }
-        }
-        for (_, variable) in &statistics {
-            flat.extend(variable.flatten_all()?.to_vec1::<f32>()?);
-        }
-        self.collective.sum(&mut flat)?;
-        let mut rest = flat.as_slice();
-        let mut take = |variable: &Var| {
-            let (values, others) = rest.split_at(variable.elem_count());
-            rest = others;
-            Tensor::from_slice(values, variable.shape(), &Device::Cpu)?.to_device(variable.device())
-        };
-        for (_, variable) in trained {
-            gradients.insert(variable, take(variable)?);
-        }
-        let world_size = self.collective.world_size() as f64;
-        for (_, variable) in &statistics {
-            variable.set(&(take(variable)? / world_size)?)?;
-        }
-        Ok(())
     }
 
     fn copy_statistics(&self) -> candle_core::Result<Vec<Tensor>> {
@@ -737,7 +543,7 @@ impl Trainer {
     }
 
     /// The weights to be served, on the CPU.
-    fn weights(&self) -> candle_core::Result<std::collections::HashMap<String, Tensor>> {
+    fn weights(&self) -> candle_core::Result<HashMap<String, Tensor>> {
         let mut weights = self.network.weights()?;
         if let Some(average) = &self.average {
             for (name, tensor) in average.values() {
@@ -840,79 +646,8 @@ fn number(digest: &[u8]) -> f64 {
     digest[..6].iter().fold(0.0, |number, &byte| 256.0 * number + f64::from(byte))
 }
 
-/// What all processes know after a step's batches.
-struct Exchanged {
-    gradients: GradStore,
-    tally: Tally,
-    /// Whether any of them was told to stop.
-    stops: bool,
-}
-
-/// Gradients of the batches that make one step.
-#[derive(Default)]
-struct GradientSum {
-    /// Whether one batch of this process is all: its gradients are means already, those of several are sums.
-    alone: bool,
-    gradients: Option<GradStore>,
-    /// What sums are divided by.
-    weight: f64,
-    tally: Tally,
-}
-
-impl GradientSum {
-    fn add(&mut self, new: GradStore, weight: f64, trained: &[(String, Var)]) -> candle_core::Result<()> {
-        self.weight += weight;
-        let Some(gradients) = &mut self.gradients else {
-            self.gradients = Some(new);
-            return Ok(());
-        };
-        for (_, variable) in trained {
-            let sum = match (gradients.get(variable), new.get(variable)) {
-                (Some(sum), Some(new)) => (sum + new)?,
-                (None, Some(new)) => new.clone(),
-                (_, None) => continue,
-            };
-            gradients.insert(variable, sum);
-        }
-        Ok(())
-    }
-}
-
-/// What must stay the same over the processes of a run and when it is resumed. The number of epochs may grow.
-fn all_settings(options: &TrainOptions, world_size: usize) -> BTreeMap<String, String> {
-    let mut settings = options.settings.clone();
-    for (name, value) in [
-        ("accumulate", options.accumulate.to_string()),
-        ("optimizer", options.optimizer.to_string()),
-        ("backbone learning rate factor", options.backbone_factor.to_string()),
-        ("schedule", options.schedule.to_string()),
-        ("warm-up steps", options.warmup_steps.to_string()),
-        ("first trained layer", options.begin_at.to_string()),
-        ("frozen batch norm", options.frozen_norm.to_string()),
-        (
-            "class weights",
-            options.loss.class_weights.as_ref().map_or_else(|| "none".to_owned(), |weights| list(weights)),
-        ),
-        ("label smoothing", options.loss.label_smoothing.to_string()),
-        ("mixup", options.mix.mixup.to_string()),
-        ("cutmix", options.mix.cutmix.to_string()),
-        ("gradient clipping", options.clip_norm.map_or_else(|| "none".to_owned(), |norm| norm.to_string())),
-        ("average of weights", options.average_decay.map_or_else(|| "none".to_owned(), |decay| decay.to_string())),
-        ("metric of the best epoch", options.best_by.to_string()),
-        ("number of processes", world_size.to_string()),
-        ("precision", options.precision.to_string()),
-    ] {
-        settings.insert(name.to_owned(), value);
-    }
-    settings
-}
-
-fn list(numbers: &[f32]) -> String {
-    numbers.iter().map(f32::to_string).collect::<Vec<_>>().join(", ")
-}
-
 /// A tensor with a value that no file may hold.
-fn find_not_finite(weights: &std::collections::HashMap<String, Tensor>) -> candle_core::Result<Option<String>> {
+fn find_not_finite(weights: &HashMap<String, Tensor>) -> candle_core::Result<Option<String>> {
     for (name, tensor) in weights {
         if !tensor.flatten_all()?.to_vec1::<f32>()?.iter().all(|value| value.is_finite()) {
             return Ok(Some(name.clone()));
