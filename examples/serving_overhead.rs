@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use kinetoscope::classify::Classifier;
+use kinetoscope::client::{Client, Connection};
 use kinetoscope::engine::batcher::Priority;
 use kinetoscope::engine::{ClipInput, Engine, EngineConfig, Executor, ExecutorError, Outputs};
 use kinetoscope::metrics::Metrics;
 use kinetoscope::model::builtin;
 use kinetoscope::model::spec::{ClipSpec, ModelSpec};
 use kinetoscope::repository::Repository;
-use kinetoscope::rpc::client::{Client, Connection};
-use kinetoscope::rpc::{Listeners, ServeOptions, Services, serve};
+use kinetoscope::server::{Listeners, ServeOptions, Services, serve};
 use kinetoscope::video::{Isolation, Limits, PoolOptions};
 use tokio::net::TcpListener;
 use tonic::transport::server::TcpIncoming;

@@ -9,7 +9,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use kinetoscope::rpc::Reason;
+use kinetoscope::server::Reason;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 
 const GUIDE: &str = include_str!("../docs/troubleshooting.md");

@@ -19,9 +19,9 @@ use bytes::Bytes;
 use clap::Parser;
 use clients::{Clients, Kind, Tally, Video};
 use kinetoscope::bench::serve::{Arrivals, Load, Payload, run};
+use kinetoscope::client::{Client, Connection};
 use kinetoscope::model::counter::CounterStream;
-use kinetoscope::rpc::client::{Client, Connection};
-use kinetoscope::rpc::proto;
+use kinetoscope::proto;
 use process::{Server, Usage};
 use tokio::task::JoinSet;
 

@@ -15,9 +15,10 @@ use tokio::task::JoinSet;
 use tonic::Status;
 use tonic::codegen::http::Uri;
 
+use crate::client::Client as RpcClient;
 use crate::model::counter::CounterStream;
-use crate::rpc::client::Client as RpcClient;
-use crate::rpc::{code_name, proto};
+use crate::proto;
+use crate::server::code_name;
 
 /// When requests are sent.
 #[derive(Debug, Clone, Copy, PartialEq)]

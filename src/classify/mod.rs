@@ -2,7 +2,6 @@
 
 pub mod scores;
 
-use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -78,11 +77,20 @@ impl Default for ClassifyOptions {
     }
 }
 
+/// Names a model.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModelReference {
+    /// Its name.
+    pub name: String,
+    /// Its version.
+    pub version: String,
+}
+
 /// The labels of a video.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Classification {
     /// The model that answered.
-    pub model: Arc<ModelSpec>,
+    pub model: ModelReference,
     /// Scores of the whole video, best first.
     pub labels: Vec<LabelScore>,
     /// Scores of its parts, in order of time; empty unless asked for.
@@ -99,22 +107,42 @@ pub struct Classification {
 
 /// Why an answer is about a part of the video only, though nobody asked for a part.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Partial {
-    /// The video.
-    Video(PartialReason),
-    /// [`ClassifyOptions::answer_by`] came.
-    Deadline {
-        /// Clips that were classified by then.
-        clips: u64,
-    },
+pub struct Partial {
+    /// For programs.
+    pub kind: PartialKind,
+    /// In words, with the numbers.
+    pub detail: String,
 }
 
-impl fmt::Display for Partial {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Video(reason) => reason.fmt(f),
-            Self::Deadline { clips } => write!(f, "the deadline came after {clips} clips"),
-        }
+/// Kinds of [`Partial`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PartialKind {
+    /// Some packets could not be decoded.
+    Corrupt,
+    /// The file ends too early.
+    Truncated,
+    /// The container became unreadable.
+    Unreadable,
+    /// [`ClassifyOptions::answer_by`] came.
+    Deadline,
+    /// One that this version does not know.
+    Unknown,
+}
+
+impl From<&PartialReason> for Partial {
+    fn from(reason: &PartialReason) -> Self {
+        let kind = match reason {
+            PartialReason::Truncated { .. } => PartialKind::Truncated,
+            PartialReason::Unreadable { .. } => PartialKind::Unreadable,
+            PartialReason::CorruptPackets { .. } => PartialKind::Corrupt,
+        };
+        Self { kind, detail: reason.to_string() }
+    }
+}
+
+impl Partial {
+    fn at_deadline(clips: u64) -> Self {
+        Self { kind: PartialKind::Deadline, detail: format!("the deadline came after {clips} clips") }
     }
 }
 
@@ -239,9 +267,9 @@ impl Classifier {
         self.metrics.stage(Stage::Decode, opened.elapsed());
         self.metrics.decoded(video.frames, video.corrupt_packets);
         let partial = if in_time {
-            video.partial.clone().map(Partial::Video)
+            video.partial.as_ref().map(Partial::from)
         } else {
-            Some(Partial::Deadline { clips: scores.clips() })
+            Some(Partial::at_deadline(scores.clips()))
         };
         self.metrics.stage(Stage::Total, begun.elapsed());
 
@@ -261,7 +289,7 @@ impl Classifier {
             video,
             partial,
             warnings: warnings(&model),
-            model,
+            model: ModelReference { name: model.name.clone(), version: model.version.clone() },
         })
     }
 

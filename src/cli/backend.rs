@@ -19,12 +19,15 @@ use super::input::{Input, bytes_of, chunks};
 use super::limits::LocalLimitArgs;
 use super::model::{self, DecodeIsolation, DeviceArgs, EngineArgs, ServerArgs};
 use super::progress::Watch;
-use crate::classify::{Classifier, ClassifyOptions};
+use crate::app::{App, AppError, AppOptions, ClassifyRequest, ModelSelector, Services, VideoSource};
+use crate::classify::{Classification, Classifier};
+use crate::client::{Client, with_retries};
 use crate::engine::{Engine, EngineConfig};
 use crate::hub::ModelSource;
 use crate::metrics::Metrics;
-use crate::rpc::client::{Client, with_retries};
-use crate::rpc::proto;
+use crate::model::spec::ModelSpec;
+use crate::proto;
+use crate::repository::Repository;
 use crate::uri;
 use crate::video::{PoolOptions, ReadPosition, Source, SpoolOptions};
 
@@ -120,10 +123,9 @@ impl BackendArgs {
         }
     }
 
-    /// The server's model to ask; its default one if `None`.
-    pub(super) fn model_selector(&self) -> Option<proto::ModelSelector> {
-        let name = self.model_name.clone()?;
-        Some(proto::ModelSelector { name, version: String::new() })
+    /// The server's model to ask.
+    pub(super) fn model_selector(&self) -> ModelSelector {
+        ModelSelector { name: self.model_name.clone().unwrap_or_default(), version: String::new() }
     }
 }
 
@@ -135,8 +137,8 @@ pub(super) enum Backend {
 
 /// A model of this machine.
 pub(super) struct Local {
-    pub(super) engine: Engine,
-    classifier: Classifier,
+    pub(super) model: Arc<ModelSpec>,
+    app: App,
     spool: SpoolOptions,
 }
 
@@ -171,22 +173,25 @@ impl Backend {
         let engine = Engine::start_on(&devices, model::load(args.model.as_ref())?, config, &metrics)?;
         let pool = PoolOptions { threads, open_videos: args.concurrency.into() };
         let isolation = args.decode_isolation.within(&limits);
-        let classifier = Classifier::new(limits, isolation, pool, metrics);
-        Ok(Self::Local(Box::new(Local { engine, classifier, spool })))
+        let classifier = Classifier::new(limits, isolation, pool, Arc::clone(&metrics));
+        let model = Arc::clone(engine.spec());
+        let services = Services { classifier, models: Arc::new(Repository::of(vec![engine])), metrics };
+        let options = AppOptions { max_requests: args.concurrency.into(), ..AppOptions::default() };
+        Ok(Self::Local(Box::new(Local { model, app: App::local(services, options), spool })))
     }
 
     /// Classifies a file, what comes through a pipe, or what a URI names, and lets `watch` see how far that is.
     pub(super) async fn classify(
         &self,
         name: &Path,
-        options: &proto::ClassificationOptions,
+        request: &ClassifyRequest,
         watch: &Watch<'_>,
-    ) -> anyhow::Result<proto::VideoClassification> {
+    ) -> anyhow::Result<Classification> {
         match self {
             Self::Local(_) if names_uri(name) => bail!("a URI is for a server to read: name one with --server"),
-            Self::Local(local) => local.classify(name, options, watch).await,
-            Self::Server(server) if names_uri(name) => server.classify_uri(name, options).await,
-            Self::Server(server) => server.classify(name, options, watch).await,
+            Self::Local(local) => local.classify(name, request, watch).await,
+            Self::Server(server) if names_uri(name) => server.classify_uri(name, request).await,
+            Self::Server(server) => server.classify(name, request, watch).await,
         }
     }
 }
@@ -195,33 +200,32 @@ impl Local {
     async fn classify(
         &self,
         name: &Path,
-        options: &proto::ClassificationOptions,
+        request: &ClassifyRequest,
         watch: &Watch<'_>,
-    ) -> anyhow::Result<proto::VideoClassification> {
+    ) -> anyhow::Result<Classification> {
         match open(name, &self.spool).await? {
             Input::File(file, len) => {
                 watch.reads(len);
-                self.run(Source::File(file), options, watch).await
+                self.run(Source::File(file), request, watch).await
             }
-            Input::Frames(bytes) => self.run(Source::Bytes(bytes), options, watch).await,
-            Input::Stream(reader, coming) => coming.or_failure(self.run(Source::Spool(reader), options, watch)).await,
+            Input::Frames(bytes) => self.run(Source::Bytes(bytes), request, watch).await,
+            Input::Stream(reader, coming) => coming.or_failure(self.run(Source::Spool(reader), request, watch)).await,
         }
     }
 
     async fn run(
         &self,
         source: Source,
-        options: &proto::ClassificationOptions,
+        request: &ClassifyRequest,
         watch: &Watch<'_>,
-    ) -> anyhow::Result<proto::VideoClassification> {
-        let options: ClassifyOptions = options.try_into()?;
+    ) -> anyhow::Result<Classification> {
         let position = ReadPosition::default();
         let source = Source::Watched(Box::new(source), position.clone());
         let (sender, mut clips) = mpsc::channel(CLIPS_AHEAD);
         let classify = async {
             // The sender ends with this block, and with it the stream of clips.
             let sender = sender;
-            self.classifier.classify(&self.engine, source, &options, Some(&sender)).await
+            self.app.classify(VideoSource::Local(source), request, Some(&sender)).await
         };
         let tell = async {
             while let Some(clip) = clips.recv().await {
@@ -229,7 +233,7 @@ impl Local {
             }
         };
         let (answer, ()) = tokio::join!(classify, tell);
-        Ok(answer?.into())
+        answer.map_err(explain)
     }
 }
 
@@ -237,47 +241,39 @@ impl Server {
     async fn classify(
         &self,
         name: &Path,
-        options: &proto::ClassificationOptions,
+        request: &ClassifyRequest,
         watch: &Watch<'_>,
-    ) -> anyhow::Result<proto::VideoClassification> {
+    ) -> anyhow::Result<Classification> {
         match open(name, &self.spool).await? {
             Input::File(file, len) if len <= UPLOAD_FROM => {
                 let mut content = vec![0; len as usize];
                 file.read_exact_at(&mut content, 0)?;
-                self.send(content.into(), options).await
+                self.send(content.into(), request).await
             }
-            Input::Frames(bytes) => self.send(bytes, options).await,
-            Input::File(file, _) => self.upload(|| bytes_of(&file), options, watch).await,
+            Input::Frames(bytes) => self.send(bytes, request).await,
+            Input::File(file, _) => self.upload(|| bytes_of(&file), request, watch).await,
             Input::Stream(reader, coming) => {
                 let bytes = || {
                     let mut reader = reader.clone();
                     move |out: &mut [u8]| reader.read(out)
                 };
-                coming.or_failure(self.upload(bytes, options, watch)).await
+                coming.or_failure(self.upload(bytes, request, watch)).await
             }
         }
     }
 
-    async fn classify_uri(
-        &self,
-        uri: &Path,
-        options: &proto::ClassificationOptions,
-    ) -> anyhow::Result<proto::VideoClassification> {
+    async fn classify_uri(&self, uri: &Path, request: &ClassifyRequest) -> anyhow::Result<Classification> {
         let uri = uri.to_str().context("the URI is not UTF-8")?;
-        self.call(options, |mut client, options| async move {
+        self.call(request, |mut client, options| async move {
             client.classify_uri(uri.to_owned(), options, self.timeout).await
         })
         .await
     }
 
     /// Sends a video in one message.
-    async fn send(
-        &self,
-        content: Bytes,
-        options: &proto::ClassificationOptions,
-    ) -> anyhow::Result<proto::VideoClassification> {
+    async fn send(&self, content: Bytes, request: &ClassifyRequest) -> anyhow::Result<Classification> {
         let content = &content;
-        self.call(options, |mut client, options| async move {
+        self.call(request, |mut client, options| async move {
             client.classify_video(content.clone(), options, self.timeout).await
         })
         .await
@@ -287,14 +283,14 @@ impl Server {
     async fn upload<R>(
         &self,
         bytes: impl Fn() -> R,
-        options: &proto::ClassificationOptions,
+        request: &ClassifyRequest,
         watch: &Watch<'_>,
-    ) -> anyhow::Result<proto::VideoClassification>
+    ) -> anyhow::Result<Classification>
     where
         R: FnMut(&mut [u8]) -> std::io::Result<usize> + Send + 'static,
     {
         let bytes = &bytes;
-        self.call(options, |mut client, options| async move {
+        self.call(request, |mut client, options| async move {
             watch.begins();
             client.classify_upload(chunks(bytes()), options, self.timeout, |event| watch.event(event)).await
         })
@@ -304,14 +300,23 @@ impl Server {
     /// Calls the server, again where that may help.
     async fn call<F>(
         &self,
-        options: &proto::ClassificationOptions,
+        request: &ClassifyRequest,
         call: impl Fn(Client, proto::ClassificationOptions) -> F,
-    ) -> anyhow::Result<proto::VideoClassification>
+    ) -> anyhow::Result<Classification>
     where
         F: Future<Output = Result<proto::VideoClassification, Status>>,
     {
-        let call = || call(self.client.clone(), options.clone());
-        with_retries(self.retries, call).await.map_err(|status| describe(&status))
+        let call = || call(self.client.clone(), request.into());
+        let answer = with_retries(self.retries, call).await;
+        answer.map(Classification::from).map_err(|status| describe(&status))
+    }
+}
+
+/// What a failure here is in words: nobody reads a log for the rest.
+fn explain(error: AppError) -> anyhow::Error {
+    match error.detail {
+        Some(detail) => anyhow::anyhow!(detail),
+        None => error.into(),
     }
 }
 

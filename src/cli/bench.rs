@@ -218,7 +218,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 #[cfg(feature = "video")]
 fn bench_serve(args: ServeArgs) -> anyhow::Result<ExitCode> {
     use crate::bench::serve::{Arrivals, Load, MetricsPage, Payload, run};
-    use crate::rpc::proto;
+    use crate::proto;
 
     let read = |path: &PathBuf| std::fs::read(path).with_context(|| format!("can't read {}", path.display()));
     let videos: anyhow::Result<Vec<bytes::Bytes>> = args.videos.iter().map(|path| Ok(read(path)?.into())).collect();

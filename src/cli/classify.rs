@@ -19,8 +19,10 @@ use super::progress::{Progress, Watch};
 use super::report::{Asked, Report};
 use super::time;
 use super::videos::{Named, gather};
+use crate::app::ClassifyRequest;
 use crate::classify::ClassifyOptions;
-use crate::rpc::proto;
+use crate::classify::scores::SegmentMode;
+use crate::video::TimeRange;
 
 /// Classify videos, here or on a server
 ///
@@ -149,7 +151,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 /// Gives the number of videos that failed.
 async fn classify_all(args: &Args, videos: Vec<Named>, out: &mut Out) -> anyhow::Result<usize> {
     let backend = Arc::new(Backend::start(&args.backend).await?);
-    let options = options(args);
+    let request = request(args);
     let asked = Asked { segments: args.answer.segments.is_some(), threshold: args.answer.threshold };
     let progress = Arc::new(Progress::new(videos.len()));
     let mut waiting = videos.into_iter().enumerate();
@@ -159,11 +161,11 @@ async fn classify_all(args: &Args, videos: Vec<Named>, out: &mut Out) -> anyhow:
         while tasks.len() < usize::from(args.backend.concurrency)
             && let Some((index, video)) = waiting.next()
         {
-            let (backend, options, progress) = (Arc::clone(&backend), options.clone(), Arc::clone(&progress));
+            let (backend, request, progress) = (Arc::clone(&backend), request.clone(), Arc::clone(&progress));
             tasks.spawn(async move {
                 let answer = match &video.trouble {
                     Some(trouble) => Err(anyhow!("{trouble}")),
-                    None => backend.classify(&video.name, &options, &Watch::new(Some(&progress))).await,
+                    None => backend.classify(&video.name, &request, &Watch::new(Some(&progress))).await,
                 };
                 (index, video, answer)
             });
@@ -184,27 +186,22 @@ async fn classify_all(args: &Args, videos: Vec<Named>, out: &mut Out) -> anyhow:
     Ok(failed)
 }
 
-fn options(args: &Args) -> proto::ClassificationOptions {
-    // Only times of more than ten thousand years don't fit.
-    let time = |time: Option<Duration>| time.and_then(|time| time.try_into().ok());
-    proto::ClassificationOptions {
-        model: args.backend.model_selector(),
-        top_k: Some(args.answer.top_k),
+fn request(args: &Args) -> ClassifyRequest {
+    let options = ClassifyOptions {
+        top_k: (args.answer.top_k > 0).then_some(args.answer.top_k as usize),
         score_threshold: args.answer.threshold,
-        segments: match args.answer.segments {
-            None => proto::SegmentMode::Unspecified,
-            Some(Segments::Merged) => proto::SegmentMode::Merged,
-            Some(Segments::Clips) => proto::SegmentMode::Clip,
-        }
-        .into(),
+        segments: args.answer.segments.map(|segments| match segments {
+            Segments::Merged => SegmentMode::Merged,
+            Segments::Clips => SegmentMode::Clips,
+        }),
         embedding: args.answer.embedding,
-        start: time(args.part.start),
-        end: time(args.part.end),
-        clip_stride: args.part.clip_stride,
-        max_clips: args.part.max_clips.unwrap_or(0),
+        range: TimeRange { start: args.part.start.unwrap_or_default(), end: args.part.end },
+        clip_stride: args.part.clip_stride as usize,
+        max_clips: args.part.max_clips,
         weight_by_frames: args.answer.weight_by_frames,
-        ..Default::default()
-    }
+        ..ClassifyOptions::default()
+    };
+    ClassifyRequest { model: args.backend.model_selector(), options, ..ClassifyRequest::default() }
 }
 
 /// Where answers go.

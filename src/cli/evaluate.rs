@@ -15,16 +15,18 @@ use tonic::Code;
 use super::backend::{Backend, BackendArgs, Refusal};
 use super::data::DataArgs;
 use super::progress::Watch;
-use crate::classify::ClassifyError;
+use crate::app::{AppError, Category, ClassifyRequest};
+use crate::classify::scores::{LabelScore, SegmentMode};
+use crate::classify::{Classification, ClassifyOptions};
 use crate::model::spec::{ClipSpec, ColorMatrix, Preprocessing};
+use crate::proto;
 use crate::replacement::write_whole;
-use crate::rpc::proto;
 use crate::train::dataset::{DataSpec, Dataset, Example, Split};
 use crate::train::evaluate::{
     Answer, Evaluation, NoAnswer, ResultFile, STRIP_FRAME_SIZE, STRIP_FRAMES, Score, Strip, Summary, confusion_csv,
     draw_confusion, draw_strips, ids_with_times,
 };
-use crate::video::{DecodeOptions, Decoder, VideoError};
+use crate::video::{DecodeOptions, Decoder};
 
 /// Measure how good a model is on labelled videos
 ///
@@ -194,9 +196,9 @@ async fn evaluate(
         while tasks.len() < usize::from(args.backend.concurrency)
             && let Some((index, example)) = waiting.next()
         {
-            let (backend, options) = (Arc::clone(&backend), options(args, example));
+            let (backend, request) = (Arc::clone(&backend), request(args, example));
             let path = example.video.clone();
-            tasks.spawn(async move { (index, backend.classify(&path, &options, &Watch::new(None)).await) });
+            tasks.spawn(async move { (index, backend.classify(&path, &request, &Watch::new(None)).await) });
         }
         let Some(ended) = tasks.join_next().await else { break };
         let (index, outcome) = ended?;
@@ -229,27 +231,23 @@ async fn evaluate(
 }
 
 /// What is asked for each example: the ten best labels, as the authors' files have them, of the video and of each clip.
-fn options(args: &Args, example: &Example) -> proto::ClassificationOptions {
-    const LABELS: u32 = 10;
-    // Only times of more than ten thousand years don't fit.
-    let time = |time: std::time::Duration| time.try_into().ok();
-    proto::ClassificationOptions {
-        model: args.backend.model_selector(),
-        top_k: Some(LABELS),
-        segments: proto::SegmentMode::Clip.into(),
-        start: (!example.range.start.is_zero()).then(|| time(example.range.start)).flatten(),
-        end: example.range.end.and_then(time),
-        ..Default::default()
-    }
+fn request(args: &Args, example: &Example) -> ClassifyRequest {
+    let options = ClassifyOptions {
+        top_k: Some(10),
+        segments: Some(SegmentMode::Clips),
+        range: example.range,
+        ..ClassifyOptions::default()
+    };
+    ClassifyRequest { model: args.backend.model_selector(), options, ..ClassifyRequest::default() }
 }
 
-fn answer(classification: proto::VideoClassification) -> Answer {
-    let class = |label: &proto::LabelScore| label.index as usize;
+fn answer(classification: Classification) -> Answer {
+    let class = |label: &LabelScore| label.index;
     Answer {
         video: classification.labels.iter().map(|label| Score { class: class(label), score: label.score }).collect(),
         clips: classification.segments.iter().map(|clip| clip.labels.iter().map(class).collect()).collect(),
-        partial: classification.partial,
-        frames: classification.video.map_or(0, |video| video.frames),
+        partial: classification.partial.is_some(),
+        frames: classification.video.frames,
     }
 }
 
@@ -258,12 +256,8 @@ fn is_about_the_video(error: &anyhow::Error) -> bool {
     if let Some(refusal) = error.downcast_ref::<Refusal>() {
         return refusal.code == Code::InvalidArgument;
     }
-    match error.downcast_ref::<ClassifyError>() {
-        Some(ClassifyError::Video(error)) => !matches!(
-            error,
-            VideoError::NoDecoder(_) | VideoError::Cancelled | VideoError::ResizeSmallerThanCrop { .. }
-        ),
-        Some(_) => false,
+    match error.downcast_ref::<AppError>() {
+        Some(error) => error.reason.category() == Category::InvalidArgument,
         // A file that can't be read before it is sent.
         None => error.downcast_ref::<std::io::Error>().is_some(),
     }
@@ -279,7 +273,7 @@ struct ModelInfo {
 async fn describe_model(backend: &Backend, name: Option<&str>) -> anyhow::Result<ModelInfo> {
     match backend {
         Backend::Local(local) => {
-            let spec = local.engine.spec();
+            let spec = &local.model;
             Ok(ModelInfo { name: spec.name.clone(), labels: spec.labels.clone(), trained: spec.trained })
         }
         Backend::Server(server) => {

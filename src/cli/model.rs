@@ -160,7 +160,7 @@ pub(super) struct ServerArgs {
 
 #[cfg(feature = "video")]
 impl ServerArgs {
-    pub(super) async fn connect(&self, server: &str) -> anyhow::Result<crate::rpc::client::Client> {
+    pub(super) async fn connect(&self, server: &str) -> anyhow::Result<crate::client::Client> {
         const TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
         let read =
             |path: &std::path::PathBuf| std::fs::read(path).with_context(|| format!("can't read {}", path.display()));
@@ -170,8 +170,8 @@ impl ServerArgs {
             _ => None,
         };
         let token = self.token.clone();
-        let connection = crate::rpc::client::Connection { server: server.to_owned(), token, ca, identity };
-        let connected = crate::rpc::client::Client::connect(&connection, TIMEOUT).await;
+        let connection = crate::client::Connection { server: server.to_owned(), token, ca, identity };
+        let connected = crate::client::Client::connect(&connection, TIMEOUT).await;
         connected.with_context(|| format!("can't connect to the server {server}"))
     }
 }

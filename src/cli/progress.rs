@@ -7,7 +7,7 @@ use std::time::Duration;
 use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressStyle};
 
 use super::time;
-use crate::rpc::proto::classify_video_stream_response::Event;
+use crate::proto::classify_video_stream_response::Event;
 
 /// How soon a line that nothing changes moves, so that it is seen to live.
 const TICK: Duration = Duration::from_millis(200);

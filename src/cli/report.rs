@@ -1,13 +1,12 @@
 //! What `classify` prints for one video: lines for people or one JSON object.
 
-use std::ffi::OsStr;
-use std::time::Duration;
-
 use serde::{Serialize, Serializer};
+use std::ffi::OsStr;
 
 use super::name::escaped;
 use super::time::{self, Form};
-use crate::rpc::proto;
+use crate::classify::Classification;
+use crate::classify::scores::LabelScore;
 
 /// The answer about one video, as `--json` prints it.
 #[derive(Debug, Serialize)]
@@ -25,7 +24,7 @@ pub(super) struct Report {
     height: u32,
     codec: String,
     container: String,
-    stream_index: u32,
+    stream_index: usize,
     labels: Vec<LabelReport>,
     partial: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -46,7 +45,7 @@ pub(super) struct Report {
 
 #[derive(Debug, Serialize)]
 struct LabelReport {
-    index: u32,
+    index: usize,
     label: String,
     #[serde(serialize_with = "as_far_as_it_is_known")]
     score: f32,
@@ -56,7 +55,7 @@ struct LabelReport {
 struct SegmentReport {
     start_seconds: f64,
     end_seconds: f64,
-    clips: u32,
+    clips: usize,
     labels: Vec<LabelReport>,
 }
 
@@ -70,9 +69,8 @@ pub(super) struct Asked {
 }
 
 impl Report {
-    pub(super) fn new(name: &OsStr, answer: proto::VideoClassification, asked: Asked) -> Self {
-        let info = answer.video.unwrap_or_default();
-        let model = answer.model.unwrap_or_default();
+    pub(super) fn new(name: &OsStr, answer: Classification, asked: Asked) -> Self {
+        let Classification { model, video: info, .. } = answer;
         let (video, video_escaped) = match name.to_str() {
             Some(text) => (text.to_owned(), false),
             None => (escaped(name).into_owned(), true),
@@ -84,22 +82,22 @@ impl Report {
             model_version: model.version,
             frames: info.frames,
             clips: info.clips,
-            duration_seconds: seconds(info.duration),
+            duration_seconds: info.duration.as_secs_f64(),
             width: info.width,
             height: info.height,
             codec: info.codec,
             container: info.container,
             stream_index: info.stream_index,
             labels: labels(answer.labels),
-            partial: answer.partial,
-            partial_reason: answer.partial.then_some(answer.partial_detail),
+            partial: answer.partial.is_some(),
+            partial_reason: answer.partial.map(|partial| partial.detail),
             corrupt_packets: info.corrupt_packets,
             segments: asked.segments.then(|| {
                 let segments = answer.segments.into_iter();
                 segments
                     .map(|segment| SegmentReport {
-                        start_seconds: seconds(segment.start),
-                        end_seconds: seconds(segment.end),
+                        start_seconds: segment.start.as_secs_f64(),
+                        end_seconds: segment.end.as_secs_f64(),
                         clips: segment.clips,
                         labels: labels(segment.labels),
                     })
@@ -171,56 +169,60 @@ fn as_far_as_it_is_known<S: Serializer>(score: &f32, serializer: S) -> Result<S:
     serializer.serialize_f64((f64::from(*score) * 1e6).round() / 1e6)
 }
 
-fn labels(labels: Vec<proto::LabelScore>) -> Vec<LabelReport> {
-    let labels = labels.into_iter();
-    labels.map(|proto::LabelScore { index, label, score }| LabelReport { index, label, score }).collect()
-}
-
-fn seconds(duration: Option<prost_types::Duration>) -> f64 {
-    duration.and_then(|duration| Duration::try_from(duration).ok()).unwrap_or_default().as_secs_f64()
+fn labels(labels: Vec<LabelScore>) -> Vec<LabelReport> {
+    labels.into_iter().map(|LabelScore { index, label, score }| LabelReport { index, label, score }).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use std::os::unix::ffi::OsStrExt;
+    use std::time::Duration;
 
     use super::*;
+    use crate::classify::ModelReference;
+    use crate::classify::scores::Segment;
+    use crate::video::VideoSummary;
 
-    fn label(score: f32) -> proto::LabelScore {
-        proto::LabelScore { index: 3, label: "static".to_owned(), score }
+    fn label(score: f32) -> LabelScore {
+        LabelScore { index: 3, label: "static".to_owned(), score }
     }
 
-    fn segment(start: i64, end: i64, labels: Vec<proto::LabelScore>) -> proto::Segment {
-        let time = |seconds| Some(prost_types::Duration { seconds, nanos: 500_000_000 });
-        proto::Segment { start: time(start), end: time(end), labels, clips: 1 }
+    fn segment(start: u64, end: u64, labels: Vec<LabelScore>) -> Segment {
+        let time = |seconds| Duration::from_millis(1000 * seconds + 500);
+        Segment { start: time(start), end: time(end), labels, clips: 1 }
     }
 
-    fn answer(seconds: i64) -> proto::VideoClassification {
-        proto::VideoClassification {
-            model: Some(proto::ModelReference { name: "camera".to_owned(), version: "2".to_owned() }),
-            video: Some(proto::VideoInfo {
+    fn answer(seconds: u64) -> Classification {
+        Classification {
+            model: ModelReference { name: "camera".to_owned(), version: "2".to_owned() },
+            video: VideoSummary {
                 frames: 40,
                 clips: 3,
-                duration: Some(prost_types::Duration { seconds, nanos: 0 }),
+                duration: Duration::from_secs(seconds),
                 width: 160,
                 height: 120,
                 codec: "h264".to_owned(),
                 container: "mov".to_owned(),
                 stream_index: 1,
                 corrupt_packets: 0,
-            }),
-            ..Default::default()
+                partial: None,
+            },
+            labels: Vec::new(),
+            segments: Vec::new(),
+            embedding: Vec::new(),
+            partial: None,
+            warnings: Vec::new(),
         }
     }
 
-    fn report(name: &[u8], answer: proto::VideoClassification) -> Report {
+    fn report(name: &[u8], answer: Classification) -> Report {
         Report::new(OsStr::from_bytes(name), answer, Asked { segments: true, threshold: 0.6 })
     }
 
     #[test]
     fn a_part_without_a_label_says_so() {
         let segments = vec![segment(0, 9, vec![label(0.75)]), segment(9, 70, Vec::new())];
-        let text = report(b"a.mp4", proto::VideoClassification { segments, ..answer(70) }).to_text();
+        let text = report(b"a.mp4", Classification { segments, ..answer(70) }).to_text();
         assert_eq!(
             text,
             "a.mp4 - 40 frames, 3 clips, 1:10, 160x120, model camera\n  no label scores 60% or more\n   \
@@ -231,7 +233,7 @@ mod tests {
     #[test]
     fn json_tells_what_was_decoded_and_by_which_model() {
         let labels = vec![label(f32::from_bits(0.998f32.to_bits() + 1)), label(1.0), label(0.1), label(3e-9)];
-        let report = report(b"a.mp4", proto::VideoClassification { labels, ..answer(2) });
+        let report = report(b"a.mp4", Classification { labels, ..answer(2) });
         let value: serde_json::Value = serde_json::from_str(&report.to_json()).unwrap();
         let expected = serde_json::json!({
             "video": "a.mp4", "model": "camera", "model_version": "2", "width": 160, "height": 120, "codec": "h264",
@@ -257,7 +259,7 @@ mod tests {
 
     #[test]
     fn an_embedding_is_told_of_and_printed_in_json() {
-        let report = report(b"a.mp4", proto::VideoClassification { embedding: vec![0.5; 3], ..answer(2) });
+        let report = report(b"a.mp4", Classification { embedding: vec![0.5; 3], ..answer(2) });
         assert!(report.to_text().ends_with("  embedding of 3 values, which --json prints\n"), "{}", report.to_text());
         assert!(report.to_json().contains("\"embedding\":[0.5,0.5,0.5]"));
     }

@@ -21,8 +21,9 @@ use crate::engine::EngineConfig;
 use crate::hub::ModelSource;
 use crate::metrics::Metrics;
 use crate::repository::{self, Repository, RepositoryOptions};
-use crate::rpc::{
-    self, Credentials, ListenAddress, Listener, Listeners, Pace, ServeOptions, Services, TlsFiles, process,
+use crate::server::{
+    self, AllowedOrigin, Credentials, ListenAddress, Listener, Listeners, Pace, ServeOptions, Services, TlsFiles,
+    process,
 };
 use crate::uri::{Prefix, UriOptions, Uris};
 use crate::video::{PoolOptions, WorkerOptions};
@@ -68,6 +69,11 @@ pub(super) struct Args {
     /// `printf %s TOKEN | sha256sum` prints, calls at a time. Everybody may call if absent
     #[arg(long, env = "KINETOSCOPE_TOKENS", value_name = "FILE", help_heading = NETWORK)]
     tokens: Option<PathBuf>,
+
+    /// Let web pages of this origin call, such as https://app.example.org; may be given several times. Pages of the server itself
+    /// always may. Also a host by which a server on loopback is known, as behind a reverse proxy
+    #[arg(long, env = "KINETOSCOPE_ALLOW_ORIGIN", value_name = "ORIGIN", value_delimiter = ',', help_heading = NETWORK)]
+    allow_origin: Vec<AllowedOrigin>,
 
     /// Model file, or a directory of model files and of NAME/VERSION/FILE, or a file on the Hugging Face Hub as
     /// hf:ORG/REPO[/FILE][@REVISION]; may be given several times, the first model answers requests that name none. The
@@ -277,6 +283,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
         uris,
         tokens: credentials.tokens(),
         tls: credentials.tls(),
+        allowed_origins: args.allow_origin,
         pace,
         max_connection_age: args.max_connection_age.map(Into::into),
         grace: args.grace.into(),
@@ -298,7 +305,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             warn!(%address, tls, tokens, "others can reach this address: see --tls-certificate and --tokens");
         }
         info!(%address, http_address, threads, decoders, "listening");
-        rpc::serve(Listeners { grpc: listener, http }, services, options, shutdown).await?;
+        server::serve(Listeners { grpc: listener, http }, services, options, shutdown).await?;
         info!("stopped");
         anyhow::Ok(())
     })?;

@@ -119,7 +119,7 @@ pub struct Clip {
 }
 
 /// What was decoded.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VideoSummary {
     /// Frames of the video, or of the part that was decoded; those passed over count.
     pub frames: u64,

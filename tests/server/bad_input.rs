@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use kinetoscope::rpc::proto::ClassifyVideosResponse;
-use kinetoscope::rpc::proto::classify_videos_response::Result as Answer;
-use kinetoscope::rpc::{ServeOptions, proto};
+use kinetoscope::proto;
+use kinetoscope::proto::ClassifyVideosResponse;
+use kinetoscope::proto::classify_videos_response::Result as Answer;
+use kinetoscope::server::ServeOptions;
 use prost::Message;
 use tokio::sync::mpsc;
 use tonic::{Code, Request};

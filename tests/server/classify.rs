@@ -7,7 +7,8 @@ use candle_core::{DType, Device, Tensor};
 use candle_nn::ModuleT;
 use kinetoscope::model::builtin;
 use kinetoscope::model::resnet::ResNet3d;
-use kinetoscope::rpc::{ServeOptions, proto};
+use kinetoscope::proto;
+use kinetoscope::server::ServeOptions;
 use kinetoscope::video::{DecodeOptions, Source, decode_clips};
 use tonic::Request;
 

@@ -293,7 +293,7 @@ fn a_load_tells_what_the_servers_processors_did() {
 #[cfg(feature = "otlp")]
 #[tokio::test]
 async fn a_call_becomes_a_trace_with_its_stages_below_the_callers_span() {
-    use kinetoscope::rpc::proto::video_classification_service_client::VideoClassificationServiceClient;
+    use kinetoscope::proto::video_classification_service_client::VideoClassificationServiceClient;
     use opentelemetry_proto::tonic::collector::trace::v1::trace_service_server::{TraceService, TraceServiceServer};
     use opentelemetry_proto::tonic::collector::trace::v1::{ExportTraceServiceRequest, ExportTraceServiceResponse};
 

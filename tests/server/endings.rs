@@ -3,9 +3,9 @@
 
 use std::time::{Duration, Instant};
 
-use kinetoscope::rpc::proto::classify_video_stream_response::Event;
-use kinetoscope::rpc::proto::classify_videos_response::Result as Answer;
-use kinetoscope::rpc::{Pace, ServeOptions};
+use kinetoscope::proto::classify_video_stream_response::Event;
+use kinetoscope::proto::classify_videos_response::Result as Answer;
+use kinetoscope::server::{Pace, ServeOptions};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use kinetoscope::rpc::ServeOptions;
+use kinetoscope::server::ServeOptions;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 use tonic::Code;

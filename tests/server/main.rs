@@ -8,6 +8,9 @@ mod cli;
 mod endings;
 mod evaluate;
 mod health;
+mod http;
+mod http_client;
+mod http_endings;
 #[cfg(feature = "hub")]
 mod hub;
 #[cfg(feature = "hub")]

@@ -6,14 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use kinetoscope::client::{Client, Connection};
 use kinetoscope::engine::{Devices, Engine};
 use kinetoscope::hub::HubOptions;
 use kinetoscope::metrics::Metrics;
 use kinetoscope::model::spec::{Architecture, ClipSpec, ModelSpec};
 use kinetoscope::model::{builtin, init};
 use kinetoscope::repository::{Repository, RepositoryError, RepositoryOptions};
-use kinetoscope::rpc::client::{Client, Connection};
-use kinetoscope::rpc::{ServeOptions, oip, proto};
+use kinetoscope::server::ServeOptions;
+use kinetoscope::{oip, proto};
 use tonic::Code;
 
 use crate::cli::{Serving, run, text};

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use kinetoscope::client::{Client, Connection};
 use kinetoscope::engine::Engine;
 use kinetoscope::metrics::Metrics;
 use kinetoscope::model::builtin;
-use kinetoscope::rpc::client::{Client, Connection};
-use kinetoscope::rpc::{Credentials, ServeOptions, Tls, TlsFiles, TlsPem, Tokens, proto};
+use kinetoscope::proto;
+use kinetoscope::server::{Credentials, ServeOptions, Tls, TlsFiles, TlsPem, Tokens};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tonic::Code;
 use tonic::transport::Channel;

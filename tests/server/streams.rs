@@ -5,14 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use kinetoscope::rpc::ServeOptions;
-use kinetoscope::rpc::proto::classify_video_stream_request::Payload;
-use kinetoscope::rpc::proto::classify_video_stream_response::Event;
-use kinetoscope::rpc::proto::classify_videos_response::Result as Answer;
-use kinetoscope::rpc::proto::{
+use kinetoscope::proto::classify_video_stream_request::Payload;
+use kinetoscope::proto::classify_video_stream_response::Event;
+use kinetoscope::proto::classify_videos_response::Result as Answer;
+use kinetoscope::proto::{
     ClassificationOptions, ClassifyVideoRequest, ClassifyVideoStreamRequest, ClassifyVideosRequest, Priority,
     SegmentMode, Video, VideoClassification, video,
 };
+use kinetoscope::server::ServeOptions;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::{ReceiverStream, UnboundedReceiverStream};
 use tonic::Code;

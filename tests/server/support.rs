@@ -9,10 +9,10 @@ use kinetoscope::classify::Classifier;
 use kinetoscope::engine::{Engine, EngineConfig, Executor, ExecutorError, Outputs};
 use kinetoscope::metrics::Metrics;
 use kinetoscope::model::builtin;
+use kinetoscope::proto::video_classification_service_client::VideoClassificationServiceClient;
+use kinetoscope::proto::{self, video};
 use kinetoscope::repository::Repository;
-use kinetoscope::rpc::proto::video_classification_service_client::VideoClassificationServiceClient;
-use kinetoscope::rpc::proto::{self, video};
-use kinetoscope::rpc::{Listeners, Pace, ServeOptions, Services, serve};
+use kinetoscope::server::{Listeners, Pace, ServeOptions, Services, serve};
 use kinetoscope::video::{Isolation, Limits, PoolOptions};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
@@ -131,10 +131,12 @@ impl Server {
 
     /// Waits, but not long, until no call, decode or queued clip is left and all memory for messages is free.
     pub(crate) async fn assert_nothing_left_behind(&self) {
-        const LEFT: [&str; 8] = [
+        const LEFT: [&str; 10] = [
             "kinetoscope_requests_in_flight{method=\"ClassifyVideo\"}",
             "kinetoscope_requests_in_flight{method=\"ClassifyVideoStream\"}",
             "kinetoscope_requests_in_flight{method=\"ClassifyVideos\"}",
+            "kinetoscope_requests_in_flight{method=\"POST /v1/videos:classify\"}",
+            "kinetoscope_requests_in_flight{method=\"POST /v2/models/{name}/infer\"}",
             "kinetoscope_requests_in_flight{method=\"ModelInfer\"}",
             "kinetoscope_requests_in_flight{method=\"ModelStreamInfer\"}",
             "kinetoscope_decodes{state=\"open\"}",

@@ -3,11 +3,12 @@
 use std::os::unix::fs::symlink;
 use std::time::{Duration, Instant};
 
-use kinetoscope::rpc::proto::classify_videos_response::Result as Answer;
-use kinetoscope::rpc::proto::{
+use kinetoscope::proto;
+use kinetoscope::proto::classify_videos_response::Result as Answer;
+use kinetoscope::proto::{
     ClassificationOptions, ClassifyVideoRequest, ClassifyVideosRequest, Video, VideoClassification, video,
 };
-use kinetoscope::rpc::{Pace, ServeOptions, proto};
+use kinetoscope::server::{Pace, ServeOptions};
 use kinetoscope::uri::{UriOptions, Uris};
 use kinetoscope::video::Limits;
 use tonic::{Code, Request, Status};
