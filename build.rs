@@ -7,6 +7,8 @@ use prost::Message;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
+    // The page is embedded.
+    println!("cargo:rerun-if-changed=web/dist");
     describe_build();
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let compile = |file: &str, set: &str| -> Result<_, Box<dyn std::error::Error>> {
@@ -16,12 +18,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Ok(descriptors)
     };
     let descriptors = compile("kinetoscope/v1/kinetoscope.proto", "kinetoscope.v1.bin")?;
+    // Their names lead to their definitions, by which they become JSON.
+    let mut config = tonic_prost_build::Config::new();
+    config.enable_type_names();
     tonic_prost_build::configure()
         .bytes(".kinetoscope.v1.Video")
         .bytes(".kinetoscope.v1.ClassifyVideoStreamRequest")
-        .compile_fds(descriptors)?;
+        .compile_fds_with_config(descriptors, config)?;
     let descriptors = compile("inference/grpc_service.proto", "inference.bin")?;
-    tonic_prost_build::configure().bytes(".inference").compile_fds(descriptors)?;
+    let mut config = tonic_prost_build::Config::new();
+    config.enable_type_names();
+    tonic_prost_build::configure().bytes(".inference").compile_fds_with_config(descriptors, config)?;
     Ok(())
 }
 
