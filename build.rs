@@ -24,6 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     tonic_prost_build::configure()
         .bytes(".kinetoscope.v1.Video")
         .bytes(".kinetoscope.v1.ClassifyVideoStreamRequest")
+        .bytes(".kinetoscope.v1.ClipResult")
         .compile_fds_with_config(descriptors, config)?;
     let descriptors = compile("inference/grpc_service.proto", "inference.bin")?;
     let mut config = tonic_prost_build::Config::new();

@@ -1,5 +1,5 @@
 //! What the server adds to decoding and to the model: latencies of requests to an idle server whose model answers at
-//! once.
+//! once, over gRPC and over HTTP/1.1, beside servers that do nothing.
 //!
 //!     cargo run --release --example serving_overhead
 
@@ -7,6 +7,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy::Client as HttpClient;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
 use kinetoscope::classify::Classifier;
 use kinetoscope::client::{Client, Connection};
 use kinetoscope::engine::batcher::Priority;
@@ -18,6 +22,7 @@ use kinetoscope::repository::Repository;
 use kinetoscope::server::{Listeners, ServeOptions, Services, serve};
 use kinetoscope::video::{Isolation, Limits, PoolOptions};
 use tokio::net::TcpListener;
+use tonic::codegen::http::Request;
 use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Server};
 use tonic_health::pb::HealthCheckRequest;
@@ -88,7 +93,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     .await?;
 
     let listener = TcpListener::bind("127.0.0.1:0").await?;
-    let connection = Connection { server: listener.local_addr()?.to_string(), ..Connection::default() };
+    let address = listener.local_addr()?;
+    let connection = Connection { server: address.to_string(), ..Connection::default() };
     let pool = PoolOptions { threads: 1, open_videos: 4 };
     let classifier = Classifier::new(Limits::default(), Isolation::None, pool, Arc::clone(&metrics));
     let models = vec![engine(&metrics, &large)?, engine(&metrics, &small)?];
@@ -97,6 +103,18 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     tokio::spawn(serve(listeners, services, ServeOptions::default(), std::future::pending()));
     let mut client = Client::connect(&connection, Duration::from_secs(5)).await?;
     time("a call that does nothing (GetModel)", async || client.model("").await.map(drop)).await?;
+    let rgb = Bytes::from(vec![7; large.clip.rgb_len()]);
+    let web = HttpClient::builder(TokioExecutor::new()).build_http();
+    let bare = bare_axum().await?;
+    time("HTTP: bytes of a clip, to a server that only reads them", async || {
+        post(&web, &bare, None, rgb.clone()).await
+    })
+    .await?;
+    let (infer, json_length, body) = inference(&address.to_string(), &large, &rgb);
+    time(&format!("HTTP: a clip of {} bytes (/v2/models/.../infer)", rgb.len()), async || {
+        post(&web, &infer, Some(json_length), body.clone()).await
+    })
+    .await?;
     for spec in [small, large] {
         let ClipSpec { frames, size, .. } = spec.clip;
         let rgb = Bytes::from(vec![7; spec.clip.rgb_len()]);
@@ -106,4 +124,44 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .await?;
     }
     Ok(())
+}
+
+type WebClient = HttpClient<HttpConnector, Full<Bytes>>;
+
+/// Sends a body and reads the answer.
+async fn post(client: &WebClient, url: &str, json_length: Option<usize>, body: Bytes) -> Result<(), WebError> {
+    let mut request = Request::post(url);
+    if let Some(length) = json_length {
+        request = request.header("inference-header-content-length", length);
+    }
+    let response = client.request(request.body(Full::new(body))?).await?;
+    let is_success = response.status().is_success();
+    let answer = response.into_body().collect().await?.to_bytes();
+    if is_success { Ok(()) } else { Err(String::from_utf8_lossy(&answer).into()) }
+}
+
+type WebError = Box<dyn std::error::Error>;
+
+/// The URL of a server that reads a body and says how long it is.
+async fn bare_axum() -> std::io::Result<String> {
+    let read = |body: axum::body::Body| async {
+        body.collect().await.map(|body| body.to_bytes().len().to_string()).unwrap_or_default()
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await?;
+    let url = format!("http://{}/", listener.local_addr()?);
+    let router = axum::Router::new().route("/", axum::routing::post(read));
+    tokio::spawn(async move { axum::serve(listener, router).await });
+    Ok(url)
+}
+
+/// A request of one clip: its URL, the length of its JSON, and its body.
+fn inference(address: &str, spec: &ModelSpec, rgb: &Bytes) -> (String, usize, Bytes) {
+    let ClipSpec { frames, size, .. } = spec.clip;
+    let json = serde_json::json!({"inputs": [{
+        "name": "CLIPS", "datatype": "UINT8", "shape": [1, frames, size, size, 3],
+        "parameters": {"binary_data_size": rgb.len()},
+    }], "parameters": {"binary_data_output": true}})
+    .to_string();
+    let body = [json.as_bytes(), rgb].concat().into();
+    (format!("http://{address}/v2/models/{}/infer", spec.name), json.len(), body)
 }

@@ -9,4 +9,4 @@ if [ -z "${KINETOSCOPE:-}" ]; then
 fi
 kinetoscope=$(realpath "${KINETOSCOPE:-${CARGO_TARGET_DIR:-target}/debug/kinetoscope}")
 python3 scripts/check_guides.py --kinetoscope "$kinetoscope" \
-    docs/{quick-start,tuning,security,upgrading}.md
+    docs/{quick-start,http,tuning,security,upgrading}.md

@@ -327,6 +327,7 @@ const OPTIONS_OF_OTHERS: &[&str] = &[
     "--cap-drop",
     "--cert",
     "--concurrency-range",
+    "--data-binary",
     "--disable-pip-version-check",
     "--enable-gpl",
     "--features",

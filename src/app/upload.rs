@@ -54,6 +54,8 @@ pub struct ClipLabels {
     pub labels: Vec<LabelScore>,
     /// Pooled features; empty unless asked for.
     pub embedding: Vec<f32>,
+    /// A JPEG; empty unless asked for.
+    pub preview: Vec<u8>,
 }
 
 impl ClipLabels {
@@ -64,6 +66,7 @@ impl ClipLabels {
             end: clip.end,
             labels: top_labels(&probabilities, &model.labels, options.top_k, options.score_threshold),
             embedding: if options.embedding { clip.embedding } else { Vec::new() },
+            preview: clip.preview,
         }
     }
 }

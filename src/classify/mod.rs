@@ -1,5 +1,6 @@
 //! From a video to its labels: decoding, the engine, and [`scores`] put together.
 
+mod preview;
 pub mod scores;
 
 use std::sync::Arc;
@@ -39,6 +40,8 @@ pub struct ClassifyOptions {
     pub max_clips: Option<u64>,
     /// Whether the last, shorter clip counts only as much as it has frames; as much as the others, as in the paper, if not.
     pub weight_by_frames: bool,
+    /// Whether [`ClipScores`] have previews.
+    pub previews: bool,
     /// How this video shares the device with others.
     pub priority: Priority,
     /// When to answer with what is known by then.
@@ -71,6 +74,7 @@ impl Default for ClassifyOptions {
             clip_stride: 1,
             max_clips: None,
             weight_by_frames: false,
+            previews: false,
             priority: Priority::default(),
             answer_by: None,
         }
@@ -159,6 +163,8 @@ pub struct ClipScores {
     pub probabilities: Vec<f32>,
     /// Pooled features.
     pub embedding: Vec<f32>,
+    /// The middle frame as a JPEG; empty unless asked for.
+    pub preview: Vec<u8>,
 }
 
 /// Why a video has no labels.
@@ -254,7 +260,7 @@ impl Classifier {
         let opened = Instant::now();
         self.metrics.stage(Stage::DecodeWait, opened - begun);
         let in_time = tokio::select! {
-            ran = self.run(engine, options.priority, &mut decoding, &mut scores, clips) => { ran?; true }
+            ran = self.run(engine, options, &mut decoding, &mut scores, clips) => { ran?; true }
             () = &mut answer_by => false,
         };
         let video = if in_time {
@@ -297,19 +303,21 @@ impl Classifier {
     async fn run(
         &self,
         engine: &Engine,
-        priority: Priority,
+        options: &ClassifyOptions,
         decoding: &mut Decoding,
         scores: &mut VideoScores,
         clips: Option<&mpsc::Sender<ClipScores>>,
     ) -> Result<(), ClassifyError> {
-        let queue = engine.video(priority);
+        let queue = engine.video(options.priority);
+        let geometry = engine.spec().clip;
         let (submitted, mut running) = mpsc::unbounded_channel::<(ClipPlace, PendingClip)>();
         let bring = async {
             // The engine takes a bounded number of clips of a video, so the channel holds no more than that.
             let submitted = submitted;
             while let Some(clip) = decoding.next().await {
                 let decoded = Instant::now();
-                let place = ClipPlace { start: clip.start, end: clip.end, frames: clip.frames };
+                let preview = if options.previews { preview::jpeg(&clip.rgb, &geometry) } else { Vec::new() };
+                let place = ClipPlace { start: clip.start, end: clip.end, frames: clip.frames, preview };
                 let pending = queue.submit(ClipInput::Rgb(clip.rgb.into())).await?;
                 self.metrics.stage(Stage::Queue, decoded.elapsed());
                 if submitted.send((place, pending)).is_err() {
@@ -320,12 +328,12 @@ impl Classifier {
         };
         let take = async {
             let mut span = None;
-            while let Some((ClipPlace { start, end, frames }, pending)) = running.recv().await {
+            while let Some((ClipPlace { start, end, frames, preview }, pending)) = running.recv().await {
                 // From the first clip's turn to the last one's answer.
                 span.get_or_insert_with(|| info_span!("model"));
                 let output = pending.await?;
                 let probabilities = softmax(&output.logits);
-                let clip = ClipScores { start, end, frames, probabilities, embedding: output.embedding };
+                let clip = ClipScores { start, end, frames, probabilities, embedding: output.embedding, preview };
                 scores.add(&clip);
                 if let Some(clips) = clips {
                     clips.send(clip).await.map_err(|_| VideoError::Cancelled)?;
@@ -342,6 +350,7 @@ struct ClipPlace {
     start: Duration,
     end: Duration,
     frames: usize,
+    preview: Vec<u8>,
 }
 
 /// What a person should know about any answer of a model.

@@ -34,7 +34,7 @@ const WORK: &str = "Work";
 const LOAD: &str = "Load";
 const VIDEOS_BY_URI: &str = "Videos by URI";
 
-/// Serve models over gRPC
+/// Serve models over gRPC and HTTP, with a page for browsers
 ///
 /// Serves until SIGTERM or SIGINT, then lets running requests finish; a second signal stops at once.
 #[derive(Debug, ClapArgs)]
@@ -106,7 +106,13 @@ pub(super) struct Args {
     #[arg(long, env = "KINETOSCOPE_MAX_DELAY", value_name = "TIME", default_value = "0s", help_heading = WORK)]
     max_delay: Duration,
 
-    /// Address for plain HTTP: /metrics for Prometheus, /healthz and /readyz for Kubernetes. None if absent
+    /// Open the page in a browser
+    #[cfg(feature = "web")]
+    #[arg(long, help_heading = NETWORK)]
+    open: bool,
+
+    /// Another address, for plain HTTP and without tokens: /metrics for Prometheus, /healthz and /readyz for Kubernetes. None if
+    /// absent
     #[arg(long, env = "KINETOSCOPE_HTTP", value_name = "HOST:PORT", value_parser = parse_port, help_heading = NETWORK)]
     http: Option<String>,
 
@@ -161,7 +167,7 @@ pub(super) struct Args {
           value_parser = clap::value_parser!(u32).range(1..=1_000_000), help_heading = NETWORK)]
     max_connections: u32,
 
-    /// How long a new connection may take until it speaks HTTP/2
+    /// How long a new connection may take until its first request
     #[arg(long, env = "KINETOSCOPE_HANDSHAKE_TIMEOUT", value_name = "TIME", default_value = "10s", help_heading = NETWORK)]
     handshake_timeout: Duration,
 
@@ -305,6 +311,13 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             warn!(%address, tls, tokens, "others can reach this address: see --tls-certificate and --tokens");
         }
         info!(%address, http_address, threads, decoders, "listening");
+        #[cfg(feature = "web")]
+        if let Some(page) = page_address(&address, options.tls.is_some()) {
+            println!("Open {page} in a browser, or: curl --data-binary @VIDEO {page}v1/videos:classify");
+            if args.open {
+                open_in_browser(&page);
+            }
+        }
         server::serve(Listeners { grpc: listener, http }, services, options, shutdown).await?;
         info!("stopped");
         anyhow::Ok(())
@@ -318,6 +331,25 @@ fn parse_port(text: &str) -> Result<String, String> {
     match text.parse() {
         Ok(ListenAddress::Port(address)) => Ok(address),
         Ok(ListenAddress::Path(_)) | Err(_) => Err("expected HOST:PORT, such as 127.0.0.1:9090".to_owned()),
+    }
+}
+
+/// Where a browser of this machine finds the page.
+#[cfg(feature = "web")]
+fn page_address(address: &ListenAddress, is_encrypted: bool) -> Option<String> {
+    let ListenAddress::Port(address) = address else { return None };
+    let scheme = if is_encrypted { "https" } else { "http" };
+    let (host, port) = address.rsplit_once(':')?;
+    let is_any = host.trim_matches(['[', ']']).parse().is_ok_and(|ip: std::net::IpAddr| ip.is_unspecified());
+    Some(format!("{scheme}://{}:{port}/", if is_any { "localhost" } else { host }))
+}
+
+/// The desktop knows which browser. Without one, the server serves all the same.
+#[cfg(feature = "web")]
+fn open_in_browser(page: &str) {
+    let program = if cfg!(target_os = "macos") { "open" } else { "xdg-open" };
+    if let Err(error) = std::process::Command::new(program).arg(page).spawn() {
+        warn!(program, %error, "no browser could be opened");
     }
 }
 

@@ -51,6 +51,7 @@ impl TryFrom<&proto::ClassificationOptions> for ClassifyOptions {
             clip_stride: options.clip_stride.max(1) as usize,
             max_clips: (options.max_clips > 0).then_some(options.max_clips),
             weight_by_frames: options.weight_by_frames,
+            previews: options.previews,
             priority,
             answer_by: None,
         })
@@ -118,6 +119,7 @@ impl From<&ClassifyRequest> for proto::ClassificationOptions {
             .into(),
             partial_at_deadline: request.partial_at_deadline,
             weight_by_frames: options.weight_by_frames,
+            previews: options.previews,
         }
     }
 }
@@ -135,12 +137,13 @@ impl From<UploadEvent> for proto::ClassifyVideoStreamResponse {
 }
 
 impl From<ClipLabels> for proto::ClipResult {
-    fn from(ClipLabels { start, end, labels, embedding }: ClipLabels) -> Self {
+    fn from(ClipLabels { start, end, labels, embedding, preview }: ClipLabels) -> Self {
         Self {
             start: Some(duration(start)),
             end: Some(duration(end)),
             labels: labels.into_iter().map(Into::into).collect(),
             embedding,
+            preview: preview.into(),
         }
     }
 }

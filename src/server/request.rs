@@ -31,6 +31,7 @@ use super::protocol::{Call, Protocol};
 use crate::app::quote::cut;
 use crate::app::{AppError, Category, Deadline};
 use crate::metrics::{InFlight, Metrics};
+use crate::pace::Pace;
 
 /// Metadata key of the request id.
 const REQUEST_ID: &str = "x-request-id";
@@ -94,7 +95,13 @@ where
         } else {
             match self.layer.begin(protocol, &mut request, &id, origin.err()) {
                 Ok(begun) => self.answer(protocol, request, begun),
-                Err((call, error)) => refuse(protocol, call, error),
+                Err((call, error)) => {
+                    if protocol != Protocol::Grpc {
+                        // What is left of it has its time there.
+                        drop(paced(request, self.layer.admission.pace));
+                    }
+                    refuse(protocol, call, error)
+                }
             }
         };
         Box::pin(async move {
@@ -219,13 +226,19 @@ where
                 Box::pin(answer_grpc(response, arrivals, call, end, idle_timeout).instrument(span))
             }
             Protocol::Http | Protocol::InferenceHttp => {
-                let pace = self.layer.admission.pace;
-                let request = request.map(|body| axum::body::Body::new(PacedBody::new(body, pace)));
+                let request = paced(request, self.layer.admission.pace);
                 let response = self.layer.http.clone().oneshot(request);
                 Box::pin(answer_http(protocol, response, call, end, idle_timeout).instrument(span))
             }
         }
     }
+}
+
+fn paced(request: Request<Body>, pace: Pace) -> Request<axum::body::Body> {
+    let (parts, body) = request.into_parts();
+    let head = Request::from_parts(parts, ());
+    let body = axum::body::Body::new(PacedBody::new(&head, body, pace));
+    head.map(|()| body)
 }
 
 async fn answer_grpc(

@@ -396,3 +396,59 @@ async fn grpc_web_calls_the_same_services() {
     assert!(!String::from_utf8_lossy(&refused.body).contains("camera-motion"));
     assert_eq!(refused.header("grpc-status"), "7");
 }
+
+#[tokio::test]
+async fn tokens_are_those_of_grpc_and_the_page_needs_none() {
+    use sha2::Digest;
+    let media = Media::new();
+    let hash: String = sha2::Sha256::digest("secret").iter().map(|byte| format!("{byte:02x}")).collect();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), format!("page {hash}\n")).unwrap();
+    let tokens = kinetoscope::server::Tokens::read(file.path()).unwrap();
+    let server = slow_server(ServeOptions { tokens: Some(tokens), ..ServeOptions::default() }).await;
+    let video = video(&media);
+    let missing = send(post(&server, CLASSIFY), video.clone()).await;
+    assert_eq!((missing.error(), missing.header("www-authenticate")), ((401, "TOKEN_MISSING".to_owned()), "Bearer"));
+    let bearing = |token: &str| post(&server, CLASSIFY).header("authorization", format!("Bearer {token}"));
+    assert_eq!(send(bearing("wrong"), video.clone()).await.error(), (401, "TOKEN_UNKNOWN".to_owned()));
+    assert_eq!(send(bearing("secret"), video).await.status, 200);
+    assert_eq!(get(&server, "/v2/models/camera-motion").await.status, 401);
+    for public in ["/openapi.json", "/v2/health/ready"] {
+        assert_eq!(get(&server, public).await.status, 200, "{public}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_upload_is_read_to_its_end_so_that_its_client_sees_why() {
+    let server = slow_server(ServeOptions::default()).await;
+    let mut stream = TcpStream::connect(server.address).await.unwrap();
+    let length = 64 << 20;
+    let head = format!("POST {CLASSIFY} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n");
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // As a client that reads nothing before it has sent all.
+    let chunk = vec![0; 1 << 20];
+    for _ in 0..64 {
+        stream.write_all(&chunk).await.expect("the server takes what it does not want");
+    }
+    let mut answer = vec![0; 12];
+    stream.read_exact(&mut answer).await.unwrap();
+    assert_eq!(answer, b"HTTP/1.1 413");
+}
+
+#[tokio::test]
+async fn previews_are_pictures_of_clips() {
+    let media = Media::new();
+    let server = slow_server(ServeOptions::default()).await;
+    let video = video(&media);
+    for (query, has_previews) in [("", false), ("?previews=true", true)] {
+        let request = post(&server, &format!("{CLASSIFY}{query}")).header("accept", "application/x-ndjson");
+        let lines = send(request, video.clone()).await.lines();
+        let clips: Vec<&Value> = lines.iter().filter_map(|event| event.get("clip")).collect();
+        assert_eq!(clips.len(), 4);
+        for clip in clips {
+            let preview = clip["preview"].as_str().unwrap();
+            // What a JPEG begins with, in base64.
+            assert_eq!(preview.starts_with("/9j/"), has_previews, "{preview}");
+        }
+    }
+}

@@ -16,6 +16,7 @@ mod hub;
 #[cfg(feature = "hub")]
 mod hub_site;
 mod inference;
+mod inference_http;
 mod inputs;
 mod lifecycle;
 #[allow(dead_code, reason = "the video tests decode with it too")]

@@ -10,21 +10,50 @@ use axum::extract::multipart::Field;
 use bytes::{Bytes, BytesMut};
 use http_body::{Body as _, Frame};
 use http_body_util::BodyExt;
+use tokio::runtime::Handle;
+use tonic::codegen::http::header::EXPECT;
+use tonic::codegen::http::{Request, Version};
 
 use crate::app::{App, AppError, Chunk, Incoming, Reason, Room};
 use crate::pace::{Pace, PaceClock};
+
+/// How long the rest of a body that nobody wants is read. Clients of HTTP/1 often send all of it before they read the answer,
+/// and never see that if the connection is closed on them.
+const DISCARD_TIME: Duration = Duration::from_secs(10);
 
 /// A body whose client has to go on sending while it is waited for.
 pub(in crate::server) struct PacedBody {
     body: tonic::body::Body,
     clock: PaceClock,
+    /// Whether the client sends what is not read.
+    is_sent_anyway: bool,
+    is_http1: bool,
 }
 
 impl PacedBody {
-    pub(in crate::server) fn new(body: tonic::body::Body, pace: Pace) -> Self {
+    pub(in crate::server) fn new(request: &Request<()>, body: tonic::body::Body, pace: Pace) -> Self {
         // An upload may take as long as it likes, as long as it goes on.
         let pace = Pace { message_timeout: Duration::MAX, ..pace };
-        Self { body, clock: PaceClock::new(pace) }
+        Self {
+            body,
+            clock: PaceClock::new(pace),
+            is_sent_anyway: !request.headers().contains_key(EXPECT),
+            is_http1: request.version() < Version::HTTP_2,
+        }
+    }
+}
+
+impl Drop for PacedBody {
+    fn drop(&mut self) {
+        let is_over = self.body.is_end_stream() || !self.is_sent_anyway || !self.is_http1;
+        let Ok(runtime) = Handle::try_current() else { return };
+        if !is_over {
+            let mut body = std::mem::take(&mut self.body);
+            runtime.spawn(async move {
+                let rest = async { while let Some(Ok(_)) = body.frame().await {} };
+                let _ = tokio::time::timeout(DISCARD_TIME, rest).await;
+            });
+        }
     }
 }
 
@@ -34,6 +63,8 @@ impl http_body::Body for PacedBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, AppError>>> {
         let this = &mut *self;
+        // Now it is told to go on.
+        this.is_sent_anyway = true;
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
             if let Some(Ok(frame)) = &frame {
                 this.clock.received(frame.data_ref().map_or(0, Bytes::len));
