@@ -178,6 +178,7 @@ mod tests {
             frames: 16,
             probabilities: probabilities.to_vec(),
             embedding: vec![second as f32],
+            preview: Vec::new(),
         }
     }
 

@@ -395,17 +395,19 @@ impl Drop for Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::classify::ClassifyError;
     use crate::engine::EngineError;
+    use crate::video::VideoError;
 
     #[test]
     fn only_the_videos_own_faults_leave_the_figures_whole() {
         let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
-        assert!(is_about_the_video(&ClassifyError::Video(VideoError::Empty).into()));
+        assert!(is_about_the_video(&AppError::from(VideoError::Empty).into()));
         assert!(is_about_the_video(&Refusal::of(Code::InvalidArgument).into()));
         assert!(is_about_the_video(&missing.into()));
 
-        assert!(!is_about_the_video(&ClassifyError::Video(VideoError::NoDecoder("no program".to_owned())).into()));
-        assert!(!is_about_the_video(&ClassifyError::Engine(EngineError::Stopped).into()));
+        assert!(!is_about_the_video(&AppError::from(VideoError::NoDecoder("no program".to_owned())).into()));
+        assert!(!is_about_the_video(&AppError::from(ClassifyError::Engine(EngineError::Stopped)).into()));
         for code in [Code::Unavailable, Code::ResourceExhausted, Code::DeadlineExceeded, Code::Internal] {
             assert!(!is_about_the_video(&Refusal::of(code).into()), "{code:?}");
         }

@@ -40,7 +40,8 @@ impl Protocol {
         let timeout = query.split('&').find_map(|pair| pair.strip_prefix("timeout="));
         let parse = |text| {
             let message = "timeout is no time; write seconds, such as 10 or 2.5s";
-            parse_seconds(text).ok_or_else(|| AppError::new(Reason::InvalidOption, message))
+            let seconds = parse_seconds(text).filter(|seconds| !seconds.is_zero());
+            seconds.ok_or_else(|| AppError::new(Reason::InvalidOption, message))
         };
         timeout.map(parse).transpose()
     }

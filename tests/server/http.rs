@@ -213,6 +213,7 @@ async fn what_is_wrong_has_its_status_and_reason() {
         ((post(&server, &path("topk=1")), video.clone()), (400, "INVALID_OPTION")),
         ((post(&server, &path("topK=many")), video.clone()), (400, "INVALID_OPTION")),
         ((post(&server, &path("timeout=soon")), video.clone()), (400, "INVALID_OPTION")),
+        ((post(&server, &path("timeout=0")), video.clone()), (400, "INVALID_OPTION")),
         ((post(&server, &path("events=short")), video.clone()), (400, "INVALID_OPTION")),
         ((post(&server, &path("scoreThreshold=2")), video.clone()), (400, "INVALID_SCORE_THRESHOLD")),
         ((post(&server, &path("model=other")), video.clone()), (404, "MODEL_NOT_FOUND")),

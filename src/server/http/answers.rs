@@ -16,11 +16,11 @@ use crate::server::answer::{ErrorForm, StreamEnd};
 
 /// A whole answer.
 pub(super) fn whole(form: Form, classification: Classification) -> Response {
-    let body = match form {
+    let body: Body = match form {
         Form::Vtt => table::vtt(&classification).into(),
         Form::Csv => table::csv(&classification).into(),
         Form::Json | Form::NdJson | Form::EventStream => {
-            json::encode(&ClassifyVideoResponse { classification: Some(classification.into()) })
+            line(json::encode(&ClassifyVideoResponse { classification: Some(classification.into()) })).into()
         }
     };
     respond(form.content_type(), body)
@@ -28,7 +28,7 @@ pub(super) fn whole(form: Form, classification: Classification) -> Response {
 
 /// A message of the API as JSON.
 pub(super) fn message<M: prost::Message + prost::Name>(message: &M) -> Response {
-    respond(Form::Json.content_type(), json::encode(message))
+    respond(Form::Json.content_type(), line(json::encode(message)))
 }
 
 fn respond(content_type: &'static str, body: impl Into<Body>) -> Response {
@@ -77,6 +77,7 @@ fn encode(form: Form, event: UploadEvent) -> Bytes {
     }
 }
 
+/// With an end, which terminals want too.
 fn line(mut json: Vec<u8>) -> Bytes {
     json.push(b'\n');
     json.into()

@@ -74,7 +74,7 @@ pub(in crate::server) fn json(error: &AppError) -> String {
 pub(in crate::server) fn response(protocol: Protocol, error: AppError) -> Response {
     let body = match protocol {
         Protocol::InferenceHttp => serde_json::to_string(&Envelope { error: &error.message }).expect("texts are JSON"),
-        Protocol::Http | Protocol::Grpc => json(&error),
+        Protocol::Http | Protocol::Grpc => json(&error) + "\n",
     };
     let mut response = Response::new(Body::from(body));
     *response.status_mut() = status(error.reason);

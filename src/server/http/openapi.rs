@@ -132,7 +132,11 @@ fn classify_parameters() -> Vec<Value> {
     let own = [
         query("model", "Name of the model; the default model if absent.", json!({"type": "string"})),
         query("modelVersion", "Version of the model.", json!({"type": "string"})),
-        query("timeout", "Seconds in which the call has to be answered, such as 10 or 2.5s.", seconds.clone()),
+        query(
+            "timeout",
+            "Seconds in which the call has to be answered, such as 10s.",
+            json!({"type": "string", "pattern": "^[1-9][0-9]{0,4}s?$"}),
+        ),
         query("events", "Key under which another request gets the events.", key_schema()),
     ];
     let options = descriptor::<ClassificationOptions>();
