@@ -183,6 +183,15 @@ impl http_body::Body for CallBody {
         lock(&self.answer).poll_frame(context)
     }
 
+    /// Of a whole answer over HTTP it is known.
+    fn size_hint(&self) -> http_body::SizeHint {
+        let answer = lock(&self.answer);
+        match answer.form {
+            ErrorForm::None if answer.rest.is_empty() => answer.body.size_hint(),
+            _ => http_body::SizeHint::default(),
+        }
+    }
+
     fn is_end_stream(&self) -> bool {
         let answer = lock(&self.answer);
         answer.call.is_none() && answer.rest.is_empty() && answer.replaced.is_none() && answer.body.is_end_stream()

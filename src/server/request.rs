@@ -148,7 +148,10 @@ impl RequestLayer {
             otel.name = tracing::field::Empty
         );
         #[cfg(feature = "otlp")]
-        crate::telemetry::otlp::continue_trace(&span, path, request.headers());
+        {
+            let name = if protocol == Protocol::Grpc { path } else { kind.name };
+            crate::telemetry::otlp::continue_trace(&span, name, request.headers());
+        }
         let mut call = RunningCall {
             _admitted: None,
             caller: None,

@@ -40,6 +40,7 @@ async fn a_video_is_classified_as_over_grpc_in_each_way_to_send_it() {
 
     let raw = send(post(&server, CLASSIFY), video.clone()).await;
     assert_eq!((raw.status, raw.header("content-type")), (200, "application/json"));
+    assert_eq!(raw.header("content-length"), raw.body.len().to_string());
     let (chunks, body) = mpsc::channel(1);
     let chunked = tokio::spawn(send_chunks(post(&server, CLASSIFY), body));
     for chunk in video.chunks(1000) {

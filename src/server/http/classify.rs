@@ -16,7 +16,7 @@ use super::form::Form;
 use super::options::Options;
 use super::watch::Overheard;
 use super::{Http, answers, json};
-use crate::app::{Answers, AppError, ClassifyRequest, Deadline, Reason, UploadEvent, VideoSource};
+use crate::app::{Answers, AppError, ClassifyRequest, Deadline, Reason, Room, UploadEvent, VideoSource};
 use crate::proto::{ClassifyVideoRequest, SegmentMode, video};
 use crate::server::protocol::media_type;
 use crate::server::request::CallerName;
@@ -70,7 +70,7 @@ pub(super) async fn classify(State(http): State<Http>, request: Request) -> Resu
     let is_small = length.is_some_and(|length| length <= SMALL_BODY as u64);
     let is_simple = !form.is_of_events() && key.is_none();
     if is_simple && media_type == "application/json" {
-        let (video, request) = read_json(&http, asked, request.into_body()).await?;
+        let (video, request, _room) = read_json(&http, asked, request.into_body()).await?;
         return Ok(answers::whole(form, http.app.classify(video, &request, None).await?));
     }
     if is_simple && is_small && media_type != "multipart/form-data" {
@@ -88,7 +88,7 @@ pub(super) async fn classify(State(http): State<Http>, request: Request) -> Resu
 async fn run(http: Http, asked: Asked, media_type: String, request: Request, events: Events) -> Result<(), AppError> {
     match media_type.as_str() {
         "application/json" => {
-            let (video, request) = read_json(&http, asked, request.into_body()).await?;
+            let (video, request, _room) = read_json(&http, asked, request.into_body()).await?;
             http.app.classify_with_events(video, &request, &events).await
         }
         "multipart/form-data" => {
@@ -119,11 +119,12 @@ async fn respond(form: Form, mut events: Overheard<Answers<UploadEvent, AppError
     Err(AppError::internal(&"a classification ended without an answer").into())
 }
 
-/// `{"uri": ..., "options": {...}}`, or a whole `ClassifyVideoRequest`.
-async fn read_json(http: &Http, asked: Asked, body: Body) -> Result<(VideoSource, ClassifyRequest), AppError> {
+/// `{"uri": ..., "options": {...}}`, or a whole `ClassifyVideoRequest`, with its memory.
+async fn read_json(http: &Http, asked: Asked, body: Body) -> Result<(VideoSource, ClassifyRequest, Room), AppError> {
     // A video in it takes four letters for three bytes.
     let limit = usize::try_from(http.app.limits().max_bytes).unwrap_or(usize::MAX).saturating_mul(4) / 3;
-    let (bytes, _room) = collect(&http.app, body, limit.saturating_add(64 << 10)).await?;
+    let limit = limit.saturating_add(64 << 10).min(http.app.memory.capacity());
+    let (bytes, room) = collect(&http.app, body, limit).await?;
     let malformed = |error: serde_json::Error| {
         AppError::new(Reason::MalformedRequest, format!("the request can't be read: {error}"))
     };
@@ -146,7 +147,7 @@ async fn read_json(http: &Http, asked: Asked, body: Body) -> Result<(VideoSource
             return Err(AppError::new(Reason::VideoMissing, message));
         }
     };
-    Ok((video, asked.request(options)?))
+    Ok((video, asked.request(options)?, room))
 }
 
 /// A form: options, then the file.
