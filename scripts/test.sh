@@ -29,6 +29,9 @@ export KINETOSCOPE
 step "clients in other languages"
 ./scripts/check-clients.sh
 
+step "HTTP clients"
+./scripts/check-http.sh
+
 step guides
 ./scripts/check-guides.sh
 
