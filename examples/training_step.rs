@@ -12,10 +12,12 @@ use candle_conv3d::{Precision, TrainingAllocator, keep_freed_memory};
 use candle_core::{Device, Tensor};
 use candle_nn::loss::cross_entropy;
 use kinetoscope::model::file::Model;
-use kinetoscope::model::spec::{Architecture, ClipSpec, Family, ModelSpec, Preprocessing, Shortcut, Stem};
-use kinetoscope::train::network::{self, Layer, Network};
+use kinetoscope::model::spec::{ClipSpec, ModelSpec, Preprocessing};
+use kinetoscope::train::network::{self, BeginAt, Network};
 use kinetoscope::train::optimizer::{Optimizer, OptimizerConfig};
 use kinetoscope::train::sgd::SgdConfig;
+use kinetoscope::zoo::Architecture;
+use kinetoscope::zoo::resnet3d::{Config, Shortcut};
 
 #[global_allocator]
 static ALLOCATOR: TrainingAllocator = TrainingAllocator;
@@ -35,9 +37,9 @@ fn main() -> Result<(), Error> {
     if !device.is_cpu() {
         compare_gradients(&model, &device, precision)?;
     }
-    let network = Network::new(&model, Layer::Conv1, false, &device)?.with_precision(precision);
+    let network = Network::new(&model, &BeginAt::First, false, &device)?.with_precision(precision);
     let config = OptimizerConfig::Sgd(SgdConfig::default());
-    let mut optimizer = Optimizer::new(network.trained(), &config, 1.0)?;
+    let mut optimizer = Optimizer::new(network.backbone_and_head(), &config, 1.0)?;
     let clips = Tensor::randn(0f32, 1., (batch, 3, 16, 112, 112), &device)?;
     let labels = Tensor::arange(0u32, batch as u32, &device)?;
     for step in 0..=steps {
@@ -71,13 +73,7 @@ fn resnet_34() -> ModelSpec {
         trained: false,
         license: None,
         origin: None,
-        architecture: Architecture {
-            family: Family::ResNet3d,
-            depth: 34,
-            shortcut: Shortcut::A,
-            widen_factor: 1.0,
-            stem: Stem::AUTHORS,
-        },
+        architecture: Architecture::ResNet3d(Config::paper(34, Shortcut::A)),
         clip: ClipSpec::default(),
         preprocessing: Preprocessing::AUTHORS_2020,
         labels: (0..400).map(|class| class.to_string()).collect(),
@@ -96,7 +92,7 @@ fn compare_gradients(model: &Model, device: &Device, precision: Precision) -> Re
     let clips = Tensor::randn(0f32, 1., (2, 3, 16, 112, 112), &Device::Cpu)?;
     let mut results = Vec::new();
     for (device, precision) in [(&Device::Cpu, Precision::F32), (device, precision)] {
-        let network = Network::new(model, Layer::Conv1, true, device)?.with_precision(precision);
+        let network = Network::new(model, &BeginAt::First, true, device)?.with_precision(precision);
         let pass = network.train(&clips.to_device(device)?)?;
         let loss = cross_entropy(&pass.logits, &Tensor::new(&[1u32, 2], device)?)?;
         let gradients = pass.backward(&loss)?;

@@ -1,5 +1,5 @@
-//! Kinetoscope tells what happens in a video: a gRPC server for 3D ResNets (Hara, Kataoka, Satoh 2017,
-//! arXiv 1708.07632) and the tools around it.
+//! Kinetoscope tells what happens in a video: a gRPC server for 3D convolutional networks (Hara, Kataoka, Satoh
+//! 2017, arXiv 1708.07632, and their rivals) and the tools around it.
 //!
 //! # The path of a video
 //!
@@ -24,8 +24,9 @@
 //! out, and the rest builds where there is no FFmpeg; without `object-store`, URIs of files are the only ones that are read;
 //! without `hub`, models are files of this machine.
 //!
-//! Whatever belongs to a model (geometry, normalisation, labels) stands in its file
-//! ([`model::spec::ModelSpec`]), never in code.
+//! Whatever belongs to a model (network, geometry, normalisation, labels) stands in its file
+//! ([`model::spec::ModelSpec`]), never in code. Which networks there are, and what their layers are called, only [`zoo`] knows: it
+//! describes each as a graph, which is served, trained and converted as such.
 
 #[cfg(feature = "video")]
 pub mod app;
@@ -63,3 +64,4 @@ pub mod train;
 pub mod uri;
 #[cfg(feature = "video")]
 pub mod video;
+pub mod zoo;

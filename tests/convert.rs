@@ -5,12 +5,10 @@ mod golden;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
-use candle_nn::ModuleT;
 use golden::{Golden, relative_distance};
-use kinetoscope::convert::{Checkpoint, ConvertError, ConvertOptions, LabelsError, Selection, convert};
+use kinetoscope::convert::{Checkpoint, ConvertError, ConvertOptions, Expectation, LabelsError, Selection, convert};
 use kinetoscope::model::file::{Model, SpecError};
-use kinetoscope::model::resnet::ResNet3d;
-use kinetoscope::model::spec::{Preprocessing, Shortcut};
+use kinetoscope::model::spec::Preprocessing;
 
 /// A directory with a class list, and what was converted into it.
 struct Workplace(tempfile::TempDir);
@@ -49,8 +47,8 @@ impl Workplace {
 fn distance_from_pytorch(model: &Model, name: &str) -> f64 {
     let golden = Golden::read(&format!("{name}-logits"));
     assert_eq!(model.spec.architecture, golden.recipe.architecture);
-    let network = ResNet3d::from_model(model, DType::F32, &Device::Cpu).unwrap();
-    let logits = network.forward_t(&golden.input(), false).unwrap();
+    let network = model.network(DType::F32, &Device::Cpu).unwrap();
+    let logits = network.forward(&golden.input()).unwrap().swap_remove(0);
     relative_distance(&logits, golden.logits())
 }
 
@@ -101,12 +99,19 @@ fn weights_can_be_stored_in_half_the_bits() {
     assert!(matches!(place.convert("authors-2018.pth", &options), Err(ConvertError::DType { .. })));
 }
 
+fn depth(depth: u32) -> Expectation {
+    Expectation { key: "depth".to_owned(), value: depth.into(), option: "--depth" }
+}
+
+fn shortcut(shortcut: &str) -> Expectation {
+    Expectation { key: "shortcut".to_owned(), value: shortcut.into(), option: "--shortcut" }
+}
+
 #[test]
 fn report_says_what_was_found() {
     let place = Workplace::new();
     let options = ConvertOptions {
-        depth: Some(10),
-        shortcut: Some(Shortcut::A),
+        expected: vec![depth(10), shortcut("a")],
         name: Some("kinetics-10".to_owned()),
         license: Some("MIT".to_owned()),
         origin: Some("a test".to_owned()),
@@ -114,7 +119,10 @@ fn report_says_what_was_found() {
     };
     let report = convert(&golden::path("authors-2018.pth"), &place.path("model.safetensors"), &options).unwrap();
     assert_eq!(report.arch.as_deref(), Some("resnet-10"));
-    assert_eq!(report.to_string(), "3D ResNet-10, shortcut A, width 0.03125, 4 classes: 47 tensors, 16198 values, f32");
+    assert_eq!(
+        report.to_string(),
+        "3D ResNet-10, shortcut A, channels x 0.03125, 4 classes: 47 tensors, 16198 values, f32"
+    );
     let model = Model::read(&place.path("model.safetensors")).unwrap();
     assert_eq!(model.spec, report.spec);
     assert_eq!(model.spec.name, "kinetics-10");
@@ -125,16 +133,16 @@ fn report_says_what_was_found() {
 fn flags_that_the_tensors_contradict_are_refused() {
     let place = Workplace::new();
     let checkpoint = golden::path("authors-2018.pth");
-    let error = place.refusal(&checkpoint, &ConvertOptions { depth: Some(34), ..place.options() });
-    assert_eq!(error.to_string(), "the checkpoint is of depth 10 ([1, 1, 1, 1] basic blocks); expected 34 by --depth");
-    let error = place.refusal(&checkpoint, &ConvertOptions { shortcut: Some(Shortcut::B), ..place.options() });
+    let error = place.refusal(&checkpoint, &ConvertOptions { expected: vec![depth(34)], ..place.options() });
     assert_eq!(
         error.to_string(),
-        "expected shortcut B by --shortcut, but the checkpoint has no layer2.0.downsample.0.weight"
+        "the checkpoint is of 3D ResNet-10, shortcut A, channels x 0.03125, whose depth is 10; expected 34 by --depth"
     );
+    let error = place.refusal(&checkpoint, &ConvertOptions { expected: vec![shortcut("b")], ..place.options() });
+    assert!(error.to_string().ends_with("whose shortcut is \"a\"; expected \"b\" by --shortcut"), "{error}");
     let checkpoint = golden::path("authors-2020.pth");
-    let error = place.refusal(&checkpoint, &ConvertOptions { shortcut: Some(Shortcut::A), ..place.options() });
-    assert!(matches!(error, ConvertError::Shortcut { expected: Shortcut::A, .. }));
+    let error = place.refusal(&checkpoint, &ConvertOptions { expected: vec![shortcut("a")], ..place.options() });
+    assert!(matches!(error, ConvertError::Unexpected { option: "--shortcut", .. }), "{error}");
     let error = place.refusal(&checkpoint, &ConvertOptions { name: Some("no/path".to_owned()), ..place.options() });
     assert!(matches!(error, ConvertError::Spec(SpecError::Name { .. })));
 }

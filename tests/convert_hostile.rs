@@ -3,10 +3,12 @@
 use std::io::Write;
 use std::path::Path;
 
+use candle_conv3d::graph::Parameter;
 use candle_core::{DType, Tensor};
 use kinetoscope::convert::{Checkpoint, CheckpointError, ConvertError, ConvertOptions, convert};
-use kinetoscope::model::layout::DEPTHS;
-use kinetoscope::model::spec::{Architecture, Family, Preprocessing, Shortcut, Stem};
+use kinetoscope::model::spec::{ClipSpec, Preprocessing};
+use kinetoscope::zoo::resnet3d::{Config, Shortcut, Stem};
+use kinetoscope::zoo::{Architecture, DEPTHS, DetectError, TorchvisionR3dConfig};
 use proptest::prelude::*;
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
@@ -333,7 +335,10 @@ fn networks_of_another_kind_are_named() {
         convert(&input, &directory.path().join("output.safetensors"), &options).unwrap_err()
     };
     let error = refusal(state_dict(six(0, &[6], &[1])));
-    assert!(matches!(&error, ConvertError::UnknownNames { names } if names == &["weight"]), "{error}");
+    assert!(
+        matches!(&error, ConvertError::Detect(DetectError::UnknownNames { names }) if names == &["weight"]),
+        "{error}"
+    );
     let error = refusal(Dict(vec![(Text("conv1.weight"), six(0, &[6], &[1]))]));
     assert_eq!(error.to_string(), "tensor conv1.weight has shape [6]; expected [channels, 3, frames, 7, 7]");
     assert!(!directory.path().join("output.safetensors").exists());
@@ -341,8 +346,9 @@ fn networks_of_another_kind_are_named() {
 
 /// A checkpoint with the tensors of a network, all zero and all in one storage.
 fn zeros(architecture: &Architecture, classes: usize) -> Vec<u8> {
-    let parameters = architecture.layout(classes).unwrap().parameters();
-    let sizes: Vec<usize> = parameters.iter().map(|parameter| parameter.shape.iter().product()).collect();
+    let graph = architecture.graph(ClipSpec::default(), classes).unwrap();
+    let parameters: Vec<&Parameter> = graph.parameters().collect();
+    let sizes: Vec<usize> = parameters.iter().map(|parameter| parameter.len()).collect();
     // Large enough that the file doesn't look like a bomb.
     let total = sizes.iter().sum::<usize>().div_ceil(8).max(*sizes.iter().max().unwrap());
     let tensors = parameters.iter().map(|parameter| {
@@ -364,12 +370,12 @@ fn every_published_depth_and_shortcut_is_recognised() {
     let input = directory.path().join("input.pth");
     std::fs::write(directory.path().join("labels.txt"), "a\nb\nc\n").unwrap();
     for depth in DEPTHS {
-        for (family, shortcut, stem) in [
-            (Family::ResNet3d, Shortcut::A, Stem::AUTHORS),
-            (Family::ResNet3d, Shortcut::B, Stem { kernel_t: 5, ..Stem::AUTHORS }),
-            (Family::TorchvisionR3d, Shortcut::B, Stem::TORCHVISION),
+        let authors = |shortcut, stem| Config { depth, shortcut, widen_factor: 3.0 / 128.0, stem };
+        for architecture in [
+            Architecture::ResNet3d(authors(Shortcut::A, Stem::AUTHORS)),
+            Architecture::ResNet3d(authors(Shortcut::B, Stem { kernel_t: 5, ..Stem::AUTHORS })),
+            Architecture::TorchvisionR3d(TorchvisionR3dConfig(authors(Shortcut::B, Stem::TORCHVISION))),
         ] {
-            let architecture = Architecture { family, depth, shortcut, widen_factor: 3.0 / 128.0, stem };
             std::fs::write(&input, zeros(&architecture, 3)).unwrap();
             let options = ConvertOptions::new(directory.path().join("labels.txt"), Preprocessing::AUTHORS_2020);
             let report = convert(&input, &directory.path().join("output.safetensors"), &options).unwrap();

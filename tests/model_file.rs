@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use candle_core::{DType, Device, Tensor};
 use kinetoscope::model::builtin;
 use kinetoscope::model::file::{Model, ModelFileError, SPEC_KEY, SpecError};
-use kinetoscope::model::layout::LayoutError;
 use kinetoscope::model::spec::{ClipSpec, ModelSpec, Resize};
+use kinetoscope::zoo::ArchitectureError;
 
 struct File(tempfile::TempDir);
 
@@ -52,7 +52,7 @@ fn model_comes_back_as_it_was_written() {
     let model = builtin::model().unwrap();
     model.write(&file.path()).unwrap();
     let read = Model::read(&file.path()).unwrap();
-    assert_eq!((read.spec, read.layout), (model.spec, model.layout));
+    assert_eq!((read.spec, read.graph), (model.spec, model.graph));
     for (name, tensor) in &model.tensors {
         let written = tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(read.tensors[name].flatten_all().unwrap().to_vec1::<f32>().unwrap(), written, "{name}");
@@ -132,7 +132,8 @@ fn labels_must_fit_the_last_layer_and_differ() {
 
 #[test]
 fn descriptions_that_no_network_has_are_refused() {
-    assert_eq!(spec_refusal(|spec| spec.architecture.depth = 19), SpecError::Layout(LayoutError::Depth { actual: 19 }));
+    let deeper = |spec: &mut ModelSpec| spec.architecture = spec.architecture.with_setting("depth", "19").unwrap();
+    assert_eq!(spec_refusal(deeper), SpecError::Architecture(ArchitectureError::Depth { actual: 19 }));
     assert!(matches!(spec_refusal(|spec| spec.name = "../etc".to_owned()), SpecError::Name { .. }));
     let clip = ClipSpec { frames: 0, ..ClipSpec::default() };
     assert_eq!(spec_refusal(|spec| spec.clip = clip), SpecError::Clip { actual: clip });

@@ -5,7 +5,6 @@ mod golden;
 use candle_conv3d::plan::{Input, PlanOptions};
 use candle_core::{DType, Device, Tensor};
 use golden::{Golden, frames, relative_distance};
-use kinetoscope::model::resnet::ResNet3d;
 use kinetoscope::model::{counter, plan};
 
 /// The goldens are exact to f32; PyTorch's own f32 network is 5e-7 to 2e-6 away from them (`generate.py` prints it),
@@ -22,14 +21,14 @@ fn assert_logits_match(name: &str) {
     let golden = Golden::read(name);
     // f64 takes the reference operations, which are slow: one clip is enough. f32 takes the fast kernels of training.
     for (dtype, clips, tolerance) in [(DType::F64, 1, DOUBLE_TOLERANCE), (DType::F32, usize::MAX, WINOGRAD_TOLERANCE)] {
-        let network = ResNet3d::from_model(&golden.model(), dtype, &Device::Cpu).unwrap();
+        let network = golden.model().network(dtype, &Device::Cpu).unwrap();
         let clips = clips.min(golden.recipe.clips.len());
         let input = golden.input().narrow(0, 0, clips).unwrap().to_dtype(dtype).unwrap();
-        let features = network.features_t(&input, false).unwrap();
-        let logits = network.classify(&features).unwrap();
-        assert_clips_match(&format!("{name} in {dtype:?}"), &golden, &logits, tolerance);
+        let outputs = network.forward(&input).unwrap();
+        let [logits, features] = outputs.as_slice() else { panic!("logits and features") };
+        assert_clips_match(&format!("{name} in {dtype:?}"), &golden, logits, tolerance);
         if let Some(expected) = golden.tensors.get("features") {
-            let distance = relative_distance(&features, &expected.narrow(0, 0, clips).unwrap());
+            let distance = relative_distance(features, &expected.narrow(0, 0, clips).unwrap());
             assert!(distance < tolerance, "{name} in {dtype:?}: features {distance:e}");
         }
     }
@@ -39,7 +38,7 @@ fn assert_logits_match(name: &str) {
         let options = PlanOptions { threads: 2, max_batch: batch, winograd, ..PlanOptions::default() };
         let mut plan = plan::compile(&golden.model(), options).unwrap();
         let mut logits = vec![0f32; golden.logits().elem_count()];
-        let mut features = vec![0f32; batch * golden.model().layout.features];
+        let mut features = vec![0f32; batch * golden.model().output_lens()[1]];
         plan.run(Input::F32 { values: &input, batch }, &mut [&mut logits, &mut features]).unwrap();
         let logits = Tensor::from_vec(logits, golden.logits().dims(), &Device::Cpu).unwrap();
         assert_clips_match(&format!("{name}, plan, winograd {winograd}"), &golden, &logits, tolerance);
@@ -85,8 +84,6 @@ fn torchvision_r3d_18_matches_torchvision() {
 #[cfg(feature = "video")]
 mod frames_to_logits {
     use candle_core::{DType, Device};
-    use candle_nn::ModuleT;
-    use kinetoscope::model::resnet::ResNet3d;
     use kinetoscope::model::spec::ClipSpec;
     use kinetoscope::video::picture::{Color, Layout, Orientation, Picture, Plane, Planes};
     use kinetoscope::video::transform::{Crop, FrameTransform};
@@ -135,8 +132,8 @@ mod frames_to_logits {
         let mean = sum as f64 / expected.len() as f64;
 
         let input = normalise(&cropped, [*count, size, size], &golden.preprocessing()).unsqueeze(0).unwrap();
-        let network = ResNet3d::from_model(&golden.model(), DType::F32, &Device::Cpu).unwrap();
-        let distance = relative_distance(&network.forward_t(&input, false).unwrap(), golden.logits());
+        let network = golden.model().network(DType::F32, &Device::Cpu).unwrap();
+        let distance = relative_distance(&network.forward(&input).unwrap()[0], golden.logits());
         println!("{name}: {mean:.4} levels mean, {most} at most; logits {distance:.1e}");
         assert!(most <= 1 && mean < tolerance.mean_levels, "{name}: {mean} levels mean, {most} at most");
         assert!(distance < tolerance.logits, "{name}: logits {distance:e}");

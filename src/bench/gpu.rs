@@ -65,7 +65,7 @@ impl GpuModel {
             ..PlanOptions::new(ordinal, max_batch, model.spec.preprocessing.lookup_table())
         };
         let (plan, self_check) = SelfCheck::new(model, threads)?.build(model, options)?;
-        let (classes, features) = (model.layout.classes, model.layout.features);
+        let [classes, features] = model.output_lens();
         Ok(Self { plan, self_check, clip: model.spec.clip, classes, features })
     }
 

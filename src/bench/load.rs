@@ -2,14 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use candle_conv3d::Precision;
-use candle_core::{DType, Device};
-use candle_nn::{VarBuilder, VarMap, loss};
+use candle_core::Device;
+use candle_nn::loss;
 use serde::Serialize;
 
-use crate::model::layout::Layout;
-use crate::model::resnet::{NormMode, ResNet3d};
+use crate::model::file::Model;
 use crate::train::loader::{Epoch, Loader, LoaderError};
+use crate::train::network::{BeginAt, Network};
 
 /// How many clips come from a loader of which every batch is taken at once.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -63,16 +62,15 @@ pub fn time_loading(loader: &Loader, time: Duration) -> Result<LoadTiming, LoadB
     })
 }
 
-/// Trains a network of the layout for at least `time` on the CPU: forward in training mode, loss and gradients. Only the
+/// Trains a model for at least `time` on the CPU: forward in training mode, loss and gradients. Only the
 /// optimiser's step is left out, which would make waiting a smaller part.
-pub fn time_feeding(loader: &Loader, layout: &Layout, time: Duration) -> Result<FeedTiming, LoadBenchError> {
+pub fn time_feeding(loader: &Loader, model: &Model, time: Duration) -> Result<FeedTiming, LoadBenchError> {
     candle_conv3d::keep_freed_memory();
-    let variables = VarMap::new();
-    let network = ResNet3d::new(layout, VarBuilder::from_varmap(&variables, DType::F32, &Device::Cpu))?;
+    let network = Network::new(model, &BeginAt::First, false, &Device::Cpu)?;
     let mut batches = Batches::new(loader)?;
     let mut step = || -> Result<(), LoadBenchError> {
         let batch = batches.next()?;
-        let pass = network.forward_pass(&batch.clips, NormMode::Batch { stem: true, from_block: 0 }, Precision::F32)?;
+        let pass = network.train(&batch.clips)?;
         let loss = loss::cross_entropy(&pass.logits, &batch.labels)?;
         pass.backward(&loss)?;
         Ok(())

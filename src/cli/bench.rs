@@ -17,8 +17,9 @@ use crate::bench::model::{Effort, LayerTiming, peak_rss_bytes, profile, time_bat
 use crate::engine::{CpuExecutor, Devices};
 use crate::hub::ModelSource;
 use crate::model::file::Model;
-use crate::model::spec::{Architecture, Family, ModelSpec, Stem};
+use crate::model::spec::ModelSpec;
 use crate::model::{builtin, init};
+use crate::zoo::{Architecture, resnet3d};
 
 /// Measure speed on this machine
 #[derive(Debug, ClapArgs)]
@@ -346,7 +347,7 @@ fn bench_load(args: LoadArgs) -> anyhow::Result<ExitCode> {
         let loader = Loader::new(std::sync::Arc::clone(&examples), spec.clip, spec.preprocessing, options);
         let loading = time_loading(&loader, time)?;
         let feeding = match &network {
-            Some(model) => Some(time_feeding(&loader, &model.layout, time)?),
+            Some(model) => Some(time_feeding(&loader, model, time)?),
             None => None,
         };
         unreadable = loader.unreadable().len();
@@ -473,8 +474,7 @@ fn print_layers(layers: &[LayerTiming]) {
 /// A network of the paper with 400 classes and weights that mean nothing.
 fn initialised(depth: u32, shortcut: ShortcutArg) -> anyhow::Result<Model> {
     let shortcut = shortcut.into();
-    let architecture =
-        Architecture { family: Family::ResNet3d, depth, shortcut, widen_factor: 1.0, stem: Stem::AUTHORS };
+    let architecture = Architecture::ResNet3d(resnet3d::Config::paper(depth, shortcut));
     let spec = ModelSpec {
         name: format!("resnet-{depth}-initialised"),
         trained: false,

@@ -8,14 +8,14 @@ use candle_core::DType;
 use clap::{Args as ClapArgs, ValueEnum};
 
 use super::model::ShortcutArg;
-use crate::convert::{ConvertOptions, Selection, convert, read_preprocessing};
+use crate::convert::{ConvertOptions, Expectation, Selection, convert, read_preprocessing};
 use crate::model::spec::ClipSpec;
 
 /// Turn a PyTorch checkpoint into a model file
 ///
-/// Takes those of 3D-ResNets-PyTorch (2018 or 2020) and torchvision's r3d_18, and writes what `serve` and `classify` take. Code
-/// in the checkpoint is never executed. Depth, shortcut, width, stem and class count are read off the tensors. Weights are found
-/// under the usual keys and behind the usual prefixes; `inspect` shows what is found, --key, --prefix and --rename tell the rest.
+/// Takes 3D ResNets and R(2+1)D of 3D-ResNets-PyTorch, torchvision's r3d_18, mc3_18 and r2plus1d_18 and IG-65M's R(2+1)D, and
+/// writes what `serve` and `classify` take. Code in the checkpoint is never executed. Family, depth, widths and class count are
+/// read off the tensors. Weights are found under the usual keys and behind the usual prefixes; `inspect` shows what is found, --key, --prefix and --rename tell the rest.
 #[derive(Debug, ClapArgs)]
 pub(super) struct Args {
     /// Checkpoint (.pth), as saved by any version of PyTorch, or its weights as safetensors
@@ -66,6 +66,11 @@ pub(super) struct Args {
     /// Whether a max pool follows the first convolution, which tensors don't show; as published if absent
     #[arg(long, value_name = "BOOL")]
     max_pool: Option<bool>,
+
+    /// Setting of the network that tensors don't show, such as stem.max_pool=false or epsilon=0.001; repeatable. `inspect` shows
+    /// those of a model
+    #[arg(long, value_name = "KEY=VALUE", value_parser = super::model::parse_setting)]
+    config: Vec<(String, String)>,
 
     /// Type in which weights are stored
     #[arg(long, value_enum, default_value = "f32")]
@@ -123,15 +128,25 @@ enum DTypeArg {
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
+    let expectation = |key: &str, value: Option<serde_json::Value>, option| {
+        value.map(|value| Expectation { key: key.to_owned(), value, option })
+    };
+    let shortcut = args.shortcut.map(|shortcut| match shortcut {
+        ShortcutArg::A => "a".into(),
+        ShortcutArg::B => "b".into(),
+    });
+    let depth = expectation("depth", args.depth.map(Into::into), "--depth");
+    let expected = depth.into_iter().chain(expectation("shortcut", shortcut, "--shortcut")).collect();
+    let stem_stride = args.stem_stride.map(|stride| ("stem.stride_t".to_owned(), stride.to_string()));
+    let max_pool = args.max_pool.map(|pool| ("stem.max_pool".to_owned(), pool.to_string()));
+    let settings = stem_stride.into_iter().chain(max_pool).chain(args.config).collect();
     let options = ConvertOptions {
         selection: args.selection.into(),
         preprocessing: read_preprocessing(&args.preprocessing)?,
         clip: ClipSpec { frames: args.clip_frames, size: args.clip_size, temporal_stride: args.temporal_stride },
         labels: args.labels,
-        depth: args.depth,
-        shortcut: args.shortcut.map(Into::into),
-        stem_stride_t: args.stem_stride,
-        max_pool: args.max_pool,
+        expected,
+        settings,
         dtype: match args.dtype {
             DTypeArg::F32 => DType::F32,
             DTypeArg::F16 => DType::F16,

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
+use candle_conv3d::graph::Graph;
 use clap::Args as ClapArgs;
 use serde_json::{Value, json};
 
@@ -13,7 +14,8 @@ use super::model;
 use crate::convert::{Checkpoint, Selection, describe_network};
 use crate::hub::ModelSource;
 use crate::model::file::{Model, SPEC_KEY};
-use crate::model::spec::{ColorMatrix, ModelSpec, Preprocessing, Resize};
+use crate::model::spec::{ClipSpec, ColorMatrix, ModelSpec, Preprocessing, Resize};
+use crate::zoo::{Detected, TensorShapes, detect};
 
 /// Say what a model file or checkpoint is
 ///
@@ -35,14 +37,36 @@ pub(super) struct Args {
     /// List every tensor with its shape
     #[arg(long)]
     tensors: bool,
+
+    /// Print the network as a table of its layers
+    #[arg(long, conflicts_with_all = ["json", "tensors"])]
+    layers: bool,
+
+    /// Print the network as a graph for Graphviz: `kinetoscope inspect --graph | dot -Tsvg > network.svg`
+    #[arg(long, conflicts_with_all = ["json", "tensors", "layers"])]
+    graph: bool,
 }
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     // A checkpoint is told from a model file by its first bytes.
     let path = args.file.as_ref().map(model::locate).transpose()?;
+    let selection = args.selection.into();
+    if args.layers || args.graph {
+        let network = match &path {
+            Some(path) if is_model_file(path)? => model::read(path)?.graph,
+            Some(path) => network_of_checkpoint(path, &selection)?,
+            None => model::load(None)?.graph,
+        };
+        if args.graph {
+            print!("{}", network.graphviz());
+        } else {
+            print!("{}", network.table());
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let description = match &path {
         Some(path) if is_model_file(path)? => describe_model(model::read(path)?),
-        Some(path) => describe_checkpoint(path, &args.selection.into())?,
+        Some(path) => describe_checkpoint(path, &selection)?,
         None => describe_model(model::load(None)?),
     };
     if args.json {
@@ -162,6 +186,14 @@ fn describe_checkpoint(path: &Path, selection: &Selection) -> anyhow::Result<Des
         ),
     ];
     Ok(Description { facts, tensors })
+}
+
+/// The network that `convert` sees in a checkpoint, for clips of the usual geometry.
+fn network_of_checkpoint(path: &Path, selection: &Selection) -> anyhow::Result<Graph> {
+    let checkpoint =
+        Checkpoint::open_selected(path, selection).with_context(|| format!("can't read {}", path.display()))?;
+    let Detected { architecture, classes } = detect(&TensorShapes::new(checkpoint.tensors()))?;
+    Ok(architecture.graph(ClipSpec::default(), classes)?)
 }
 
 /// Whether a file is a model file, by the metadata in its header: other safetensors files are weights to convert.

@@ -13,7 +13,7 @@ use crate::engine::{DeviceError, DeviceRequest, Devices, EngineConfig, Precision
 use crate::hub::{Hub, InvalidName, ModelSource};
 use crate::model::builtin;
 use crate::model::file::{Model, ModelFileError};
-use crate::model::spec::Shortcut;
+use crate::zoo::resnet3d::Shortcut;
 
 /// How the model runs.
 #[derive(Debug, Args)]
@@ -91,6 +91,12 @@ impl From<ShortcutArg> for Shortcut {
             ShortcutArg::B => Self::B,
         }
     }
+}
+
+/// A setting of a network, `KEY=VALUE`.
+pub(super) fn parse_setting(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("expected KEY=VALUE")?;
+    Ok((key.to_owned(), value.to_owned()))
 }
 
 /// Where videos are decoded.

@@ -151,6 +151,7 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
 
     let mut options = args.recipe.options(BatchSource::batches_per_epoch(&train), args.network.fine_tunes(), device);
     options.precision = precision;
+    options.begin_at = options.begin_at.named(&model.spec.architecture)?;
     options.loss.class_weights = class_weights;
     options.checkpoint_interval = Duration::from_secs(args.checkpoint_minutes.saturating_mul(60));
     for (name, value) in [
@@ -308,7 +309,7 @@ fn starting_model(args: &Args, dataset: &Dataset, out: &Path) -> anyhow::Result<
     let name = args.network.name_or(out);
     let Some(init) = args.network.init() else {
         let clip = args.input.clip(ClipSpec::default());
-        let spec = args.network.spec(name, dataset.classes.clone(), clip, args.input.preprocessing()?);
+        let spec = args.network.spec(name, dataset.classes.clone(), clip, args.input.preprocessing()?)?;
         return network::from_scratch(spec, seed).context("no such network");
     };
     let model = model::load(Some(init))?;
@@ -349,9 +350,8 @@ fn check_memory(args: &Args, model: &Model, options: &TrainOptions) -> anyhow::R
         OptimizerConfig::AdamW { .. } => 2,
     };
     let shape = StepShape {
-        layout: &model.layout,
-        clip: model.spec.clip,
-        begin_at: options.begin_at,
+        model,
+        first_group: options.begin_at.group(&model.spec.architecture)?,
         states: optimizer_states + usize::from(options.average_decay.is_some()),
         prefetch: usize::from(args.prefetch),
     };

@@ -4,7 +4,6 @@
 //! it is of; [`ConvertOptions`] say what they can't: class names, preprocessing, name and origin.
 
 mod checkpoint;
-mod infer;
 mod labels;
 mod names;
 mod pickle;
@@ -15,6 +14,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use candle_conv3d::graph::Parameter;
 use candle_core::{DType, Tensor};
 
 pub(crate) use checkpoint::MODEL_FILE;
@@ -26,9 +26,8 @@ pub use preprocessing::{PreprocessingError, read_preprocessing};
 pub(crate) use storage::NEITHER;
 
 use crate::model::file::{Model, ModelFileError, SpecError};
-use crate::model::layout::{DEPTHS, LayoutError};
-use crate::model::spec::{ClipSpec, ModelSpec, Preprocessing, Shortcut};
-use infer::{Hints, infer};
+use crate::model::spec::{ClipSpec, ModelSpec, Preprocessing};
+use crate::zoo::{ArchitectureError, DetectError, Detected, TensorShapes, detect};
 
 /// What a checkpoint does not say about itself.
 #[derive(Debug, Clone)]
@@ -41,14 +40,10 @@ pub struct ConvertOptions {
     pub preprocessing: Preprocessing,
     /// Geometry of a clip.
     pub clip: ClipSpec,
-    /// Depth that the tensors must show; any if `None`.
-    pub depth: Option<u32>,
-    /// Shortcut that the tensors must show; any if `None`.
-    pub shortcut: Option<Shortcut>,
-    /// Temporal stride of the first convolution; the family's own if `None`.
-    pub stem_stride_t: Option<usize>,
-    /// Whether a max pool follows the first convolution; as in the family's published networks if `None`.
-    pub max_pool: Option<bool>,
+    /// Settings of the network that tensors don't show, by name and value, such as `stem.max_pool` and `false`.
+    pub settings: Vec<(String, String)>,
+    /// Settings that the tensors must show, by name, value and what demands it.
+    pub expected: Vec<Expectation>,
     /// F32, F16 or BF16: type of the convolutions' and the last layer's weights. Batch norm and biases stay F32:
     /// they are few, and the variances of networks on 0-255 pixels exceed the range of F16.
     pub dtype: DType,
@@ -62,6 +57,17 @@ pub struct ConvertOptions {
     pub origin: Option<String>,
 }
 
+/// A setting that a checkpoint must show.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Expectation {
+    /// Name of the setting, such as `depth`.
+    pub key: String,
+    /// Its value as JSON.
+    pub value: serde_json::Value,
+    /// The option that demands it, for the error.
+    pub option: &'static str,
+}
+
 impl ConvertOptions {
     /// Options that leave to the checkpoint what it can show.
     pub fn new(labels: PathBuf, preprocessing: Preprocessing) -> Self {
@@ -70,10 +76,8 @@ impl ConvertOptions {
             labels,
             preprocessing,
             clip: ClipSpec::default(),
-            depth: None,
-            shortcut: None,
-            stem_stride_t: None,
-            max_pool: None,
+            settings: Vec::new(),
+            expected: Vec::new(),
             dtype: DType::F32,
             name: None,
             version: "1".to_owned(),
@@ -100,13 +104,10 @@ pub struct ConvertReport {
 
 impl fmt::Display for ConvertReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let architecture = &self.spec.architecture;
         write!(
             f,
-            "3D ResNet-{}, shortcut {:?}, width {}, {} classes: {} tensors, {} values, {}",
-            architecture.depth,
-            architecture.shortcut,
-            architecture.widen_factor,
+            "{}, {} classes: {} tensors, {} values, {}",
+            self.spec.architecture,
             self.spec.labels.len(),
             self.tensors,
             self.values,
@@ -124,60 +125,31 @@ pub enum ConvertError {
     /// The class list can't be read.
     #[error(transparent)]
     Labels(#[from] LabelsError),
-    /// The checkpoint has other names than any known family.
-    #[error(
-        "the checkpoint has neither conv1.weight (3D-ResNets-PyTorch) nor stem.0.weight (torchvision's r3d_18) \
-         but {}, ...; --key, --prefix and --rename say where the weights of one are", names.join(", ")
-    )]
-    UnknownNames {
-        /// The first of its tensors.
-        names: Vec<String>,
-    },
-    /// Block counts of no known depth.
-    #[error(
-        "the checkpoint has {blocks:?} {} blocks in its four stages; no depth of {DEPTHS:?} does",
-        kind(*bottleneck)
-    )]
-    UnknownDepth {
-        /// In `layer1` to `layer4`.
-        blocks: [usize; 4],
-        /// Whether a block has a third convolution.
-        bottleneck: bool,
-    },
-    /// Another depth than was asked for.
-    #[error(
-        "the checkpoint is of depth {found} ({blocks:?} {} blocks); expected {expected} by --depth",
-        kind(*bottleneck)
-    )]
-    Depth {
+    /// The checkpoint is of no known network.
+    #[error(transparent)]
+    Detect(#[from] DetectError),
+    /// The tensors show another setting than was asked for.
+    #[error("the checkpoint is of {architecture}, whose {key} is {found}; expected {expected} by {option}")]
+    Unexpected {
+        /// The network in words.
+        architecture: String,
+        /// Name of the setting.
+        key: String,
         /// By the tensors.
-        found: u32,
+        found: String,
         /// By the options.
-        expected: u32,
-        /// In `layer1` to `layer4`.
-        blocks: [usize; 4],
-        /// Whether a block has a third convolution.
-        bottleneck: bool,
-    },
-    /// Another shortcut than was asked for.
-    #[error(
-        "expected shortcut {expected:?} by --shortcut, but the checkpoint {} {projection}",
-        if *expected == Shortcut::B { "has no" } else { "has" }
-    )]
-    Shortcut {
-        /// By the options.
-        expected: Shortcut,
-        /// The tensor that decides.
-        projection: &'static str,
+        expected: String,
+        /// The option.
+        option: &'static str,
     },
     /// The class list and the last layer disagree.
-    #[error("{path} has {labels} labels; the checkpoint's fc.weight has {classes} classes")]
+    #[error("{path} has {labels} labels; the checkpoint's last layer has {classes} classes")]
     LabelCount {
         /// The class list.
         path: PathBuf,
         /// Its names.
         labels: usize,
-        /// Rows of `fc.weight`.
+        /// Outputs of the last layer.
         classes: usize,
     },
     /// A tensor of another shape than its layer's.
@@ -192,15 +164,15 @@ pub enum ConvertError {
     },
     /// A tensor that no layer takes: some other network.
     #[error(
-        "tensor {name} of shape {found:?} belongs to no layer of a 3D ResNet-{depth}; --prefix leaves out what has another"
+        "tensor {name} of shape {found:?} belongs to no layer of {architecture}; --prefix leaves out what has another"
     )]
     UnexpectedTensor {
         /// Name in the checkpoint.
         name: String,
         /// Dimensions.
         found: Vec<usize>,
-        /// By the block counts.
-        depth: u32,
+        /// The network in words.
+        architecture: String,
     },
     /// A type that model files don't hold.
     #[error("weights can't be stored as {}; allowed are f32, f16 and bf16", actual.as_str())]
@@ -224,19 +196,15 @@ pub enum ConvertError {
     ModelFile(#[from] ModelFileError),
 }
 
-fn kind(bottleneck: bool) -> &'static str {
-    if bottleneck { "bottleneck" } else { "basic" }
-}
-
-impl From<LayoutError> for ConvertError {
-    fn from(error: LayoutError) -> Self {
+impl From<ArchitectureError> for ConvertError {
+    fn from(error: ArchitectureError) -> Self {
         SpecError::from(error).into()
     }
 }
 
 /// The network of a checkpoint in words, as [`convert`] will see it.
 pub fn describe_network(checkpoint: &Checkpoint) -> Result<String, ConvertError> {
-    let (architecture, classes) = infer(checkpoint, &Hints::default())?;
+    let Detected { architecture, classes } = detect(&TensorShapes::new(checkpoint.tensors()))?;
     Ok(format!("{architecture}, {classes} classes"))
 }
 
@@ -253,13 +221,18 @@ pub fn model_from_checkpoint(input: &Path, options: &ConvertOptions) -> Result<(
         return Err(ConvertError::DType { actual: options.dtype });
     }
     let mut checkpoint = Checkpoint::open_selected(input, &options.selection)?;
-    let hints = Hints {
-        depth: options.depth,
-        shortcut: options.shortcut,
-        stem_stride_t: options.stem_stride_t,
-        max_pool: options.max_pool,
-    };
-    let (architecture, classes) = infer(&checkpoint, &hints)?;
+    let Detected { mut architecture, classes } = detect(&TensorShapes::new(checkpoint.tensors()))?;
+    for Expectation { key, value, option } in &options.expected {
+        let found = architecture.setting(key).unwrap_or_default();
+        if found != *value {
+            let (found, expected) = (found.to_string(), value.to_string());
+            let architecture = architecture.to_string();
+            return Err(ConvertError::Unexpected { architecture, key: key.clone(), found, expected, option });
+        }
+    }
+    for (key, value) in &options.settings {
+        architecture = architecture.with_setting(key, value)?;
+    }
     let labels = read_labels(&options.labels)?;
     if labels.len() != classes {
         return Err(ConvertError::LabelCount { path: options.labels.clone(), labels: labels.len(), classes });
@@ -271,12 +244,13 @@ pub fn model_from_checkpoint(input: &Path, options: &ConvertOptions) -> Result<(
         trained: true,
         license: options.license.clone(),
         origin: options.origin.clone(),
-        architecture,
+        architecture: architecture.clone(),
         clip: options.clip,
         preprocessing: options.preprocessing,
         labels,
     };
-    let parameters = spec.validate()?.parameters();
+    let graph = spec.validate()?;
+    let parameters: Vec<&Parameter> = graph.parameters().collect();
 
     // All shapes before any values: a checkpoint of another network is refused at once.
     for parameter in &parameters {
@@ -290,7 +264,7 @@ pub fn model_from_checkpoint(input: &Path, options: &ConvertOptions) -> Result<(
     let counter = |name: &str| name.ends_with(".num_batches_tracked");
     if let Some((name, found)) = checkpoint.tensors().find(|(name, _)| !known.contains(name) && !counter(name)) {
         let (name, found) = (name.to_owned(), found.to_vec());
-        return Err(ConvertError::UnexpectedTensor { name, found, depth: architecture.depth });
+        return Err(ConvertError::UnexpectedTensor { name, found, architecture: architecture.to_string() });
     }
 
     let mut tensors = HashMap::with_capacity(parameters.len());

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::checkpoint::CheckpointError;
+use crate::zoo::{Architecture, HEAD, HEAD_ALIASES, HEAD_WEIGHT};
 
 /// Where in a checkpoint the weights are, if it does not show that by itself.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -14,24 +15,6 @@ pub struct Selection {
     /// Beginnings of names, and what stands there instead.
     pub renames: Vec<(String, String)>,
 }
-
-/// What the last layer is called where it is not `fc`: by mmaction2, by training frameworks, and as a sequence with dropout.
-const HEADS: [&str; 14] = [
-    "cls_head.fc_cls",
-    "head.fc_cls",
-    "fc_cls",
-    "cls_head.fc",
-    "head.fc",
-    "head.projection",
-    "head",
-    "classifier",
-    "linear",
-    "last_linear",
-    "logits",
-    "fc.0",
-    "fc.1",
-    "fc.2",
-];
 
 /// The names of the network's tensors by those in the file, which come with their ranks.
 pub(super) fn network_names(
@@ -63,14 +46,14 @@ pub(super) fn network_names(
             *name = rest.to_owned();
         }
     }
-    if !names.values().any(|name| name == "fc.weight") {
+    if !names.values().any(|name| name == HEAD_WEIGHT) {
         let matrices = names.iter().filter(|(file, name)| ranks[*file] == 2 && is_head(name)).map(|(_, name)| name);
         let heads: BTreeSet<String> =
             matrices.filter_map(|name| name.strip_suffix(".weight")).map(str::to_owned).collect();
         if let (1, Some(head)) = (heads.len(), heads.first()) {
             for name in names.values_mut() {
                 if let Some(rest) = name.strip_prefix(head.as_str()).filter(|rest| rest.starts_with('.')) {
-                    *name = format!("fc{rest}");
+                    *name = format!("{HEAD}{rest}");
                 }
             }
         }
@@ -82,18 +65,19 @@ fn is_head(name: &str) -> bool {
     let layer = name.strip_suffix(".weight").or(name.strip_suffix(".bias"));
     let ends_with =
         |layer: &str, head: &str| layer.strip_suffix(head).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-    layer.is_some_and(|layer| HEADS.iter().any(|head| ends_with(layer, head)))
+    layer.is_some_and(|layer| HEAD_ALIASES.iter().any(|head| ends_with(layer, head)))
 }
 
-/// What stands before the names of a residual network's layers.
+/// What stands before the names of a network's layers.
 fn find_prefix(names: &BTreeMap<String, String>) -> Result<String, CheckpointError> {
     let mut prefixes = BTreeSet::new();
-    for name in names.values() {
-        let prefix = name.strip_suffix("conv1.weight").or(name.strip_suffix("stem.0.weight"));
-        let Some(prefix) = prefix.filter(|prefix| prefix.is_empty() || prefix.ends_with('.')) else { continue };
-        let block = format!("{prefix}layer1.0.");
-        if names.values().any(|name| name.starts_with(&block)) {
-            prefixes.insert(prefix.to_owned());
+    for [marker, first_block] in Architecture::MARKERS {
+        for prefix in names.values().filter_map(|name| name.strip_suffix(marker)) {
+            let block = format!("{prefix}{first_block}");
+            let is_prefix = prefix.is_empty() || prefix.ends_with('.');
+            if is_prefix && names.values().any(|name| name.starts_with(&block)) {
+                prefixes.insert(prefix.to_owned());
+            }
         }
     }
     match prefixes.len() {

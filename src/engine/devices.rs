@@ -5,11 +5,10 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use candle_conv3d::Precision;
+use candle_conv3d::graph::Graph;
 
 use super::{Build, CpuExecutor, EngineConfig, Executor, ExecutorError};
 use crate::model::file::Model;
-use crate::model::layout::Layout;
-use crate::model::spec::ClipSpec;
 
 /// A device by the name that a user gives it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -148,14 +147,9 @@ impl Devices {
     /// Bytes that a model's executor on the CPU would hold, found without its weights and without taking that memory.
     /// 0 on GPUs, where only building one tells.
     #[cfg_attr(not(feature = "video"), allow(dead_code, reason = "only a repository asks"))]
-    pub(crate) fn memory_bytes(
-        &self,
-        layout: &Layout,
-        clip: ClipSpec,
-        config: EngineConfig,
-    ) -> Result<u64, ExecutorError> {
+    pub(crate) fn memory_bytes(&self, graph: &Graph, config: EngineConfig) -> Result<u64, ExecutorError> {
         match self {
-            Self::Cpu => CpuExecutor::memory_bytes_of(layout, clip, config.threads, config.max_batch),
+            Self::Cpu => CpuExecutor::memory_bytes_of(graph, config.threads, config.max_batch),
             #[cfg(feature = "cuda")]
             Self::Gpus { .. } => Ok(0),
         }

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
+use candle_conv3d::graph::Graph;
 use candle_conv3d::plan::{Input, InstructionSet, Layer, Plan, PlanError, PlanOptions};
 
 use super::ClipOutput;
 use crate::model::file::Model;
-use crate::model::layout::Layout;
 use crate::model::plan::{self, ModelPlanError};
-use crate::model::spec::ClipSpec;
 
 /// A model on a device.
 pub trait Executor: Send {
@@ -95,21 +94,17 @@ impl CpuExecutor {
 
     /// What [`memory_bytes`](Executor::memory_bytes) of such an executor will be, found without its weights and without
     /// taking that memory.
-    pub(super) fn memory_bytes_of(
-        layout: &Layout,
-        clip: ClipSpec,
-        threads: usize,
-        max_batch: usize,
-    ) -> Result<u64, ExecutorError> {
+    pub(super) fn memory_bytes_of(graph: &Graph, threads: usize, max_batch: usize) -> Result<u64, ExecutorError> {
         let options = PlanOptions { threads, max_batch, ..PlanOptions::default() };
-        Ok(plan::memory_bytes(layout, clip, options)? as u64)
+        Ok(graph.memory_bytes(options)? as u64)
     }
 
     /// Compiles the model.
     pub fn with_options(model: &Model, options: PlanOptions) -> Result<Self, ExecutorError> {
         let plan = plan::compile(model, options)?;
         let table = model.spec.preprocessing.lookup_table();
-        Ok(Self { plan, classes: model.layout.classes, features: model.layout.features, table })
+        let [classes, features] = model.output_lens();
+        Ok(Self { plan, classes, features, table })
     }
 
     /// The plan's layers in the order they run.

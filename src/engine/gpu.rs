@@ -13,7 +13,7 @@ use super::devices::ReadModel;
 use super::{EngineConfig, Executor, ExecutorError, Outputs};
 use crate::model::counter::CounterStream;
 use crate::model::file::Model;
-use crate::model::plan::{self, FoldedModel};
+use crate::model::plan;
 use crate::model::softmax;
 
 /// Workers of a GPU: while the clips of one are computed, the other uploads its own.
@@ -78,7 +78,8 @@ impl Gpus {
             return Ok((Arc::clone(plan), *outputs));
         }
         let model = (self.read)()?;
-        let outputs = OutputLens { classes: model.layout.classes, features: model.layout.features };
+        let [classes, features] = model.output_lens();
+        let outputs = OutputLens { classes, features };
         let plan = Arc::new(self.build(slot, &model)?);
         *place = Some((Arc::clone(&plan), outputs));
         Ok((plan, outputs))
@@ -129,7 +130,7 @@ impl SelfCheck {
         let max_batch = clips.len();
         let options = CpuPlanOptions { threads, max_batch, winograd: false, ..CpuPlanOptions::default() };
         let mut plan = plan::compile(model, options)?;
-        let (classes, features) = (model.layout.classes, model.layout.features);
+        let [classes, features] = model.output_lens();
         let (mut logits, mut embeddings) = (vec![0.0; clips.len() * classes], vec![0.0; clips.len() * features]);
         let views: Vec<&[u8]> = clips.iter().map(Vec::as_slice).collect();
         let input = Input::Rgb { clips: &views, table: &model.spec.preprocessing.lookup_table() };
@@ -145,9 +146,8 @@ impl SelfCheck {
         let failed = |error| ExecutorError::Gpu { ordinal, error };
         let mut difference = f32::INFINITY;
         for skip in 0..ATTEMPTS {
-            let folded = FoldedModel::of(model)?;
-            let (graph, outputs) = folded.graph()?;
-            let plan = Plan::build(graph, &outputs, PlanOptions { skip, ..options.clone() }).map_err(failed)?;
+            let graph = plan::bound_graph(model)?;
+            let plan = Plan::build(graph, PlanOptions { skip, ..options.clone() }).map_err(failed)?;
             difference = self.difference(&plan).map_err(failed)?;
             if difference <= tolerance {
                 if let Err(error) = plan.remember() {
@@ -350,7 +350,7 @@ mod tests {
     fn the_self_check_would_see_a_mix_up_of_clips() {
         let model = builtin::model().unwrap();
         let check = SelfCheck::new(&model, 1).unwrap();
-        let (classes, clips) = (model.layout.classes, check.clips.len());
+        let ([classes, _], clips) = (model.output_lens(), check.clips.len());
         assert!(clips == 2 && check.clips.iter().all(|clip| clip.len() == model.spec.clip.rgb_len()));
         assert_eq!(check.scores.len(), clips * classes);
         assert!((check.scores.iter().sum::<f32>() - clips as f32).abs() < 1e-4);

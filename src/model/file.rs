@@ -9,9 +9,11 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensorError, SafeTensors};
 
-use super::layout::{Layout, LayoutError};
 use super::spec::{ClipSpec, ModelSpec, Resize};
 use crate::replacement;
+use crate::zoo::{ArchitectureError, output_lens};
+use candle_conv3d::graph::{Graph, Parameter};
+use candle_conv3d::network::Network;
 
 /// Key in the safetensors `__metadata__` under which the [`ModelSpec`] stands as JSON.
 pub const SPEC_KEY: &str = "kinetoscope.model";
@@ -27,9 +29,9 @@ pub const MAX_FILE_BYTES: u64 = 8 << 30;
 pub struct Model {
     /// What the file says about itself.
     pub spec: ModelSpec,
-    /// The layers that the specification describes.
-    pub layout: Layout,
-    /// Exactly the layout's parameters, in one of f32, f16, bf16.
+    /// The network that the specification describes.
+    pub graph: Graph,
+    /// Exactly the graph's parameters, in one of f32, f16, bf16.
     pub tensors: HashMap<String, Tensor>,
 }
 
@@ -114,7 +116,7 @@ pub enum ModelFileError {
 pub enum SpecError {
     /// The architecture.
     #[error(transparent)]
-    Layout(#[from] LayoutError),
+    Architecture(#[from] ArchitectureError),
     /// A name that can't stand in requests, logs and paths.
     #[error("model name is {actual:?}; allowed are 1 to 128 letters, digits, '.', '_' and '-'")]
     Name {
@@ -162,8 +164,8 @@ pub enum SpecError {
 }
 
 impl ModelSpec {
-    /// Checks everything but the tensors, and gives the network's layers.
-    pub fn validate(&self) -> Result<Layout, SpecError> {
+    /// Checks everything but the tensors, and gives the network.
+    pub fn validate(&self) -> Result<Graph, SpecError> {
         let name_allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
         if self.name.is_empty() || self.name.len() > 128 || !self.name.bytes().all(name_allowed) {
             return Err(SpecError::Name { actual: self.name.clone() });
@@ -197,7 +199,7 @@ impl ModelSpec {
         {
             return Err(SpecError::Normalisation { actual: format!("{preprocessing:?}") });
         }
-        Ok(self.architecture.layout(self.labels.len())?)
+        Ok(self.architecture.graph(self.clip, self.labels.len())?)
     }
 }
 
@@ -224,47 +226,43 @@ impl Model {
     /// What a model file says about itself, checked, and the layers that it describes. Reads the file's head only, so
     /// that this takes no memory for weights; whether the tensors are there is not looked at. Moves the file's position.
     #[cfg_attr(not(feature = "video"), allow(dead_code, reason = "only a repository asks"))]
-    pub(crate) fn read_spec(file: &File, path: &Path) -> Result<(ModelSpec, Layout), ModelFileError> {
+    pub(crate) fn read_spec(file: &File, path: &Path) -> Result<(ModelSpec, Graph), ModelFileError> {
         let metadata = read_metadata(file, path)?;
         let spec: ModelSpec = serde_json::from_str(metadata.get(SPEC_KEY).ok_or(ModelFileError::NoSpec)?)?;
-        let layout = spec.validate()?;
-        Ok((spec, layout))
+        let graph = spec.validate()?;
+        Ok((spec, graph))
     }
 
     /// [`read`](Self::read) from memory.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self, ModelFileError> {
         let spec = read_spec(bytes)?;
-        let layout = spec.validate()?;
+        let graph = spec.validate()?;
 
         let file = SafeTensors::deserialize(bytes)?;
         let mut unclaimed: BTreeSet<&str> = file.names().into_iter().collect();
         let mut tensors = HashMap::new();
-        for parameter in layout.parameters() {
-            let Ok(view) = file.tensor(&parameter.name) else {
-                return Err(ModelFileError::MissingTensor { name: parameter.name, expected: parameter.shape });
+        for Parameter { name, shape, .. } in graph.parameters() {
+            let (name, expected) = (name.clone(), shape.clone());
+            let Ok(view) = file.tensor(&name) else {
+                return Err(ModelFileError::MissingTensor { name, expected });
             };
-            unclaimed.remove(parameter.name.as_str());
-            if view.shape() != parameter.shape {
-                return Err(ModelFileError::Shape {
-                    name: parameter.name,
-                    actual: view.shape().to_vec(),
-                    expected: parameter.shape,
-                });
+            unclaimed.remove(name.as_str());
+            if view.shape() != expected {
+                return Err(ModelFileError::Shape { name, actual: view.shape().to_vec(), expected });
             }
-            tensors.insert(parameter.name.clone(), tensor_from_view(parameter.name, &view)?);
+            tensors.insert(name.clone(), tensor_from_view(name, &view)?);
         }
         if let Some(name) = unclaimed.into_iter().find(|name| !name.ends_with(".num_batches_tracked")) {
             let actual = file.tensor(name)?.shape().to_vec();
             return Err(ModelFileError::UnexpectedTensor { name: name.to_owned(), actual });
         }
-        Ok(Self { spec, layout, tensors })
+        Ok(Self { spec, graph, tensors })
     }
 
     /// A model from tensors in memory, checked as one read from a file.
     pub fn new(spec: ModelSpec, tensors: HashMap<String, Tensor>) -> Result<Self, ModelFileError> {
-        let layout = spec.validate()?;
-        let parameters = layout.parameters();
-        for parameter in &parameters {
+        let graph = spec.validate()?;
+        for parameter in graph.parameters() {
             let Some(tensor) = tensors.get(&parameter.name) else {
                 return Err(ModelFileError::MissingTensor {
                     name: parameter.name.clone(),
@@ -279,14 +277,14 @@ impl Model {
                 });
             }
         }
-        if tensors.len() > parameters.len() {
-            let known: BTreeSet<&str> = parameters.iter().map(|parameter| parameter.name.as_str()).collect();
+        let known: BTreeSet<&str> = graph.parameters().map(|parameter| parameter.name.as_str()).collect();
+        if tensors.len() > known.len() {
             if let Some((name, tensor)) = tensors.iter().find(|(name, _)| !known.contains(name.as_str())) {
                 let actual = tensor.dims().to_vec();
                 return Err(ModelFileError::UnexpectedTensor { name: name.clone(), actual });
             }
         }
-        Ok(Self { spec, layout, tensors })
+        Ok(Self { spec, graph, tensors })
     }
 
     /// Writes the model file. The file appears whole or not at all.
@@ -298,6 +296,18 @@ impl Model {
         write_whole(path, &self.tensors, metadata)
     }
 
+    /// Number of classes and length of an embedding.
+    pub fn output_lens(&self) -> [usize; 2] {
+        output_lens(&self.graph)
+    }
+
+    /// The network in candle, its weights converted to `dtype` on `device`: slower than a plan, differentiable.
+    pub fn network(&self, dtype: DType, device: &Device) -> candle_core::Result<Network> {
+        let convert =
+            |(name, tensor): (&String, &Tensor)| Ok((name.clone(), tensor.to_dtype(dtype)?.to_device(device)?));
+        Network::new(self.graph.clone(), self.tensors.iter().map(convert).collect::<candle_core::Result<_>>()?)
+    }
+
     /// Bytes of all tensors.
     pub fn tensor_bytes(&self) -> usize {
         self.tensors.values().map(|tensor| tensor.elem_count() * tensor.dtype().size_in_bytes()).sum()
@@ -305,7 +315,8 @@ impl Model {
 
     /// The type most of the weights are stored in.
     pub fn dtype(&self) -> DType {
-        self.tensors.get("fc.weight").map_or(DType::F32, Tensor::dtype)
+        let largest = self.tensors.values().max_by_key(|tensor| tensor.elem_count());
+        largest.map_or(DType::F32, Tensor::dtype)
     }
 }
 

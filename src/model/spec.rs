@@ -3,9 +3,9 @@
 //! A [`ModelSpec`] is stored as JSON in the safetensors `__metadata__`, so that one file holds all that is
 //! needed to serve a model and nothing about a model lives in code.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
+
+use crate::zoo::Architecture;
 
 /// All that a model file says about itself beside its tensors.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,56 +38,6 @@ impl ModelSpec {
     pub fn id(&self) -> (&str, &str) {
         (&self.name, &self.version)
     }
-}
-
-/// A 3D ResNet (arXiv 1708.07632, table 1) or torchvision's `r3d_18` variant of it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Architecture {
-    /// Whose layer names the checkpoint follows.
-    pub family: Family,
-    /// 10, 18, 34, 50, 101, 152 or 200.
-    pub depth: u32,
-    /// How a block's input joins its output where the shape changes.
-    pub shortcut: Shortcut,
-    /// Multiplies the channels of every layer (`widen_factor` of the authors' code); 1 for the paper's networks.
-    pub widen_factor: f64,
-    /// The layers before the first block.
-    pub stem: Stem,
-}
-
-/// Layer names of a checkpoint.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Family {
-    /// `conv1`, `bn1`, `layer1.0.conv1.weight`, ...: 3D-ResNets-PyTorch.
-    #[serde(rename = "resnet3d")]
-    ResNet3d,
-    /// `stem.0`, `stem.1`, `layer1.0.conv1.0.weight`, ...: torchvision's `VideoResNet`.
-    #[serde(rename = "torchvision-r3d")]
-    TorchvisionR3d,
-}
-
-/// Shortcut of a residual block whose output has another shape than its input (He et al. 2016, section 3.3).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Shortcut {
-    /// Strided picking and zero-padded channels; no parameters.
-    A,
-    /// 1x1x1 convolution and batch norm.
-    B,
-}
-
-/// Geometry of the first convolution. It always has a 7x7 spatial kernel with stride 2 and padding 3.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Stem {
-    /// Temporal kernel size in frames, odd; padding is half of it.
-    pub kernel_t: usize,
-    /// Temporal stride in frames.
-    pub stride_t: usize,
-    /// Whether a 3x3x3 max pool with stride 2 and padding 1 follows.
-    pub max_pool: bool,
 }
 
 /// Geometry of one clip: the network's input is `(n, 3, frames, size, size)`.
@@ -145,39 +95,6 @@ pub enum ColorMatrix {
     Bt601,
     /// What the video's tags say (BT.601 where they say nothing).
     Tagged,
-}
-
-impl fmt::Display for Architecture {
-    /// In words, such as `3D ResNet-34, shortcut A`.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shortcut = match self.shortcut {
-            Shortcut::A => 'A',
-            Shortcut::B => 'B',
-        };
-        match self.family {
-            Family::ResNet3d => write!(f, "3D ResNet-{}, shortcut {shortcut}", self.depth)?,
-            Family::TorchvisionR3d => write!(f, "torchvision R3D-{}", self.depth)?,
-        }
-        if self.widen_factor != 1.0 {
-            write!(f, ", channels x {}", self.widen_factor)?;
-        }
-        let standard = match self.family {
-            Family::ResNet3d => Stem::AUTHORS,
-            Family::TorchvisionR3d => Stem::TORCHVISION,
-        };
-        if self.stem != standard {
-            let pool = if self.stem.max_pool { "max pool" } else { "no max pool" };
-            write!(f, ", stem {}x7x7 with temporal stride {} and {pool}", self.stem.kernel_t, self.stem.stride_t)?;
-        }
-        Ok(())
-    }
-}
-
-impl Stem {
-    /// 7x7x7 with temporal stride 1, then the max pool.
-    pub const AUTHORS: Self = Self { kernel_t: 7, stride_t: 1, max_pool: true };
-    /// 3x7x7 with temporal stride 1 and no pool.
-    pub const TORCHVISION: Self = Self { kernel_t: 3, stride_t: 1, max_pool: false };
 }
 
 impl Preprocessing {

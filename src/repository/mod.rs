@@ -257,7 +257,7 @@ impl Repository {
         let spec = opened.spec.clone();
         let (config, devices) = (self.options.engine, &self.options.devices);
         let failed = |error| RepositoryError::Build { name: spec.name.clone(), error };
-        let expected = devices.memory_bytes(&opened.layout, spec.clip, config).map_err(failed)?;
+        let expected = devices.memory_bytes(&opened.graph, config).map_err(failed)?;
         self.check_room(&spec.name, expected, waiting)?;
         let build = opened.executors(config, devices)?;
         let engine =

@@ -4,18 +4,19 @@ use std::fs::File;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use candle_conv3d::graph::Graph;
+
 use super::RepositoryError;
 use super::scan::ModelFile;
 use crate::engine::{self, Devices, EngineConfig, ExecutorError};
 use crate::model::builtin;
 use crate::model::file::{Model, ModelFileError};
-use crate::model::layout::Layout;
 use crate::model::spec::ModelSpec;
 
 /// A model of which the description was read and no weights.
 pub(super) struct Opened {
     pub(super) spec: ModelSpec,
-    pub(super) layout: Layout,
+    pub(super) graph: Graph,
     weights: Weights,
     /// For errors.
     origin: PathBuf,
@@ -35,7 +36,7 @@ impl Opened {
 
     fn of(weights: Weights, origin: PathBuf) -> Result<Self, RepositoryError> {
         match weights.spec() {
-            Ok((spec, layout)) => Ok(Self { spec, layout, weights, origin }),
+            Ok((spec, graph)) => Ok(Self { spec, graph, weights, origin }),
             Err(error) => Err(RepositoryError::File { path: origin, error }),
         }
     }
@@ -86,17 +87,17 @@ enum Weights {
 
 impl Weights {
     /// What a file says about itself.
-    fn spec(&self) -> Result<(ModelSpec, Layout), ModelFileError> {
+    fn spec(&self) -> Result<(ModelSpec, Graph), ModelFileError> {
         match self {
             Self::BuiltIn => {
                 let spec = builtin::spec();
-                let layout = spec.validate()?;
-                Ok((spec, layout))
+                let graph = spec.validate()?;
+                Ok((spec, graph))
             }
             Self::File { path, file, called } => {
-                let (mut spec, layout) = Model::read_spec(file, path)?;
+                let (mut spec, graph) = Model::read_spec(file, path)?;
                 rename(&mut spec, called.as_ref())?;
-                Ok((spec, layout))
+                Ok((spec, graph))
             }
         }
     }

@@ -55,8 +55,8 @@ pub fn find(
     const KEPT: f64 = 0.9;
     const FLOWN_APART: f64 = 4.0;
     let network =
-        Network::new(model, options.begin_at, options.frozen_norm, &options.device)?.with_precision(options.precision);
-    let mut optimizer = Optimizer::new(network.trained(), &options.optimizer, options.backbone_factor)?;
+        Network::new(model, &options.begin_at, options.frozen_norm, &options.device)?.with_precision(options.precision);
+    let mut optimizer = Optimizer::new(network.backbone_and_head(), &options.optimizer, options.backbone_factor)?;
     let criterion = Criterion::new(&options.loss, &options.device)?;
     let batches = (0..).flat_map(|epoch| train.epoch(epoch, 0));
     let (mut points, mut sum, mut lowest) = (Vec::new(), 0.0, f64::INFINITY);

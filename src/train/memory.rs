@@ -4,19 +4,17 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::network::Layer;
-use crate::model::layout::{BlockShortcut, ConvLayer, Layout};
-use crate::model::spec::ClipSpec;
+use candle_conv3d::graph::{Operation, Parameter};
+
+use crate::model::file::Model;
 
 /// A step whose memory is estimated.
 #[derive(Debug, Clone, Copy)]
 pub struct StepShape<'a> {
-    /// The network.
-    pub layout: &'a Layout,
-    /// Its clips.
-    pub clip: ClipSpec,
-    /// The first layer that is trained: those before keep nothing for the way back.
-    pub begin_at: Layer,
+    /// The network and its clips.
+    pub model: &'a Model,
+    /// The first group of layers that is trained: those before keep nothing for the way back.
+    pub first_group: usize,
     /// Tensors of each weight beside itself and its gradient: directions, moments, averages.
     pub states: usize,
     /// Batches decoded ahead.
@@ -31,47 +29,27 @@ impl StepShape<'_> {
     /// Bytes that a step with batches of so many clips takes on a CPU, about: what is kept for the way back, and the
     /// gradients on the way.
     pub fn bytes(&self, batch_size: usize) -> u64 {
-        let Self { layout, clip, begin_at, states, prefetch } = *self;
-        let weights: usize =
-            layout.parameters().iter().map(|parameter| parameter.shape.iter().product::<usize>()).sum();
-        let frame = [clip.frames, clip.size, clip.size];
-        let clip_floats = 3 * frame.iter().product::<usize>();
+        let Self { model, first_group, states, prefetch } = *self;
+        let weights: usize = model.graph.parameters().map(Parameter::len).sum();
+        let mut floats = model.graph.nodes().map(|(_, node)| (node, node.shape().iter().product::<usize>()));
+        let clip_floats = floats.next().map_or(0, |(_, floats)| floats);
         let (mut kept, mut largest) = (clip_floats, clip_floats);
-        let mut count = |layer: &ConvLayer, shape: [usize; 3]| {
-            let floats = layer.out_channels * shape.iter().product::<usize>();
-            // What the convolution gives is kept for its way back; what batch norm makes of it is made again.
-            if Layer::of_parameter(&layer.conv) >= begin_at {
+        for (node, floats) in floats {
+            // What a convolution gives is kept for its way back; what batch norm and ReLU make of it is made again.
+            let is_kept = !matches!(
+                node.operation(),
+                Operation::BatchNorm(_) | Operation::Nonlinearity(_) | Operation::Dropout(_) | Operation::Add
+            );
+            let group = model.spec.architecture.group_of(node.name());
+            if is_kept && (!matches!(node.operation(), Operation::Conv(_)) || group >= first_group) {
                 kept += floats;
             }
             largest = largest.max(floats);
-        };
-        let mut shape = after(&layout.stem, frame);
-        count(&layout.stem, shape);
-        if layout.max_pool {
-            shape = shape.map(|length| (length - 1) / 2 + 1);
-        }
-        for block in &layout.blocks {
-            let before = shape;
-            for layer in &block.convs {
-                shape = after(layer, shape);
-                count(layer, shape);
-            }
-            if let BlockShortcut::Projection(layer) = &block.shortcut {
-                count(layer, after(layer, before));
-            }
         }
         // On the way back the gradient of the largest volume is there, too.
         let a_clip = (kept + largest + prefetch * clip_floats) as u64;
         BASE + FLOAT * (a_clip * batch_size as u64 + ((2 + states) * weights) as u64)
     }
-}
-
-/// Length, height and width of what a convolution gives.
-fn after(layer: &ConvLayer, shape: [usize; 3]) -> [usize; 3] {
-    std::array::from_fn(|axis| {
-        let padded = shape[axis] + 2 * layer.padding[axis];
-        padded.saturating_sub(layer.kernel[axis]) / layer.stride[axis] + 1
-    })
 }
 
 /// Bytes that this process can still take: of what the machine has free, its control groups allow and its limits leave. `None`
@@ -142,19 +120,14 @@ mod tests {
     #[test]
     fn memory_grows_with_the_batch_and_shrinks_with_what_is_frozen() {
         let model = builtin::model().unwrap();
-        let shape = |begin_at| StepShape {
-            layout: &model.layout,
-            clip: ClipSpec { frames: 16, size: 112, temporal_stride: 1 },
-            begin_at,
-            states: 1,
-            prefetch: 4,
-        };
-        let whole = shape(Layer::Conv1);
+        let shape = |first_group| StepShape { model: &model, first_group, states: 1, prefetch: 4 };
+        let whole = shape(0);
         assert_eq!(whole.bytes(3) - whole.bytes(2), whole.bytes(2) - whole.bytes(1));
-        assert!(shape(Layer::Layer4).bytes(8) < whole.bytes(8));
-        assert!(
-            StepShape { clip: ClipSpec { size: 224, ..whole.clip }, ..whole }.bytes(8) > 3 * whole.bytes(8) - 3 * BASE
-        );
+        assert!(shape(4).bytes(8) < whole.bytes(8));
+        let mut spec = model.spec.clone();
+        spec.clip.size *= 2;
+        let larger = Model::new(spec, model.tensors.clone()).unwrap();
+        assert!(StepShape { model: &larger, ..whole }.bytes(8) > 3 * whole.bytes(8) - 3 * BASE);
     }
 
     #[test]

@@ -6,73 +6,79 @@ use std::fmt;
 use std::str::FromStr;
 
 use candle_conv3d::Precision;
+use candle_conv3d::graph::Parameter;
+use candle_conv3d::network::Mode;
+use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var};
-use candle_nn::VarBuilder;
 
 use crate::model::counter::CounterStream;
 use crate::model::file::{Model, ModelFileError};
 use crate::model::init;
-use crate::model::resnet::{ForwardPass, NormMode, ResNet3d};
 use crate::model::spec::ModelSpec;
+use crate::zoo::{self, Architecture, ArchitectureError};
 
-/// The layers of a 3D ResNet from which training can begin, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Layer {
-    /// The first convolution and its batch norm (torchvision's `stem`): everything is trained.
-    Conv1,
-    /// The first stage.
-    Layer1,
-    /// The second stage.
-    Layer2,
-    /// The third stage.
-    Layer3,
-    /// The last stage.
-    Layer4,
-    /// The last, linear layer alone.
-    Fc,
+/// The layers from which training begins.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum BeginAt {
+    /// The first: everything is trained.
+    #[default]
+    First,
+    /// The last before the head.
+    LastStage,
+    /// A group of layers by its name in the network's family.
+    Group(String),
 }
 
-/// A layer that no 3D ResNet has.
-#[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{actual:?} is no layer of the network; its layers are conv1, layer1, layer2, layer3, layer4 and fc")]
-pub struct UnknownLayer {
-    /// What was asked for.
-    pub actual: String,
-}
+impl BeginAt {
+    /// Its number among the groups of layers of a network.
+    pub fn group(&self, architecture: &Architecture) -> std::result::Result<usize, ArchitectureError> {
+        match self {
+            Self::First => Ok(0),
+            Self::LastStage => Ok(architecture.layer_groups().len().saturating_sub(2)),
+            Self::Group(name) => architecture.group_named(name),
+        }
+    }
 
-impl Layer {
-    const NAMES: [(&'static str, Self); 6] = [
-        ("conv1", Self::Conv1),
-        ("layer1", Self::Layer1),
-        ("layer2", Self::Layer2),
-        ("layer3", Self::Layer3),
-        ("layer4", Self::Layer4),
-        ("fc", Self::Fc),
-    ];
-
-    /// The layer that the parameter `name` of a checkpoint belongs to.
-    pub(super) fn of_parameter(name: &str) -> Self {
-        let prefix = name.split('.').next().unwrap_or(name);
-        // What isn't one of the others is the stem: conv1 and bn1, or torchvision's stem.
-        Self::NAMES.into_iter().find(|(layer, _)| *layer == prefix).map_or(Self::Conv1, |(_, layer)| layer)
+    /// The same by the name that the network's family has for it.
+    pub fn named(self, architecture: &Architecture) -> std::result::Result<Self, ArchitectureError> {
+        let group = self.group(architecture)?;
+        Ok(if group == 0 { Self::First } else { Self::Group(architecture.layer_groups()[group].name.to_owned()) })
     }
 }
 
-impl FromStr for Layer {
-    type Err = UnknownLayer;
+impl FromStr for BeginAt {
+    type Err = std::convert::Infallible;
 
-    fn from_str(name: &str) -> std::result::Result<Self, UnknownLayer> {
-        let name = if name == "stem" { "conv1" } else { name };
-        let found = Self::NAMES.into_iter().find(|(layer, _)| *layer == name);
-        found.map(|(_, layer)| layer).ok_or_else(|| UnknownLayer { actual: name.to_owned() })
+    fn from_str(name: &str) -> std::result::Result<Self, Self::Err> {
+        Ok(match name {
+            "stem" | "conv1" => Self::First,
+            _ => Self::Group(name.to_owned()),
+        })
     }
 }
 
-impl fmt::Display for Layer {
+impl fmt::Display for BeginAt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (name, _) = Self::NAMES.into_iter().find(|(_, layer)| layer == self).expect("every layer has a name");
-        f.write_str(name)
+        f.write_str(match self {
+            Self::First => "conv1",
+            Self::LastStage => "last stage",
+            Self::Group(name) => name,
+        })
+    }
+}
+
+/// Logits of a batch in training, and the way back to the gradients of all variables.
+#[derive(Debug)]
+pub struct ForwardPass {
+    /// `(n, classes)`
+    pub logits: Tensor,
+    pass: candle_conv3d::network::ForwardPass,
+}
+
+impl ForwardPass {
+    /// Gradients of a `loss` of the logits.
+    pub fn backward(self, loss: &Tensor) -> Result<GradStore> {
+        self.pass.backward(loss)
     }
 }
 
@@ -80,12 +86,12 @@ impl fmt::Display for Layer {
 #[derive(Debug)]
 pub struct Network {
     spec: ModelSpec,
-    resnet: ResNet3d,
+    trained: candle_conv3d::network::Network,
     /// The same weights without gradients, which would keep the activations of all layers.
-    served: ResNet3d,
+    served: candle_conv3d::network::Network,
     /// Every parameter by its name in the checkpoint, in the order of the layers; those that don't change are plain tensors.
     parameters: Vec<(String, Tensor)>,
-    mode: NormMode,
+    mode: Mode,
     precision: Precision,
 }
 
@@ -93,31 +99,29 @@ impl Network {
     /// The network of `model` in f32 on `device`. Layers before `begin_at` stay as they are, running statistics included,
     /// and are not gone through backwards. With `frozen_norm` all batch norms normalise by their running statistics and keep
     /// them; their weights and biases are trained still.
-    pub fn new(model: &Model, begin_at: Layer, frozen_norm: bool, device: &Device) -> Result<Self> {
+    pub fn new(model: &Model, begin_at: &BeginAt, frozen_norm: bool, device: &Device) -> Result<Self> {
+        let architecture = &model.spec.architecture;
+        let first_group = begin_at.group(architecture).map_err(candle_core::Error::wrap)?;
+        let is_trained = |name: &str| architecture.group_of(name) >= first_group;
         let mut parameters = Vec::new();
-        for parameter in model.layout.parameters() {
-            let tensor = model.tensors[&parameter.name].to_dtype(DType::F32)?.to_device(device)?;
-            let changes =
-                Layer::of_parameter(&parameter.name) >= begin_at && !(frozen_norm && is_statistic(&parameter.name));
+        for Parameter { name, .. } in model.graph.parameters() {
+            let tensor = model.tensors[name].to_dtype(DType::F32)?.to_device(device)?;
+            let changes = is_trained(name) && !(frozen_norm && is_statistic(name));
             // A copy, so that the model's own tensors never change.
             let tensor = if changes { Var::from_tensor(&tensor.copy()?)?.into_inner() } else { tensor };
-            parameters.push((parameter.name, tensor));
+            parameters.push((name.clone(), tensor));
         }
         let tensors: HashMap<String, Tensor> = parameters.iter().cloned().collect();
         // Detached tensors share the variables' values.
         let detached = tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect();
-        let resnet = ResNet3d::new(&model.layout, VarBuilder::from_tensors(tensors, DType::F32, device))?;
-        let served = ResNet3d::new(&model.layout, VarBuilder::from_tensors(detached, DType::F32, device))?;
-        let first_block = model.layout.blocks.iter().position(|block| {
-            let name = block.convs.first().map_or("", |conv| conv.conv.as_str());
-            Layer::of_parameter(name) >= begin_at
-        });
-        let mode = if frozen_norm {
-            NormMode::Fixed
-        } else {
-            NormMode::Batch { stem: begin_at == Layer::Conv1, from_block: first_block.unwrap_or(usize::MAX) }
-        };
-        Ok(Self { spec: model.spec.clone(), resnet, served, parameters, mode, precision: Precision::F32 })
+        let network = |tensors| candle_conv3d::network::Network::new(model.graph.clone(), tensors);
+        let mut mode = Mode::default();
+        if !frozen_norm {
+            let norms = zoo::batch_norms(&model.graph).filter(|name| is_trained(name));
+            mode.batch_norms = norms.map(str::to_owned).collect();
+        }
+        let (spec, precision) = (model.spec.clone(), Precision::F32);
+        Ok(Self { spec, trained: network(tensors)?, served: network(detached)?, parameters, mode, precision })
     }
 
     /// The network where a GPU computes in a precision of its own; weights, statistics and their gradients stay f32.
@@ -127,17 +131,24 @@ impl Network {
 
     /// A pass over `clips` in training: batch norms by the batch, running statistics moved, gradients tracked.
     pub fn train(&self, clips: &Tensor) -> Result<ForwardPass> {
-        self.resnet.forward_pass(clips, self.mode, self.precision)
+        let pass = self.trained.forward_pass(clips, &self.mode, self.precision)?;
+        Ok(ForwardPass { logits: pass.outputs[0].clone(), pass })
     }
 
     /// Logits `(n, classes)` of `clips` as when the network is served.
     pub fn evaluate(&self, clips: &Tensor) -> Result<Tensor> {
-        Ok(self.served.forward_pass(clips, NormMode::Fixed, self.precision)?.logits)
+        Ok(self.served.forward_pass(clips, &Mode::default(), self.precision)?.outputs.swap_remove(0))
     }
 
     /// What is trained: names and variables, in the order of the layers.
     pub fn trained(&self) -> Vec<(String, Var)> {
         self.variables(|name| !is_statistic(name))
+    }
+
+    /// [`trained`](Self::trained) in two parts: all layers but the last, and the last.
+    pub fn backbone_and_head(&self) -> [Vec<(String, Var)>; 2] {
+        let (head, backbone) = self.trained().into_iter().partition(|(name, _)| self.spec.architecture.is_head(name));
+        [backbone, head]
     }
 
     /// The running statistics that change.
@@ -203,13 +214,16 @@ pub fn from_scratch(spec: ModelSpec, seed: u64) -> std::result::Result<Model, Mo
 /// `model` with a new last layer for the labels of `spec`: weights and biases uniform within 1 / sqrt(features), as
 /// PyTorch's `Linear`.
 pub fn with_head(mut model: Model, spec: ModelSpec, seed: u64) -> std::result::Result<Model, ModelFileError> {
-    let (classes, features) = (spec.labels.len(), model.layout.features);
-    let bound = 1.0 / (features as f32).sqrt();
-    for (name, shape) in [("fc.weight", vec![classes, features]), ("fc.bias", vec![classes])] {
+    let graph = spec.validate()?;
+    for Parameter { name, shape, .. } in
+        graph.parameters().filter(|parameter| spec.architecture.is_head(&parameter.name))
+    {
+        let [_, features] = zoo::output_lens(&graph);
+        let bound = 1.0 / (features as f32).sqrt();
         let stream = CounterStream::new(seed, name);
         let len = shape.iter().product::<usize>() as u64;
         let values: Vec<f32> = (0..len).map(|index| stream.uniform(index) * bound).collect();
-        model.tensors.insert(name.to_owned(), Tensor::from_vec(values, shape, &Device::Cpu)?);
+        model.tensors.insert(name.clone(), Tensor::from_vec(values, shape.as_slice(), &Device::Cpu)?);
     }
     Model::new(spec, model.tensors)
 }
@@ -220,44 +234,29 @@ mod tests {
     use crate::model::builtin;
 
     #[test]
-    fn layers_are_told_by_the_names_of_parameters() {
-        for (name, layer) in [
-            ("conv1.weight", Layer::Conv1),
-            ("bn1.running_var", Layer::Conv1),
-            ("stem.0.weight", Layer::Conv1),
-            ("layer1.0.conv1.weight", Layer::Layer1),
-            ("layer4.2.bn2.bias", Layer::Layer4),
-            ("fc.bias", Layer::Fc),
-        ] {
-            assert_eq!(Layer::of_parameter(name), layer, "{name}");
+    fn the_first_layer_has_the_same_name_in_every_family() {
+        for name in ["conv1", "stem"] {
+            assert_eq!(name.parse(), Ok(BeginAt::First));
         }
-    }
-
-    #[test]
-    fn layer_that_is_not_there_is_refused_with_those_that_are() {
-        assert_eq!("layer4".parse(), Ok(Layer::Layer4));
-        let error = "layer5".parse::<Layer>().unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "\"layer5\" is no layer of the network; its layers are conv1, layer1, layer2, layer3, layer4 and fc"
-        );
+        let unknown: BeginAt = "layer5".parse().unwrap();
+        assert!(unknown.group(&builtin::spec().architecture).is_err());
     }
 
     #[test]
     fn frozen_layers_have_no_variables() {
         let model = builtin::model().unwrap();
-        let network = Network::new(&model, Layer::Layer4, false, &Device::Cpu).unwrap();
+        let network = Network::new(&model, &BeginAt::Group("layer4".to_owned()), false, &Device::Cpu).unwrap();
         let trained: Vec<_> = network.trained().into_iter().map(|(name, _)| name).collect();
         assert!(trained.iter().all(|name| name.starts_with("layer4.") || name.starts_with("fc.")), "{trained:?}");
         assert_eq!(network.statistics().len(), 6, "mean and variance of two convolutions and a projection");
-        let frozen_norm = Network::new(&model, Layer::Layer4, true, &Device::Cpu).unwrap();
+        let frozen_norm = Network::new(&model, &BeginAt::Group("layer4".to_owned()), true, &Device::Cpu).unwrap();
         assert_eq!((frozen_norm.trained().len(), frozen_norm.statistics().len()), (trained.len(), 0));
     }
 
     #[test]
     fn training_moves_what_is_trained_and_its_statistics_only() {
         let model = builtin::model().unwrap();
-        let network = Network::new(&model, Layer::Layer3, false, &Device::Cpu).unwrap();
+        let network = Network::new(&model, &BeginAt::Group("layer3".to_owned()), false, &Device::Cpu).unwrap();
         let clips = Tensor::randn(0f32, 1.0, (2, 3, 8, 32, 32), &Device::Cpu).unwrap();
         let pass = network.train(&clips).unwrap();
         let loss = pass.logits.sqr().unwrap().mean_all().unwrap();
@@ -269,7 +268,7 @@ mod tests {
         for (name, before) in &model.tensors {
             let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             let moved = values(before) != values(&weights[name]);
-            assert_eq!(moved, is_statistic(name) && Layer::of_parameter(name) >= Layer::Layer3, "{name}");
+            assert_eq!(moved, is_statistic(name) && model.spec.architecture.group_of(name) >= 3, "{name}");
         }
     }
 }

@@ -78,10 +78,12 @@ enum Rule {
 }
 
 impl Optimizer {
-    /// An optimiser of `parameters` in two groups: the last layer, and all others, at `backbone_factor` times the learning
-    /// rate.
-    pub fn new(parameters: Vec<(String, Var)>, config: &OptimizerConfig, backbone_factor: f64) -> Result<Self> {
-        let (head, backbone): (Vec<_>, Vec<_>) = parameters.into_iter().partition(|(name, _)| name.starts_with("fc."));
+    /// An optimiser of parameters in two groups: the last layer, and all others, at `backbone_factor` times the learning rate.
+    pub fn new(
+        [backbone, head]: [Vec<(String, Var)>; 2],
+        config: &OptimizerConfig,
+        backbone_factor: f64,
+    ) -> Result<Self> {
         let group = |parameters: Vec<(String, Var)>, factor: f64| {
             let (names, variables): (Vec<String>, Vec<Var>) = parameters.into_iter().unzip();
             let rule = match config {

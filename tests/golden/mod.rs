@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use kinetoscope::model::counter::{self, CounterStream};
 use kinetoscope::model::file::Model;
-use kinetoscope::model::spec::{Architecture, ClipSpec, ModelSpec, Preprocessing};
+use kinetoscope::model::spec::{ClipSpec, ModelSpec, Preprocessing};
+use kinetoscope::zoo::Architecture;
 use serde::Deserialize;
 
 /// A golden: how to build network and input, and what PyTorch answers.
@@ -75,30 +76,31 @@ impl Golden {
 
     /// The network with its weights, as read from a model file.
     pub(crate) fn model(&self) -> Model {
-        let Recipe { architecture, classes, seed, .. } = self.recipe;
+        let &Recipe { ref architecture, classes, seed, .. } = &self.recipe;
         let spec = ModelSpec {
             name: "golden".to_owned(),
             version: "1".to_owned(),
             trained: false,
             license: None,
             origin: None,
-            architecture,
+            architecture: architecture.clone(),
             clip: ClipSpec::default(),
             preprocessing: self.preprocessing(),
             labels: (0..classes).map(|class| format!("class {class}")).collect(),
         };
-        let layout = spec.validate().expect("generate.py describes a network");
-        let tensors = layout.parameters().into_iter().map(|parameter| {
+        let graph = spec.validate().expect("generate.py describes a network");
+        let tensors = graph.parameters().map(|parameter| {
             let tensor = match self.tensors.get(&parameter.name) {
                 Some(statistics) => statistics.clone(),
                 None => {
                     let values = counter::weight(seed, &parameter.name, &parameter.shape);
-                    Tensor::from_vec(values, parameter.shape, &Device::Cpu).expect("the shape is the values'")
+                    Tensor::from_vec(values, parameter.shape.as_slice(), &Device::Cpu)
+                        .expect("the shape is the values'")
                 }
             };
-            (parameter.name, tensor)
+            (parameter.name.clone(), tensor)
         });
-        Model::new(spec.clone(), tensors.collect()).expect("names and shapes are the layout's")
+        Model::new(spec.clone(), tensors.collect()).expect("names and shapes are the graph's")
     }
 
     /// The clips as the network takes them: `(n, 3, 16, 112, 112)`, f32.

@@ -4,9 +4,7 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use candle_core::{DType, Device, Tensor};
-use candle_nn::ModuleT;
 use kinetoscope::model::builtin;
-use kinetoscope::model::resnet::ResNet3d;
 use kinetoscope::proto;
 use kinetoscope::server::ServeOptions;
 use kinetoscope::video::{DecodeOptions, Source, decode_clips};
@@ -47,7 +45,7 @@ async fn scores_are_the_mean_of_each_clips_softmax() {
 
     let media = Media::new();
     let model = builtin::model().unwrap();
-    let network = ResNet3d::from_model(&model, DType::F32, &Device::Cpu).unwrap();
+    let network = model.network(DType::F32, &Device::Cpu).unwrap();
     let table = model.spec.preprocessing.lookup_table();
     let mut expected = vec![0f64; model.spec.labels.len()];
     let mut clips = 0.0;
@@ -56,7 +54,7 @@ async fn scores_are_the_mean_of_each_clips_softmax() {
         let values: Vec<f32> =
             (0..3).flat_map(|c| clip.rgb.iter().skip(c).step_by(3).map(move |&p| table[c][usize::from(p)])).collect();
         let input = Tensor::from_vec(values, (1, 3, 16, 112, 112), &Device::Cpu).unwrap();
-        let logits = network.forward_t(&input, false).unwrap();
+        let logits = network.forward(&input).unwrap().swap_remove(0);
         let scores = candle_nn::ops::softmax(&logits, 1).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
         expected.iter_mut().zip(scores).for_each(|(sum, score)| *sum += f64::from(score));
         clips += 1.0;

@@ -10,7 +10,7 @@ use kinetoscope::client::{Client, Connection};
 use kinetoscope::engine::{Devices, Engine};
 use kinetoscope::hub::HubOptions;
 use kinetoscope::metrics::Metrics;
-use kinetoscope::model::spec::{Architecture, ClipSpec, ModelSpec};
+use kinetoscope::model::spec::{ClipSpec, ModelSpec};
 use kinetoscope::model::{builtin, init};
 use kinetoscope::repository::{Repository, RepositoryError, RepositoryOptions};
 use kinetoscope::server::ServeOptions;
@@ -29,7 +29,7 @@ pub(crate) fn write(path: &Path, name: &str, version: &str) {
         name: name.to_owned(),
         version: version.to_owned(),
         trained: false,
-        architecture: Architecture { widen_factor: 0.125, ..spec.architecture },
+        architecture: spec.architecture.with_setting("widen_factor", "0.125").unwrap(),
         clip: ClipSpec { frames: 4, size: 32, temporal_stride: 1 },
         ..spec
     };

@@ -5,7 +5,7 @@ use candle_nn::loss::cross_entropy;
 use candle_nn::{Optimizer as _, ParamsAdamW};
 use kinetoscope::model::counter::CounterStream;
 use kinetoscope::train::adamw::AdamW;
-use kinetoscope::train::network::{Layer, Network};
+use kinetoscope::train::network::{BeginAt, Network};
 use kinetoscope::train::optimizer::{Optimizer, OptimizerConfig};
 use kinetoscope::train::sgd::{Sgd, SgdConfig};
 
@@ -77,9 +77,9 @@ fn assert_training_step(name: &str) {
         golden.tensors.insert(name.clone(), fresh);
     }
     let seed = golden.recipe.seed;
-    let network = Network::new(&golden.model(), Layer::Conv1, false, &Device::Cpu).unwrap();
+    let network = Network::new(&golden.model(), &BeginAt::First, false, &Device::Cpu).unwrap();
     let config = SgdConfig { learning_rate: 0.01, ..SgdConfig::default() };
-    let mut optimizer = Optimizer::new(network.trained(), &OptimizerConfig::Sgd(config), 1.0).unwrap();
+    let mut optimizer = Optimizer::new(network.backbone_and_head(), &OptimizerConfig::Sgd(config), 1.0).unwrap();
     let labels = Tensor::new(&[0u32, 1, 2, 1], &Device::Cpu).unwrap();
     for step in 0..2 {
         let shape = (4, 3, 8, 32, 32);
@@ -126,7 +126,7 @@ fn restored_state_is_of_its_parameters_kind() {
             parameters[0].1.to_dtype(DType::F32).unwrap().copy().unwrap()
         };
         let first = parameter(DType::F32);
-        let mut optimizer = Optimizer::new(first.clone(), &config, 1.0).unwrap();
+        let mut optimizer = Optimizer::new([Vec::new(), first.clone()], &config, 1.0).unwrap();
         step(&mut optimizer, &first);
         // Steps change the state in place.
         let state = optimizer.state().into_iter().map(|(name, tensor)| (name, tensor.copy().unwrap())).collect();
@@ -135,7 +135,7 @@ fn restored_state_is_of_its_parameters_kind() {
 
         let other = parameter(DType::F64);
         other[0].1.set(&middle.to_dtype(DType::F64).unwrap()).unwrap();
-        let mut restored = Optimizer::new(other.clone(), &config, 1.0).unwrap();
+        let mut restored = Optimizer::new([Vec::new(), other.clone()], &config, 1.0).unwrap();
         restored.restore(&state, 1).unwrap();
         assert!(restored.state().iter().all(|(_, tensor)| tensor.dtype() == DType::F64));
         let actual = step(&mut restored, &other);

@@ -7,12 +7,12 @@ use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use kinetoscope::model::file::Model;
-use kinetoscope::model::spec::{Architecture, ClipSpec, Family, ModelSpec, Preprocessing, Shortcut, Stem};
+use kinetoscope::model::spec::{ClipSpec, ModelSpec, Preprocessing};
 use kinetoscope::train::checkpoint::{Checkpoint, Metric};
 use kinetoscope::train::distributed::{Alone, Collective, CollectiveError, Tcp};
 use kinetoscope::train::loader::{Batch, LoaderError};
 use kinetoscope::train::loss::{LossConfig, Mix};
-use kinetoscope::train::network::{self, Layer};
+use kinetoscope::train::network::{self, BeginAt};
 use kinetoscope::train::optimizer::OptimizerConfig;
 use kinetoscope::train::report::EpochRecord;
 use kinetoscope::train::schedule::Schedule;
@@ -21,6 +21,8 @@ use kinetoscope::train::trainer::{
     BEST_FILE, BatchSource, CHECKPOINT_FILE, LAST_FILE, Observer, Outcome, Pass, Start, TrainError, TrainOptions,
     Trainer,
 };
+use kinetoscope::zoo::Architecture;
+use kinetoscope::zoo::resnet3d::{Config, Shortcut};
 use tokio_util::sync::CancellationToken;
 
 const CLASSES: usize = 4;
@@ -32,13 +34,7 @@ fn model(seed: u64) -> Model {
         trained: false,
         license: None,
         origin: None,
-        architecture: Architecture {
-            family: Family::ResNet3d,
-            depth: 10,
-            shortcut: Shortcut::B,
-            widen_factor: 0.125,
-            stem: Stem::AUTHORS,
-        },
+        architecture: Architecture::ResNet3d(Config { widen_factor: 0.125, ..Config::paper(10, Shortcut::B) }),
         clip: ClipSpec { frames: 8, size: 32, temporal_stride: 1 },
         preprocessing: Preprocessing::AUTHORS_2020,
         labels: (0..CLASSES).map(|class| format!("class {class}")).collect(),
@@ -220,7 +216,8 @@ fn accumulated_batches_make_one_step() {
 #[test]
 fn frozen_layers_stay_as_they_are() {
     let out = tempfile::tempdir().unwrap();
-    let begin_at_last_stage = TrainOptions { begin_at: Layer::Layer4, backbone_factor: 0.1, ..options(1) };
+    let begin_at_last_stage =
+        TrainOptions { begin_at: BeginAt::Group("layer4".to_owned()), backbone_factor: 0.1, ..options(1) };
     train(out.path(), begin_at_last_stage, Start::New, None);
     let (before, after) = (model(1), values(&out.path().join(LAST_FILE)));
     for (name, after) in after {
@@ -288,7 +285,7 @@ fn run_in_the_folder_is_neither_overwritten_nor_taken_for_another() {
     assert_eq!(other.to_string(), "the checkpoint is of another training: its accumulate is 1, now it is 2");
 
     let mut deeper = model(1).spec;
-    deeper.architecture.depth = 18;
+    deeper.architecture = deeper.architecture.with_setting("depth", "18").unwrap();
     let deeper = network::from_scratch(deeper, 1).unwrap();
     let other = Trainer::open(&deeper, options(2), out.path(), Start::Resume, Box::new(Alone)).unwrap_err();
     assert!(other.to_string().contains("its architecture is 3D ResNet-10"), "{other}");
@@ -454,7 +451,7 @@ fn values_of(checkpoint: &Checkpoint) -> HashMap<String, Vec<f32>> {
 #[test]
 fn resumed_run_goes_on_from_the_checkpoint_whatever_model_it_is_given() {
     single_threaded(|| {
-        let frozen = |epochs| TrainOptions { begin_at: Layer::Layer4, ..options(epochs) };
+        let frozen = |epochs| TrainOptions { begin_at: BeginAt::Group("layer4".to_owned()), ..options(epochs) };
         let frozen_norm = |epochs| TrainOptions { frozen_norm: true, ..options(epochs) };
         for options in [&frozen as &dyn Fn(u64) -> TrainOptions, &frozen_norm] {
             let [whole, mixed] = [(); 2].map(|()| tempfile::tempdir().unwrap());

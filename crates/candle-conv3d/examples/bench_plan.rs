@@ -2,15 +2,15 @@
 //! `34 1,4,8,16 1,2`. Prints milliseconds a clip (the median of paired rounds), and the time of every layer at the
 //! last setting. Environment-free and self-made: He-initialised weights, noise clips on the 0-255 scale.
 
-use candle_conv3d::plan::{
-    ConvSpec, GraphBuilder, Input, InstructionSet, Node, Plan, PlanError, PlanOptions, Residual,
-};
+use candle_conv3d::graph::{ConvConfig, Graph, GraphError, NodeId, Parameter, PoolConfig};
+use candle_conv3d::plan::{Input, InstructionSet, Plan, PlanOptions};
+use std::error::Error;
 use std::time::{Duration, Instant};
 
 const CLASSES: usize = 400;
 const MEAN: [f32; 3] = [114.7748, 107.7354, 99.4750];
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> Result<(), Box<dyn Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let numbers = |index: usize, default: &str| -> Result<Vec<usize>, std::num::ParseIntError> {
         arguments.get(index).map_or(default, String::as_str).split(',').map(str::parse).collect()
@@ -83,82 +83,80 @@ fn print_layers(plan: &Plan, rounds: &[(Duration, Vec<Duration>)], batch: usize)
 }
 
 /// A 3D ResNet (arXiv 1708.07632): depths 18 and 34 with shortcut A, 50 with shortcut B.
-fn resnet(depth: usize, options: PlanOptions) -> Result<Plan, PlanError> {
+fn resnet(depth: usize, options: PlanOptions) -> Result<Plan, Box<dyn Error>> {
     let (blocks, bottleneck) = match depth {
         18 => ([2, 2, 2, 2], false),
         50 => ([3, 4, 6, 3], true),
         _ => ([3, 4, 6, 3], false),
     };
-    let mut graph = GraphBuilder::new([3, 16, 112, 112])?;
-    let stem =
-        ConvSpec { stride: [1, 2, 2], padding: [3; 3], relu: true, ..conv_spec("conv1", 3, 64, [7; 3], 1.0 / 64.0) };
-    let x = graph.conv(graph.input(), stem)?;
-    let mut x = graph.max_pool(x, [3; 3], [2; 3], [1; 3])?;
-    let mut channels = 64;
+    let mut graph = Graph::new([3, 16, 112, 112])?;
+    let stem = ConvConfig { stride: [1, 2, 2], padding: [3; 3], bias: true, ..ConvConfig::new(64, [7; 3]) };
+    let x = graph.conv("conv1", graph.input(), &stem)?;
+    let x = graph.relu(x)?;
+    let mut x = graph.max_pool(x, &PoolConfig { padding: [1; 3], ..PoolConfig::new([3; 3], [2; 3]) })?;
     for (stage, &count) in blocks.iter().enumerate() {
         for block in 0..count {
             let stride = [if stage > 0 && block == 0 { 2 } else { 1 }; 3];
             let name = format!("layer{}.{block}", stage + 1);
-            let width = 64 << stage;
-            x = if bottleneck {
-                bottleneck_block(&mut graph, x, &name, [channels, width, 4 * width], stride)?
-            } else {
-                basic_block(&mut graph, x, &name, [channels, width], stride)?
-            };
-            channels = if bottleneck { 4 * width } else { width };
+            x = residual_block(&mut graph, x, &name, 64 << stage, stride, bottleneck)?;
         }
     }
     let x = graph.global_avg_pool(x)?;
-    let x = graph.linear(x, weights("fc", CLASSES, channels, 1.0), vec![0.0; CLASSES])?;
-    graph.compile(&[x], options)
+    let x = graph.linear("fc", x, CLASSES)?;
+    graph.set_outputs(&[x])?;
+    graph.bind(|parameter| Ok::<_, std::convert::Infallible>(values(parameter)))?;
+    Ok(graph.compile(options)?)
 }
 
-fn basic_block(
-    graph: &mut GraphBuilder,
-    x: Node,
+fn residual_block(
+    graph: &mut Graph,
+    x: NodeId,
     name: &str,
-    [from, width]: [usize; 2],
+    width: usize,
     stride: [usize; 3],
-) -> Result<Node, PlanError> {
-    let padding = [1; 3];
-    let first =
-        ConvSpec { stride, padding, relu: true, ..conv_spec(&format!("{name}.conv1"), from, width, [3; 3], 1.0) };
-    let y = graph.conv(x, first)?;
-    let residual = if from == width { Residual::Identity(x) } else { Residual::Strided { node: x, stride } };
-    let second = conv_spec(&format!("{name}.conv2"), width, width, [3; 3], 0.3);
-    graph.conv(y, ConvSpec { padding, residual: Some(residual), relu: true, ..second })
-}
-
-fn bottleneck_block(
-    graph: &mut GraphBuilder,
-    x: Node,
-    name: &str,
-    [from, width, to]: [usize; 3],
-    stride: [usize; 3],
-) -> Result<Node, PlanError> {
-    let first = conv_spec(&format!("{name}.conv1"), from, width, [1; 3], 1.0);
-    let y = graph.conv(x, ConvSpec { relu: true, ..first })?;
-    let second = conv_spec(&format!("{name}.conv2"), width, width, [3; 3], 1.0);
-    let y = graph.conv(y, ConvSpec { stride, padding: [1; 3], relu: true, ..second })?;
-    let shortcut = if from == to {
-        x
-    } else {
-        graph.conv(x, ConvSpec { stride, ..conv_spec(&format!("{name}.downsample"), from, to, [1; 3], 0.7) })?
+    bottleneck: bool,
+) -> Result<NodeId, GraphError> {
+    let layers = if bottleneck { vec![(width, 1), (width, 3), (4 * width, 1)] } else { vec![(width, 3); 2] };
+    let config = |channels: usize, kernel: usize, stride: [usize; 3]| ConvConfig {
+        stride,
+        padding: [kernel / 2; 3],
+        bias: true,
+        ..ConvConfig::new(channels, [kernel; 3])
     };
-    let third = conv_spec(&format!("{name}.conv3"), width, to, [1; 3], 0.3);
-    graph.conv(y, ConvSpec { residual: Some(Residual::Identity(shortcut)), relu: true, ..third })
+    let strided = usize::from(bottleneck);
+    let channels = layers.last().map_or(width, |&(channels, _)| channels);
+    let shortcut = match graph.shape(x)?[0] {
+        from if from == channels => x,
+        _ if bottleneck => graph.conv(&format!("{name}.downsample"), x, &config(channels, 1, stride))?,
+        _ => graph.strided_pick(x, stride, channels)?,
+    };
+    let mut y = x;
+    for (index, &(channels, kernel)) in layers.iter().enumerate() {
+        let stride = if index == strided { stride } else { [1; 3] };
+        y = graph.conv(&format!("{name}.conv{}", index + 1), y, &config(channels, kernel, stride))?;
+        if index + 1 < layers.len() {
+            y = graph.relu(y)?;
+        }
+    }
+    let sum = graph.add(y, shortcut)?;
+    graph.relu(sum)
 }
 
-fn conv_spec(name: &str, from: usize, to: usize, kernel: [usize; 3], gain: f32) -> ConvSpec<'static> {
-    let weight = weights(name, to, from * kernel.iter().product::<usize>(), gain);
-    ConvSpec::new(name.to_owned(), to, kernel, weight, vec![0.0; to])
-}
-
-/// He initialisation times `gain`, uniform.
-fn weights(name: &str, out_channels: usize, fan_in: usize, gain: f32) -> Vec<f32> {
-    let seed = name.bytes().fold(0, |hash: u64, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte)));
-    let scale = gain * (6.0 / fan_in as f32).sqrt();
-    (0..out_channels * fan_in).map(|i| scale * noise(seed, i)).collect()
+/// He initialisation, uniform, less for the ends of blocks, so that activations keep their size; no biases.
+fn values(parameter: &Parameter) -> Vec<f32> {
+    let [_, fan_in @ ..] = parameter.shape.as_slice() else { return Vec::new() };
+    if fan_in.is_empty() {
+        return vec![0.0; parameter.len()];
+    }
+    let seed = parameter.name.bytes().fold(0, |hash: u64, byte| hash.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    let gain = match parameter.name.as_str() {
+        "conv1.weight" => 1.0 / 64.0,
+        name if name.ends_with("downsample.weight") => 0.7,
+        name if name.ends_with("conv3.weight") => 0.3,
+        _ => 1.0,
+    };
+    let scale = gain * (6.0 / fan_in.iter().product::<usize>() as f32).sqrt();
+    (0..parameter.len()).map(|i| scale * noise(seed, i)).collect()
 }
 
 fn noise_clip(index: usize) -> Vec<u8> {

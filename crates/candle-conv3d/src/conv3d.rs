@@ -38,7 +38,7 @@ impl Conv3dConfig {
     }
 
     pub(crate) fn window(&self, kernel: [usize; 3]) -> Window {
-        Window { kernel, stride: self.stride, padding: self.padding }
+        Window::new(kernel, self.stride, self.padding)
     }
 }
 

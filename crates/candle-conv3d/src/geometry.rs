@@ -69,16 +69,47 @@ pub enum GeometryError {
     },
 }
 
+/// The shape of one clip's activation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) c: usize,
+    pub(crate) t: usize,
+    pub(crate) h: usize,
+    pub(crate) w: usize,
+}
+
+impl Shape {
+    /// Values of one clip.
+    pub(crate) fn len(&self) -> usize {
+        self.c * self.t * self.h * self.w
+    }
+
+    /// (c, t, h, w)
+    pub(crate) fn dims(&self) -> [usize; 4] {
+        [self.c, self.t, self.h, self.w]
+    }
+}
+
 /// A sliding window of a convolution or a pool over (t, h, w).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Window {
-    pub(crate) kernel: [usize; 3],
-    pub(crate) stride: [usize; 3],
-    pub(crate) padding: [usize; 3],
+pub struct Window {
+    /// Size, `[t, h, w]`.
+    pub kernel: [usize; 3],
+    /// Distance from one window to the next, `[t, h, w]`.
+    pub stride: [usize; 3],
+    /// Padding before the input, `[t, h, w]`.
+    pub padding: [usize; 3],
+    /// Padding after the input, `[t, h, w]`.
+    pub padding_after: [usize; 3],
 }
 
 impl Window {
-    /// Number of windows along each axis of an input of (t, h, w): floor((input + 2 padding - kernel) / stride) + 1.
+    /// With as much padding after the input as before it.
+    pub(crate) const fn new(kernel: [usize; 3], stride: [usize; 3], padding: [usize; 3]) -> Self {
+        Self { kernel, stride, padding, padding_after: padding }
+    }
+
+    /// Number of windows along each axis of an input of (t, h, w): floor((padded input - kernel) / stride) + 1.
     pub(crate) fn output_dims(&self, input: [usize; 3]) -> std::result::Result<[usize; 3], GeometryError> {
         let mut output = [0; 3];
         for (i, axis) in AXES.into_iter().enumerate() {
@@ -89,7 +120,7 @@ impl Window {
             if kernel == 0 {
                 return Err(GeometryError::ZeroKernel { axis });
             }
-            let padded = input.saturating_add(padding.saturating_mul(2));
+            let padded = input.saturating_add(padding).saturating_add(self.padding_after[i]);
             let Some(room) = padded.checked_sub(kernel) else {
                 return Err(GeometryError::KernelTooLarge { axis, kernel, input, padding });
             };
@@ -142,13 +173,13 @@ mod tests {
 
     #[test]
     fn output_counts_whole_windows_only() {
-        let window = Window { kernel: [7, 7, 7], stride: [1, 2, 2], padding: [3, 3, 3] };
+        let window = Window::new([7, 7, 7], [1, 2, 2], [3, 3, 3]);
         assert_eq!(window.output_dims([16, 112, 111]), Ok([16, 56, 56]));
     }
 
     #[test]
     fn absurd_padding_is_an_answer_or_an_error_but_no_panic() {
-        let window = Window { kernel: [1; 3], stride: [1; 3], padding: [usize::MAX / 2; 3] };
+        let window = Window::new([1; 3], [1; 3], [usize::MAX / 2; 3]);
         assert!(window.output_dims([16, 16, 16]).is_ok());
         assert!(window.check_pool_padding().is_err());
     }

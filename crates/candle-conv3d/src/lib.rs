@@ -30,7 +30,8 @@
 //!
 //! A global average pool needs no layer: `x.flatten_from(2)?.mean(2)?` is (n, c).
 //!
-//! A [`Tape`] trains residual networks faster than layers on tensors do, and [`plan`] runs them on CPUs. With the feature `cuda`,
+//! A [`Tape`] trains residual networks faster than layers on tensors do. [`graph`] describes whole networks: [`network`] trains
+//! them, and [`plan`] runs them on CPUs. With the feature `cuda`,
 //! `cuda` runs them on NVIDIA GPUs; with `candle-cuda` convolutions of candle's CUDA tensors and tapes go through cuDNN.
 
 mod allocator;
@@ -40,7 +41,9 @@ mod cpu;
 #[cfg(feature = "cuda")]
 pub mod cuda;
 mod geometry;
+pub mod graph;
 mod max_pool3d;
+pub mod network;
 pub mod plan;
 mod precision;
 pub mod reference;

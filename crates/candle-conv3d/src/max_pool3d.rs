@@ -26,7 +26,7 @@ impl MaxPool3dConfig {
     }
 
     pub(crate) fn window(&self) -> Window {
-        Window { kernel: self.kernel, stride: self.stride, padding: self.padding }
+        Window::new(self.kernel, self.stride, self.padding)
     }
 }
 

@@ -148,7 +148,7 @@ pub fn fixed_norm(
 
 /// Every `step`-th slice along `dim`: `start`, `start + step`, ..., `count` of them. Made of shape operations
 /// alone, so it has a gradient for every type on every device.
-fn pick(x: &Tensor, dim: usize, start: usize, step: usize, count: usize) -> Result<Tensor> {
+pub(crate) fn pick(x: &Tensor, dim: usize, start: usize, step: usize, count: usize) -> Result<Tensor> {
     if step == 1 {
         return x.narrow(dim, start, count);
     }

@@ -1,9 +1,10 @@
-//! Every kind of layer against the naive f64 loops, on every instruction set of the machine.
+//! Every kind of layer against the reference in f64, on every instruction set of the machine.
 
 mod plan_reference;
 
-use candle_conv3d::plan::{Algorithm, ConvSpec, GraphBuilder, Input, InstructionSet, PlanOptions, Residual};
-use plan_reference::{Volume, error, he_weights, noise_vec};
+use candle_conv3d::graph::{ConvConfig, Graph, Nonlinearity, PoolConfig};
+use candle_conv3d::plan::{Algorithm, InstructionSet, PlanOptions};
+use plan_reference::{bind, errors, noise_vec, run};
 use proptest::prelude::*;
 
 /// f32 sums of up to 10^4 products, relative to the largest value; the largest error seen is a quarter of this.
@@ -22,10 +23,7 @@ enum Shortcut {
 struct Case {
     /// (c, t, h, w) of the convolution under test, which follows a 1x1x1 one.
     input: [usize; 4],
-    out_channels: usize,
-    kernel: [usize; 3],
-    stride: [usize; 3],
-    padding: [usize; 3],
+    conv: ConvConfig,
     shortcut: Shortcut,
     relu: bool,
     batch: usize,
@@ -34,77 +32,46 @@ struct Case {
 
 impl Case {
     /// 3x3x3 with padding 1, as in the residual blocks.
-    fn block(input: [usize; 4], out_channels: usize, stride: usize) -> Self {
-        Self {
-            input,
-            out_channels,
-            kernel: [3; 3],
-            stride: [stride; 3],
-            padding: [1; 3],
-            shortcut: Shortcut::None,
-            relu: true,
-            batch: 1,
-            threads: 2,
-        }
-    }
-}
-
-/// The largest error over the batch, relative to the largest value.
-fn largest_error(case: &Case, winograd: bool, instruction_set: InstructionSet) -> f64 {
-    let Case { input, out_channels, kernel, stride, padding, shortcut, relu, batch, threads } = *case;
-    let [channels, t, h, w] = input;
-    let fan_in = channels * kernel.iter().product::<usize>();
-    let (first_weight, first_bias) = (he_weights(1, channels, 2), noise_vec(2, channels));
-    let (weight, bias) = (he_weights(3, out_channels, fan_in), noise_vec(4, out_channels));
-    let (other_weight, other_bias) = (he_weights(5, out_channels, fan_in), noise_vec(6, out_channels));
-    let clip_len = 2 * t * h * w;
-    let values = noise_vec(7, batch * clip_len);
-    let geometry = [kernel, stride, padding];
-
-    let mut graph = GraphBuilder::new([2, t, h, w]).unwrap();
-    let first = ConvSpec::new("first", channels, [1; 3], &first_weight, &first_bias);
-    let x = graph.conv(graph.input(), first).unwrap();
-    let spec = ConvSpec { stride, padding, relu, ..ConvSpec::new("conv", out_channels, kernel, &weight, &bias) };
-    let other =
-        ConvSpec { stride, padding, ..ConvSpec::new("other", out_channels, kernel, &other_weight, &other_bias) };
-    let shortcut = match shortcut {
-        Shortcut::Strided if channels > out_channels => Shortcut::None,
-        shortcut => shortcut,
-    };
-    let residual = match shortcut {
-        Shortcut::None => None,
-        Shortcut::Identity => Some(Residual::Identity(graph.conv(x, other).unwrap())),
-        Shortcut::Strided => Some(Residual::Strided { node: x, stride }),
-    };
-    let y = graph.conv(x, ConvSpec { residual, ..spec }).unwrap();
-    let output_len: usize = graph.shape(y).unwrap().iter().product();
-    let options = PlanOptions { threads, max_batch: batch, instruction_set: Some(instruction_set), winograd };
-    let mut plan = graph.compile(&[y], options).unwrap();
-    let mut output = vec![f32::NAN; batch * output_len];
-    // Twice: buffers that hold the last run's values must not leak into the next.
-    for _ in 0..2 {
-        plan.run(Input::F32 { values: &values, batch }, &mut [&mut output]).unwrap();
+    fn block(input: [usize; 4], channels: usize, stride: usize) -> Self {
+        let conv = ConvConfig { stride: [stride; 3], padding: [1; 3], bias: true, ..ConvConfig::new(channels, [3; 3]) };
+        Self { input, conv, shortcut: Shortcut::None, relu: true, batch: 1, threads: 2 }
     }
 
-    let mut largest = 0.0f64;
-    for (clip, actual) in values.chunks(clip_len).zip(output.chunks(output_len)) {
-        let x = Volume::new([2, t, h, w], clip).conv(&first_weight, &first_bias, [[1; 3], [1; 3], [0; 3]]);
-        let y = x.conv(&weight, &bias, geometry);
-        let y = match shortcut {
-            Shortcut::None => y,
-            Shortcut::Identity => y.add_strided(&x.conv(&other_weight, &other_bias, geometry), [1; 3]),
-            Shortcut::Strided => y.add_strided(&x, stride),
+    fn graph(&self) -> Graph {
+        let [channels, t, h, w] = self.input;
+        let mut graph = Graph::new([2, t, h, w]).unwrap();
+        let first = ConvConfig { bias: true, ..ConvConfig::new(channels, [1; 3]) };
+        let x = graph.conv("first", graph.input(), &first).unwrap();
+        let shortcut = match self.shortcut {
+            Shortcut::Identity => Some(graph.conv("other", x, &self.conv).unwrap()),
+            Shortcut::Strided if channels <= self.conv.channels => {
+                Some(graph.strided_pick(x, self.conv.stride, self.conv.channels).unwrap())
+            }
+            _ => None,
         };
-        let expected = if relu { y.relu() } else { y };
-        largest = largest.max(error(actual, &expected.data));
+        let mut y = graph.conv("conv", x, &self.conv).unwrap();
+        if let Some(shortcut) = shortcut.filter(|&shortcut| graph.shape(shortcut) == graph.shape(y)) {
+            y = graph.add(y, shortcut).unwrap();
+        }
+        if self.relu {
+            y = graph.relu(y).unwrap();
+        }
+        graph.set_outputs(&[y]).unwrap();
+        bind(&mut graph);
+        graph
     }
-    largest
+
+    fn largest_error(&self, winograd: bool, instruction_set: InstructionSet) -> f64 {
+        let Self { batch, threads, .. } = *self;
+        let options = PlanOptions { threads, max_batch: batch, instruction_set: Some(instruction_set), winograd };
+        errors(&self.graph(), 1.0, batch, options).0[0]
+    }
 }
 
 fn assert_matches(case: &Case) {
     for instruction_set in InstructionSet::available() {
         for (winograd, tolerance) in [(false, DIRECT_TOLERANCE), (true, WINOGRAD_TOLERANCE)] {
-            let error = largest_error(case, winograd, instruction_set);
+            let error = case.largest_error(winograd, instruction_set);
             assert!(error < tolerance, "{instruction_set:?}, winograd {winograd}: error {error:e} of {case:?}");
         }
     }
@@ -137,42 +104,72 @@ fn single_rows_columns_and_frames_match_the_naive_loops() {
 
 #[test]
 fn padding_wider_than_the_kernel_gives_the_bias() {
-    let case = Case { kernel: [1, 2, 1], padding: [3, 2, 4], relu: false, ..Case::block([5, 2, 3, 2], 4, 2) };
-    assert_matches(&case);
+    let block = Case::block([5, 2, 3, 2], 4, 2);
+    let conv = ConvConfig { kernel: [1, 2, 1], padding: [3, 2, 4], ..block.conv.clone() };
+    assert_matches(&Case { conv, relu: false, ..block });
+}
+
+#[test]
+fn padding_that_differs_before_and_after_matches_the_naive_loops() {
+    // TensorFlow's SAME with even kernels and with strides.
+    for (kernel, stride, before, after) in
+        [([3; 3], [1; 3], [0, 1, 0], [1, 0, 2]), ([2, 2, 2], [1; 3], [0; 3], [1; 3]), ([3; 3], [2; 3], [0; 3], [1; 3])]
+    {
+        let block = Case::block([17, 4, 6, 7], 20, 1);
+        let conv = ConvConfig { kernel, stride, padding: before, padding_after: Some(after), ..block.conv.clone() };
+        assert_matches(&Case { conv, shortcut: Shortcut::Identity, ..block });
+    }
+}
+
+#[test]
+fn groups_of_any_size_match_the_naive_loops() {
+    // Depthwise, groups narrower than a vector, groups that fill no panel together, wide ones, few outputs of many inputs.
+    for (channels, out_channels, groups) in [
+        (40, 40, 40),
+        (5, 5, 5),
+        (64, 64, 16),
+        (128, 128, 32),
+        (24, 36, 12),
+        (96, 96, 2),
+        (64, 32, 4),
+        (33, 11, 11),
+        (6, 12, 6),
+    ] {
+        for stride in [1, 2] {
+            let block = Case::block([channels, 3, 6, 5], out_channels, stride);
+            let conv = ConvConfig { groups, ..block.conv.clone() };
+            assert_matches(&Case { conv, shortcut: Shortcut::Identity, batch: 2, ..block });
+        }
+    }
 }
 
 #[test]
 fn stems_read_the_clip_itself() {
-    for (channels, kernel, padding) in [(3, [7, 7, 7], [3; 3]), (3, [3, 7, 7], [1, 3, 3]), (1, [1, 5, 3], [0, 2, 0])] {
-        let dims = [channels, 5, 20, 18];
-        let fan_in = channels * kernel.iter().product::<usize>();
-        let (weight, bias) = (he_weights(1, 24, fan_in), noise_vec(2, 24));
-        let values = noise_vec(3, 2 * dims.iter().product::<usize>());
-        let geometry = [kernel, [1, 2, 2], padding];
+    for (channels, kernel, padding, after) in [
+        (3, [7, 7, 7], [3; 3], [3; 3]),
+        (3, [3, 7, 7], [1, 3, 3], [1, 3, 3]),
+        (1, [1, 5, 3], [0, 2, 0], [0, 2, 0]),
+        (3, [7, 7, 7], [2; 3], [3; 3]),
+    ] {
+        let mut graph = Graph::new([channels, 5, 20, 18]).unwrap();
+        let config = ConvConfig {
+            stride: [1, 2, 2],
+            padding,
+            padding_after: Some(after),
+            bias: true,
+            ..ConvConfig::new(24, kernel)
+        };
+        let x = graph.conv("conv1", graph.input(), &config).unwrap();
+        let x = graph.relu(x).unwrap();
+        let pool = PoolConfig { padding: [1; 3], ..PoolConfig::new([3; 3], [2; 3]) };
+        let y = graph.max_pool(x, &pool).unwrap();
+        graph.set_outputs(&[x, y]).unwrap();
+        bind(&mut graph);
         for instruction_set in InstructionSet::available() {
-            let mut graph = GraphBuilder::new(dims).unwrap();
-            let spec = ConvSpec {
-                stride: [1, 2, 2],
-                padding,
-                relu: true,
-                ..ConvSpec::new("conv1", 24, kernel, &weight, &bias)
-            };
-            let x = graph.conv(graph.input(), spec).unwrap();
-            let y = graph.max_pool(x, [3; 3], [2; 3], [1; 3]).unwrap();
-            let lens = [x, y].map(|node| graph.shape(node).unwrap().iter().product::<usize>());
             let options =
                 PlanOptions { threads: 2, max_batch: 2, instruction_set: Some(instruction_set), ..Default::default() };
-            let mut plan = graph.compile(&[x, y], options).unwrap();
-            let mut outputs = lens.map(|len| vec![f32::NAN; 2 * len]);
-            let [conv, pool] = &mut outputs;
-            plan.run(Input::F32 { values: &values, batch: 2 }, &mut [conv, pool]).unwrap();
-            for (i, clip) in values.chunks(values.len() / 2).enumerate() {
-                let x = Volume::new(dims, clip).conv(&weight, &bias, geometry).relu();
-                let y = x.max_pool([[3; 3], [2; 3], [1; 3]]);
-                for (volume, (output, len)) in [x, y].iter().zip(outputs.iter().zip(lens)) {
-                    let error = error(&output[i * len..][..len], &volume.data);
-                    assert!(error < WINOGRAD_TOLERANCE, "{instruction_set:?}, {kernel:?}: {error:e}");
-                }
+            for error in errors(&graph, 1.0, 2, options).0 {
+                assert!(error < WINOGRAD_TOLERANCE, "{instruction_set:?}, {kernel:?}: {error:e}");
             }
         }
     }
@@ -180,21 +177,72 @@ fn stems_read_the_clip_itself() {
 
 #[test]
 fn pooled_features_and_logits_come_from_one_run() {
-    let dims = [20, 2, 3, 3];
-    let (weight, bias) = (he_weights(1, 37, 20), noise_vec(2, 37));
-    let values = noise_vec(3, 3 * 20 * 18);
+    let mut graph = Graph::new([20, 2, 3, 3]).unwrap();
+    let features = graph.global_avg_pool(graph.input()).unwrap();
+    let logits = graph.linear("fc", features, 37).unwrap();
+    graph.set_outputs(&[logits, features]).unwrap();
+    bind(&mut graph);
+    assert_close(&graph, 3);
+}
+
+#[test]
+fn pools_match_the_naive_loops_in_every_mode() {
+    for [t, h, w] in [[2, 5, 6], [3, 7, 4], [1, 3, 3]] {
+        let mut graph = Graph::new([19, t, h, w]).unwrap();
+        let x = graph.input();
+        let mut outputs = Vec::new();
+        for ceil in [false, true] {
+            for count_padding in [false, true] {
+                for (padding, padding_after) in [([0, 1, 1], None), ([0; 3], Some([0, 1, 1])), ([0; 3], None)] {
+                    let config = PoolConfig {
+                        padding,
+                        padding_after,
+                        ceil,
+                        count_padding,
+                        ..PoolConfig::new([1, 3, 2], [1, 2, 2])
+                    };
+                    outputs.push(graph.avg_pool(x, &config).unwrap());
+                    outputs.push(graph.max_pool(x, &config).unwrap());
+                }
+            }
+        }
+        graph.set_outputs(&outputs).unwrap();
+        assert_close(&graph, 2);
+    }
+}
+
+#[test]
+fn elementwise_operations_and_copies_match_the_naive_loops() {
+    let mut graph = Graph::new([19, 3, 4, 5]).unwrap();
+    let x = graph.input();
+    let scaled = graph.batch_norm("bn", x, 1e-3).unwrap();
+    let scaled = graph.nonlinearity(scaled, Nonlinearity::Silu).unwrap();
+    let sum = graph.add(x, scaled).unwrap();
+    let product = graph.multiply(sum, x).unwrap();
+    let pooled = graph.global_avg_pool(product).unwrap();
+    let gate = graph.conv("gate", pooled, &ConvConfig { bias: true, ..ConvConfig::new(19, [1; 3]) }).unwrap();
+    let gate = graph.nonlinearity(gate, Nonlinearity::Sigmoid).unwrap();
+    let gated = graph.multiply(product, gate).unwrap();
+    let narrow = graph.conv("narrow", gated, &ConvConfig::new(7, [1; 3])).unwrap();
+    let joined = graph.concat(&[gated, narrow, x]).unwrap();
+    let picked = graph.strided_pick(joined, [2, 1, 2], 50).unwrap();
+    let flat = graph.flatten(picked).unwrap();
+    let dropped = graph.dropout(flat, 0.5).unwrap();
+    let logits = graph.linear("fc", dropped, 11).unwrap();
+    let hidden = graph.relu(logits).unwrap();
+    let probabilities = graph.linear("last", hidden, 5).unwrap();
+    let probabilities = graph.nonlinearity(probabilities, Nonlinearity::Sigmoid).unwrap();
+    graph.set_outputs(&[sum, gate, gated, joined, picked, flat, hidden, probabilities]).unwrap();
+    bind(&mut graph);
+    assert_close(&graph, 3);
+}
+
+fn assert_close(graph: &Graph, batch: usize) {
     for instruction_set in InstructionSet::available() {
-        let mut graph = GraphBuilder::new(dims).unwrap();
-        let features = graph.global_avg_pool(graph.input()).unwrap();
-        let logits = graph.linear(features, &weight, &bias).unwrap();
-        let options = PlanOptions { instruction_set: Some(instruction_set), ..Default::default() };
-        let mut plan = graph.compile(&[logits, features], options).unwrap();
-        let (mut logits, mut features) = (vec![0.0; 3 * 37], vec![0.0; 3 * 20]);
-        plan.run(Input::F32 { values: &values, batch: 3 }, &mut [&mut logits, &mut features]).unwrap();
-        for (i, clip) in values.chunks(20 * 18).enumerate() {
-            let pooled = Volume::new(dims, clip).global_avg_pool();
-            assert!(error(&features[i * 20..][..20], &pooled.data) < DIRECT_TOLERANCE);
-            assert!(error(&logits[i * 37..][..37], &pooled.linear(&weight, &bias).data) < DIRECT_TOLERANCE);
+        let options =
+            PlanOptions { threads: 2, max_batch: batch, instruction_set: Some(instruction_set), winograd: false };
+        for (output, error) in errors(graph, 1.0, batch, options).0.into_iter().enumerate() {
+            assert!(error < DIRECT_TOLERANCE, "{instruction_set:?}, output {output}: {error:e}");
         }
     }
 }
@@ -213,29 +261,31 @@ struct StemCase {
 }
 
 impl StemCase {
-    fn run(&self, winograd: bool, threads: usize, max_batch: usize, values: &[f32]) -> (Algorithm, Vec<f32>) {
-        let Self { input, out_channels, kt, pooled, instruction_set, .. } = *self;
-        let (weight, bias) = self.parameters();
-        let mut graph = GraphBuilder::new(input).unwrap();
-        let spec = ConvSpec::new("conv1", out_channels, [kt, 7, 7], &weight, &bias);
-        let mut x = graph.conv(graph.input(), ConvSpec { stride: [1, 2, 2], padding: [kt / 2, 3, 3], ..spec }).unwrap();
-        if pooled {
-            x = graph.max_pool(x, [3; 3], [2; 3], [1; 3]).unwrap();
+    fn graph(&self) -> Graph {
+        let mut graph = Graph::new(self.input).unwrap();
+        let config = ConvConfig {
+            stride: [1, 2, 2],
+            padding: [self.kt / 2, 3, 3],
+            bias: true,
+            ..ConvConfig::new(self.out_channels, [self.kt, 7, 7])
+        };
+        let mut x = graph.conv("conv1", graph.input(), &config).unwrap();
+        if self.pooled {
+            let pool = PoolConfig { padding: [1; 3], ..PoolConfig::new([3; 3], [2; 3]) };
+            x = graph.max_pool(x, &pool).unwrap();
         }
-        let batch = values.len() / input.iter().product::<usize>();
-        let mut output = vec![f32::NAN; batch * graph.shape(x).unwrap().iter().product::<usize>()];
-        let options = PlanOptions { threads, max_batch, instruction_set: Some(instruction_set), winograd };
-        let mut plan = graph.compile(&[x], options).unwrap();
-        // Twice: buffers that hold the last run's values must not leak into the next.
-        for _ in 0..2 {
-            plan.run(Input::F32 { values, batch }, &mut [&mut output]).unwrap();
-        }
-        (plan.layers()[1].algorithm, output)
+        graph.set_outputs(&[x]).unwrap();
+        bind(&mut graph);
+        graph
     }
 
-    fn parameters(&self) -> (Vec<f32>, Vec<f32>) {
-        let fan_in = self.input[0] * self.kt * 49;
-        (he_weights(1, self.out_channels, fan_in), noise_vec(2, self.out_channels))
+    fn options(&self, winograd: bool, threads: usize, max_batch: usize) -> PlanOptions {
+        PlanOptions { threads, max_batch, instruction_set: Some(self.instruction_set), winograd }
+    }
+
+    fn run(&self, winograd: bool, threads: usize, max_batch: usize, values: &[f32]) -> (Algorithm, Vec<f32>) {
+        let (mut outputs, plan) = run(&self.graph(), values, self.options(winograd, threads, max_batch));
+        (plan.layers()[1].algorithm, outputs.remove(0))
     }
 
     /// Values on the scale of pixels.
@@ -245,19 +295,8 @@ impl StemCase {
 
     /// The error of the fast algorithm, relative to the largest value, and whether it was chosen.
     fn largest_error(&self) -> (f64, bool) {
-        let values = self.values();
-        let (algorithm, output) = self.run(true, self.threads, self.batch, &values);
-        let (weight, bias) = self.parameters();
-        let geometry = [[self.kt, 7, 7], [1, 2, 2], [self.kt / 2, 3, 3]];
-        let mut largest = 0.0f64;
-        for (clip, actual) in values.chunks(values.len() / self.batch).zip(output.chunks(output.len() / self.batch)) {
-            let mut expected = Volume::new(self.input, clip).conv(&weight, &bias, geometry);
-            if self.pooled {
-                expected = expected.max_pool([[3; 3], [2; 3], [1; 3]]);
-            }
-            largest = largest.max(error(actual, &expected.data));
-        }
-        (largest, algorithm == Algorithm::Winograd { tile: 4 })
+        let (errors, plan) = errors(&self.graph(), 127.5, self.batch, self.options(true, self.threads, self.batch));
+        (errors[0], plan.layers()[1].algorithm == Algorithm::Winograd { tile: 4 })
     }
 }
 
@@ -336,9 +375,10 @@ fn any_case() -> impl Strategy<Value = Case> {
         1..10usize,
         1..4usize,
     )
-        .prop_map(|((c, t, h, w), out_channels, (kernel, stride, padding), shortcut, relu, batch, threads)| {
+        .prop_map(|((c, t, h, w), channels, (kernel, stride, padding), shortcut, relu, batch, threads)| {
             let padding = std::array::from_fn(|i| if kernel[i] == 3 { 1 } else { padding[i].min(kernel[i] / 2) });
-            Case { input: [c, t, h, w], out_channels, kernel, stride, padding, shortcut, relu, batch, threads }
+            let conv = ConvConfig { stride, padding, bias: true, ..ConvConfig::new(channels, kernel) };
+            Case { input: [c, t, h, w], conv, shortcut, relu, batch, threads }
         })
 }
 
@@ -355,7 +395,7 @@ proptest! {
     fn random_convolutions_match_the_naive_loops(case in any_case()) {
         for instruction_set in InstructionSet::available() {
             for (winograd, tolerance) in [(false, DIRECT_TOLERANCE), (true, WINOGRAD_TOLERANCE)] {
-                let error = largest_error(&case, winograd, instruction_set);
+                let error = case.largest_error(winograd, instruction_set);
                 prop_assert!(error < tolerance, "{:?}, winograd {}: error {:e}", instruction_set, winograd, error);
             }
         }

@@ -1,70 +1,60 @@
 //! Whole plans: what a result may depend on, and what is refused.
 
-#[path = "plan_reference/values.rs"]
-mod values;
+#[allow(dead_code, reason = "other tests compare whole batches")]
+mod plan_reference;
 
-use candle_conv3d::plan::{
-    Algorithm, ConvSpec, GraphBuilder, Input, InstructionSet, Node, Plan, PlanError, PlanOptions, Residual,
-};
-use values::{error, he_weights, noise_vec};
+use candle_conv3d::graph::{ConvConfig, Graph, GraphError, PoolConfig};
+use candle_conv3d::plan::{Algorithm, Input, InstructionSet, Plan, PlanError, PlanOptions};
+use plan_reference::{bind, error, noise_vec};
 
 const DIMS: [usize; 4] = [3, 9, 26, 30];
 const CLIP: usize = 3 * 9 * 26 * 30;
 const CLASSES: usize = 21;
 
-/// A small residual network whose layers meet every kind of kernel: a strided stem, a pool, tiles of all sizes in space
-/// and time, both residuals, two frames, a single frame. Outputs logits and features.
 fn network(options: PlanOptions) -> Plan {
-    let (graph, outputs) = layers(GraphBuilder::new(DIMS).unwrap());
-    graph.compile(&outputs, options).unwrap()
+    let mut graph = layers();
+    bind(&mut graph);
+    graph.compile(options).unwrap()
 }
 
-fn layers(mut graph: GraphBuilder<'static>) -> (GraphBuilder<'static>, [Node; 2]) {
-    let mut seed = 0;
-    let mut conv = |from: usize, to: usize, kernel: [usize; 3], gain: f32| {
-        seed += 1;
-        let weight: Vec<f32> =
-            he_weights(seed, to, from * kernel.iter().product::<usize>()).iter().map(|w| gain * w).collect();
-        ConvSpec::new(format!("conv{seed}"), to, kernel, weight, noise_vec(100 + seed, to))
-    };
-    let stem = ConvSpec { stride: [1, 2, 2], padding: [3; 3], relu: true, ..conv(3, 24, [7; 3], 0.02) };
-    let x = graph.conv(graph.input(), stem).unwrap();
-    let mut x = graph.max_pool(x, [3, 3, 3], [2, 1, 1], [1; 3]).unwrap();
-    let mut channels = 24;
-    for (to, stride) in [(24, 1), (40, 2), (56, 2), (64, 2)] {
-        let relu = true;
-        let first = ConvSpec { stride: [stride; 3], padding: [1; 3], relu, ..conv(channels, to, [3; 3], 1.0) };
-        let y = graph.conv(x, first).unwrap();
-        let residual = match stride {
-            1 => Residual::Identity(x),
-            _ => Residual::Strided { node: x, stride: [stride; 3] },
-        };
-        let second = ConvSpec { padding: [1; 3], residual: Some(residual), relu, ..conv(to, to, [3; 3], 0.5) };
-        x = graph.conv(y, second).unwrap();
-        channels = to;
+/// A small residual network whose layers meet every kind of kernel: a strided stem, a pool, tiles of all sizes in space
+/// and time, both residuals, two frames, a single frame. Outputs logits and features.
+fn layers() -> Graph {
+    let mut graph = Graph::new(DIMS).unwrap();
+    let stem = ConvConfig { stride: [1, 2, 2], padding: [3; 3], ..ConvConfig::new(24, [7; 3]) };
+    let x = graph.conv("conv1", graph.input(), &stem).unwrap();
+    let x = graph.batch_norm("bn1", x, 4e4).unwrap();
+    let x = graph.relu(x).unwrap();
+    let mut x = graph.max_pool(x, &PoolConfig { padding: [1; 3], ..PoolConfig::new([3; 3], [2, 1, 1]) }).unwrap();
+    for (stage, (channels, stride)) in [(24, 1), (40, 2), (56, 2), (64, 2)].into_iter().enumerate() {
+        let name = |layer: &str| format!("layer{stage}.{layer}");
+        let config = ConvConfig { padding: [1; 3], ..ConvConfig::new(channels, [3; 3]) };
+        let y =
+            graph.conv(&name("conv1"), x, &ConvConfig { stride: [stride; 3], bias: true, ..config.clone() }).unwrap();
+        let y = graph.relu(y).unwrap();
+        let y = graph.conv(&name("conv2"), y, &config).unwrap();
+        let y = graph.batch_norm(&name("bn2"), y, 1.0).unwrap();
+        let shortcut = if stride == 1 { x } else { graph.strided_pick(x, [stride; 3], channels).unwrap() };
+        let sum = graph.add(y, shortcut).unwrap();
+        x = graph.relu(sum).unwrap();
     }
     let features = graph.global_avg_pool(x).unwrap();
-    let logits = graph.linear(features, he_weights(90, CLASSES, channels), noise_vec(91, CLASSES)).unwrap();
-    (graph, [logits, features])
+    let logits = graph.linear("fc", features, CLASSES).unwrap();
+    graph.set_outputs(&[logits, features]).unwrap();
+    graph
 }
 
 #[test]
-fn a_sketch_tells_what_a_plan_holds() {
-    let sketch = || layers(GraphBuilder::sketch(DIMS).unwrap());
+fn a_graph_without_values_tells_what_a_plan_holds() {
     for (threads, max_batch, winograd) in [(1, 1, true), (3, 1, true), (2, 9, true), (1, 4, false)] {
         for instruction_set in InstructionSet::available() {
             let options = PlanOptions { threads, max_batch, instruction_set: Some(instruction_set), winograd };
-            let (graph, outputs) = sketch();
-            let told = graph.memory_bytes(&outputs, options.clone()).unwrap();
+            let told = layers().memory_bytes(options.clone()).unwrap();
             assert_eq!(told, network(options.clone()).memory_bytes(), "{options:?}");
         }
     }
-    let (graph, outputs) = sketch();
-    assert!(matches!(graph.compile(&outputs, PlanOptions::default()), Err(PlanError::Sketch)));
-    let mut without_weights = GraphBuilder::sketch([3, 4, 8, 8]).unwrap();
-    let conv = ConvSpec::new("conv", 16, [3; 3], &[][..], &[][..]);
-    let x = without_weights.conv(without_weights.input(), conv).unwrap();
-    assert!(without_weights.memory_bytes(&[x], PlanOptions::default()).unwrap() > 16 * 3 * 27 * 4);
+    let refused = layers().compile(PlanOptions::default()).err().unwrap();
+    assert!(matches!(&refused, PlanError::Graph(GraphError::Unbound { name }) if name == "conv1.weight"), "{refused}");
 }
 
 fn bytes(clips: usize) -> Vec<u8> {
@@ -175,12 +165,13 @@ fn bytes_of_odd_sides_equal_normalised_values() {
         .flat_map(|c| bytes.chunks(3).map(move |pixel| (c, pixel[c])))
         .map(|(c, b)| table[c][b as usize])
         .collect();
-    let weight = he_weights(1, 20, 3 * 49);
-    let mut graph = GraphBuilder::new([3, 1, h, w]).unwrap();
-    let spec = ConvSpec::new("conv1", 20, [1, 7, 7], weight, noise_vec(2, 20));
-    let x = graph.conv(graph.input(), ConvSpec { stride: [1, 2, 2], padding: [0, 3, 3], ..spec }).unwrap();
+    let mut graph = Graph::new([3, 1, h, w]).unwrap();
+    let config = ConvConfig { stride: [1, 2, 2], padding: [0, 3, 3], bias: true, ..ConvConfig::new(20, [1, 7, 7]) };
+    let x = graph.conv("conv1", graph.input(), &config).unwrap();
+    graph.set_outputs(&[x]).unwrap();
+    bind(&mut graph);
     let len = graph.shape(x).unwrap().iter().product();
-    let mut plan = graph.compile(&[x], PlanOptions::default()).unwrap();
+    let mut plan = graph.compile(PlanOptions::default()).unwrap();
     let [mut from_bytes, mut from_values] = [vec![f32::NAN; len], vec![f32::NAN; len]];
     plan.run(Input::Rgb { clips: &[&bytes], table: &table }, &mut [&mut from_bytes]).unwrap();
     plan.run(Input::F32 { values: &values, batch: 1 }, &mut [&mut from_values]).unwrap();
@@ -210,32 +201,41 @@ fn slices_and_batches_that_do_not_fit_are_refused_and_the_plan_goes_on() {
 
 #[test]
 fn layers_that_do_not_fit_are_refused_by_name() {
-    let mut graph = GraphBuilder::new([4, 2, 6, 6]).unwrap();
+    let mut graph = Graph::new([4, 2, 6, 6]).unwrap();
     let x = graph.input();
-    let conv = |name: &'static str| ConvSpec::new(name, 8, [3; 3], vec![0.0; 8 * 4 * 27], vec![0.0; 8]);
-    let padded = |name| ConvSpec { padding: [1; 3], ..conv(name) };
+    let config = ConvConfig::new(8, [3; 3]);
+    let padded = ConvConfig { padding: [1; 3], ..config.clone() };
 
-    let refused = graph.conv(x, conv("long kernel")).unwrap_err();
-    assert!(matches!(&refused, PlanError::Window { layer, input: [2, 6, 6], .. } if layer == "long kernel"));
-    let refused = graph.conv(x, ConvSpec { stride: [0, 1, 1], ..padded("no stride") }).unwrap_err();
-    assert!(matches!(refused, PlanError::Window { stride: [0, 1, 1], .. }));
-    let refused = graph.conv(x, ConvSpec { padding: [usize::MAX; 3], ..conv("endless") }).unwrap_err();
-    assert!(matches!(refused, PlanError::Window { .. }));
-    let refused = graph.conv(x, ConvSpec { weight: vec![0.0; 7].into(), ..padded("few") }).unwrap_err();
-    assert_eq!(refused.to_string(), "few: the weight has 7 values; the shape needs 864");
-    let refused = graph.conv(x, ConvSpec { residual: Some(Residual::Identity(x)), ..padded("sum") }).unwrap_err();
-    assert!(matches!(refused, PlanError::ResidualShape { actual: [4, 2, 6, 6], output: [8, 2, 6, 6], .. }));
-    assert!(matches!(graph.linear(x, vec![0.0; 4], vec![0.0]), Err(PlanError::LinearInput { .. })));
-    assert!(matches!(graph.max_pool(x, [2; 3], [2; 3], [2; 3]), Err(PlanError::Window { .. })));
-    assert!(matches!(GraphBuilder::new([3, 0, 4, 4]), Err(PlanError::Shape { .. })));
-    assert!(matches!(GraphBuilder::new([usize::MAX, 2, 4, 4]), Err(PlanError::Shape { .. })));
+    let refused = graph.conv("long kernel", x, &config).unwrap_err();
+    assert!(matches!(&refused, GraphError::Window { layer, input: [2, 6, 6], .. } if layer == "long kernel"));
+    let refused = graph.conv("no stride", x, &ConvConfig { stride: [0, 1, 1], ..padded.clone() }).unwrap_err();
+    assert!(matches!(refused, GraphError::Window { stride: [0, 1, 1], .. }));
+    let refused =
+        graph.conv("huge padding", x, &ConvConfig { padding: [usize::MAX; 3], ..padded.clone() }).unwrap_err();
+    assert!(matches!(refused, GraphError::Window { .. }));
+    let refused = graph.conv("groups", x, &ConvConfig { groups: 3, ..padded.clone() }).unwrap_err();
+    assert_eq!(refused.to_string(), "groups: 4 input and 8 output channels can't be divided into 3 groups");
+    let wide = PoolConfig { padding: [2; 3], ..PoolConfig::new([2; 3], [2; 3]) };
+    assert!(matches!(graph.max_pool(x, &wide), Err(GraphError::Window { .. })));
+    assert!(matches!(Graph::new([3, 0, 4, 4]), Err(GraphError::Shape { .. })));
+    assert!(matches!(Graph::new([usize::MAX, 2, 4, 4]), Err(GraphError::Shape { .. })));
+    assert!(matches!(graph.linear("fc", x, 5), Err(GraphError::LinearInput { .. })));
 
-    let y = graph.conv(x, padded("good")).unwrap();
-    let mut other = GraphBuilder::new([4, 2, 6, 6]).unwrap();
-    let refused = other.conv(y, padded("stray")).unwrap_err();
-    assert_eq!(refused.to_string(), "stray: node 1 is not of this graph");
-    assert!(matches!(
-        graph.compile(&[y], PlanOptions { threads: 0, ..Default::default() }),
-        Err(PlanError::PlanOption { option: "threads", actual: 0, .. })
-    ));
+    let y = graph.conv("conv", x, &padded).unwrap();
+    assert!(matches!(graph.add(x, y), Err(GraphError::InputShapes { .. })));
+    assert!(matches!(graph.strided_pick(y, [1; 3], 7), Err(GraphError::Pick { channels: 7, .. })));
+    let mut other = Graph::new([4, 2, 6, 6]).unwrap();
+    assert!(matches!(other.relu(y), Err(GraphError::UnknownNode { index: 1, .. })));
+
+    let few = graph.bind(|_| Ok::<_, std::convert::Infallible>(vec![0.0; 3])).unwrap_err();
+    assert_eq!(few.to_string(), "conv.weight has 3 values; its shape needs 864");
+    assert!(matches!(graph.compile(PlanOptions::default()), Err(PlanError::Graph(GraphError::Unbound { .. }))));
+    let options = |threads, max_batch| PlanOptions { threads, max_batch, ..Default::default() };
+    for options in [options(0, 1), options(1, 0), options(1 << 20, 1), options(1, 1 << 20)] {
+        assert!(matches!(layers().memory_bytes(options), Err(PlanError::PlanOption { .. })));
+    }
+    let mut without_outputs = layers();
+    without_outputs.set_outputs(&[]).unwrap();
+    let refused = without_outputs.memory_bytes(PlanOptions::default());
+    assert!(matches!(refused, Err(PlanError::PlanOption { option: "outputs", .. })));
 }

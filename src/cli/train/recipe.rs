@@ -10,16 +10,17 @@ use tracing::warn;
 use crate::cli::model::ShortcutArg;
 use crate::convert::read_preprocessing;
 use crate::hub::ModelSource;
-use crate::model::spec::{Architecture, ClipSpec, Family, ModelSpec, Preprocessing, Stem};
+use crate::model::spec::{ClipSpec, ModelSpec, Preprocessing};
 use crate::train::augment::{Augment, ColorJitter, TrainCrop};
 use crate::train::checkpoint::Metric;
 use crate::train::dataset::{Listing, Mirrored, mirrored_classes};
 use crate::train::loss::{LossConfig, Mix, balanced_weights};
-use crate::train::network::Layer;
+use crate::train::network::BeginAt;
 use crate::train::optimizer::OptimizerConfig;
 use crate::train::schedule::Schedule;
 use crate::train::sgd::SgdConfig;
 use crate::train::trainer::TrainOptions;
+use crate::zoo::{Architecture, ArchitectureError, resnet3d};
 
 /// Which network.
 #[derive(Debug, Args)]
@@ -30,17 +31,31 @@ pub(super) struct NetworkArgs {
     #[arg(long, value_name = "FILE")]
     init: Option<ModelSource>,
 
-    /// Depth of a new network
-    #[arg(long, value_name = "N", default_value_t = 18, conflicts_with = "init")]
-    depth: u32,
+    /// Family of a new network
+    #[arg(
+        long,
+        value_name = "NAME",
+        default_value = "resnet3d",
+        value_parser = clap::builder::PossibleValuesParser::new(Architecture::FAMILIES),
+        conflicts_with = "init"
+    )]
+    family: String,
 
-    /// Shortcut of a new network
-    #[arg(long, value_enum, default_value = "b", conflicts_with = "init")]
-    shortcut: ShortcutArg,
+    /// Setting of a new network, such as depth=34 or stem.max_pool=false; repeatable. `inspect` shows those of a model
+    #[arg(long, value_name = "KEY=VALUE", value_parser = super::super::model::parse_setting, conflicts_with = "init")]
+    config: Vec<(String, String)>,
 
-    /// Times the channels of all layers of a new network
-    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, conflicts_with = "init")]
-    width: f64,
+    /// Depth of a new network; 18 for a 3D ResNet if absent
+    #[arg(long, value_name = "N", conflicts_with = "init")]
+    depth: Option<u32>,
+
+    /// Shortcut of a new network; b for a 3D ResNet if absent
+    #[arg(long, value_enum, conflicts_with = "init")]
+    shortcut: Option<ShortcutArg>,
+
+    /// Channel multiplier of a new network; 1 if absent
+    #[arg(long, value_name = "FACTOR", conflicts_with = "init")]
+    width: Option<f64>,
 
     /// Name by which requests choose the model; that of OUT if absent
     #[arg(long)]
@@ -82,14 +97,8 @@ impl NetworkArgs {
         labels: Vec<String>,
         clip: ClipSpec,
         preprocessing: Preprocessing,
-    ) -> ModelSpec {
-        let architecture = Architecture {
-            family: Family::ResNet3d,
-            depth: self.depth,
-            shortcut: self.shortcut.into(),
-            widen_factor: self.width,
-            stem: Stem::AUTHORS,
-        };
+    ) -> Result<ModelSpec, ArchitectureError> {
+        let architecture = self.architecture()?;
         let mut spec = ModelSpec {
             name: String::new(),
             version: String::new(),
@@ -102,7 +111,33 @@ impl NetworkArgs {
             labels,
         };
         self.describe(&mut spec, name, "random weights");
-        spec
+        Ok(spec)
+    }
+
+    /// A new network: the family's, with the settings that are given.
+    fn architecture(&self) -> Result<Architecture, ArchitectureError> {
+        let mut architecture = match self.family.as_str() {
+            "resnet3d" => Architecture::ResNet3d(resnet3d::Config::paper(18, resnet3d::Shortcut::B)),
+            family => Architecture::standard(family)?,
+        };
+        let shortcut = self.shortcut.map(|shortcut| match shortcut {
+            ShortcutArg::A => "a".to_owned(),
+            ShortcutArg::B => "b".to_owned(),
+        });
+        let flags = [
+            ("depth", self.depth.map(|depth| depth.to_string())),
+            ("shortcut", shortcut),
+            ("widen_factor", self.width.map(|width| format!("{width:?}"))),
+        ];
+        for (key, value) in flags {
+            if let Some(value) = value {
+                architecture = architecture.with_setting(key, &value)?;
+            }
+        }
+        for (key, value) in &self.config {
+            architecture = architecture.with_setting(key, value)?;
+        }
+        Ok(architecture)
     }
 
     /// Name, version, licence and origin of what will be trained from `beginning`.
@@ -231,9 +266,10 @@ pub(super) struct RecipeArgs {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=4096))]
     accumulate: u16,
 
-    /// First layer that is trained: conv1 (all), layer1, layer2, layer3, layer4 or fc. Those before stay as they are
+    /// First group of layers that is trained: stem (all), layer1, layer2, layer3, layer4 or head. Those before stay as they
+    /// are
     #[arg(long, value_name = "LAYER")]
-    begin_at: Option<Layer>,
+    begin_at: Option<BeginAt>,
 
     /// Normalise by the statistics of the weights to begin with, and keep them
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -405,7 +441,7 @@ struct Preset {
     weight_decay: f64,
     schedule: ScheduleArg,
     warmup_epochs: u64,
-    begin_at: Layer,
+    begin_at: BeginAt,
     freeze_norm: bool,
     label_smoothing: f64,
     early_stop: Option<u64>,
@@ -420,7 +456,7 @@ impl PresetArg {
             weight_decay: 0.001,
             schedule: ScheduleArg::Plateau,
             warmup_epochs: 0,
-            begin_at: Layer::Conv1,
+            begin_at: BeginAt::First,
             freeze_norm: false,
             label_smoothing: 0.0,
             early_stop: None,
@@ -450,7 +486,7 @@ impl PresetArg {
                 lr: 0.01,
                 schedule: ScheduleArg::Cosine,
                 warmup_epochs: 1,
-                begin_at: Layer::Layer4,
+                begin_at: BeginAt::LastStage,
                 freeze_norm: true,
                 label_smoothing: 0.1,
                 early_stop: Some(8),
@@ -518,7 +554,7 @@ impl RecipeArgs {
         TrainOptions {
             warmup_steps: self.warmup_epochs.unwrap_or(preset.warmup_epochs).min(epochs) * steps_per_epoch,
             backbone_factor: self.backbone_lr_factor.unwrap_or(preset.backbone_lr_factor),
-            begin_at: self.begin_at.unwrap_or(preset.begin_at),
+            begin_at: self.begin_at.clone().unwrap_or(preset.begin_at),
             frozen_norm: self.freeze_norm.unwrap_or(preset.freeze_norm),
             loss: LossConfig {
                 class_weights: None,
@@ -557,7 +593,7 @@ impl RecipeArgs {
         if *warmup_steps > 0 {
             add(format!(" after {warmup_steps} steps of warm-up"));
         }
-        if options.begin_at != Layer::Conv1 {
+        if options.begin_at != BeginAt::First {
             add(format!("; trained from {} on", options.begin_at));
         }
         if options.frozen_norm {

@@ -243,9 +243,9 @@ impl Trainer {
             }
             None => model,
         };
-        let network = Network::new(beginning, options.begin_at, options.frozen_norm, &options.device)?
+        let network = Network::new(beginning, &options.begin_at, options.frozen_norm, &options.device)?
             .with_precision(options.precision);
-        let mut optimizer = Optimizer::new(network.trained(), &options.optimizer, options.backbone_factor)?;
+        let mut optimizer = Optimizer::new(network.backbone_and_head(), &options.optimizer, options.backbone_factor)?;
         let criterion = Criterion::new(&options.loss, &options.device)?;
         let mut average = options.average_decay.map(|decay| Average::new(&network, decay)).transpose()?;
         let initial = options.optimizer.learning_rate();

@@ -8,7 +8,7 @@ use candle_core::Device;
 
 use crate::train::checkpoint::Metric;
 use crate::train::loss::{LossConfig, Mix};
-use crate::train::network::Layer;
+use crate::train::network::BeginAt;
 use crate::train::optimizer::OptimizerConfig;
 use crate::train::schedule::Schedule;
 
@@ -28,7 +28,7 @@ pub struct TrainOptions {
     /// Steps in which it rises at the beginning.
     pub warmup_steps: u64,
     /// The first layer that is trained.
-    pub begin_at: Layer,
+    pub begin_at: BeginAt,
     /// Whether batch norms keep their statistics.
     pub frozen_norm: bool,
     /// What is minimised.
@@ -66,7 +66,7 @@ impl TrainOptions {
             backbone_factor: 1.0,
             schedule,
             warmup_steps: 0,
-            begin_at: Layer::Conv1,
+            begin_at: BeginAt::First,
             frozen_norm: false,
             loss: LossConfig::default(),
             mix: Mix::default(),

@@ -1,7 +1,7 @@
 //! Brings a caller's clips into the arena: normalisation, channels-last, zero padding.
 
 use super::memory::Slot;
-use super::program::{Clips, Context};
+use super::program::{Clips, Context, Operator};
 use super::simd::Simd;
 use super::stem::Phases;
 use super::{CHANNEL_BLOCK, Shape};
@@ -11,8 +11,8 @@ use super::{CHANNEL_BLOCK, Shape};
 pub(crate) enum Layout {
     /// As every activation.
     Activation,
-    /// As [`Storage::Haloed`](super::direct::Storage::Haloed), with this padding, `[h, w]`.
-    Haloed([usize; 2]),
+    /// As [`Storage::Haloed`](super::direct::Storage::Haloed), with this padding before and after, `[h, w]` each.
+    Haloed([[usize; 2]; 2]),
     /// As [`Phases`].
     Phases,
 }
@@ -22,7 +22,9 @@ impl Layout {
     pub(crate) fn clip_len(self, shape: Shape) -> usize {
         match self {
             Self::Activation => shape.stored_len(),
-            Self::Haloed([ph, pw]) => shape.t * (shape.h + 2 * ph) * (shape.w + 2 * pw) * shape.c,
+            Self::Haloed([[top, left], [bottom, right]]) => {
+                shape.t * (top + shape.h + bottom) * (left + shape.w + right) * shape.c
+            }
             Self::Phases => shape.t * Phases::new(shape).frame_len(),
         }
     }
@@ -37,46 +39,6 @@ pub(crate) struct LoadInput {
 impl LoadInput {
     pub(crate) fn new(output: Slot, layout: Layout) -> Self {
         Self { output, layout }
-    }
-
-    /// # Panics
-    /// If the clips are not `batch` of the input's shape.
-    pub(crate) fn check(&self, batch: usize, clips: &Clips) {
-        let len = self.output.shape.len();
-        match clips {
-            Clips::Rgb { clips, .. } => {
-                assert!(clips.len() == batch && self.output.shape.c == 3 && clips.iter().all(|clip| clip.len() == len));
-            }
-            Clips::F32 { values } => assert_eq!(values.len(), batch * len),
-        }
-    }
-
-    /// # Safety
-    /// As [`Context`] says, and [`check`](Self::check) passed.
-    #[inline(always)]
-    pub(crate) unsafe fn run<S: Simd>(&self, context: &Context) {
-        let Shape { c, t, h, w } = self.output.shape;
-        let (cp, [ph, pw]) = match self.layout {
-            Layout::Activation => (self.output.shape.cp(), [0, 0]),
-            Layout::Haloed(padding) => (c, padding),
-            Layout::Phases => return self.load_phases(context),
-        };
-        let row_len = (w + 2 * pw) * cp;
-        let frame_len = (h + 2 * ph) * row_len;
-        context.member.share(context.batch * t, |item| {
-            let (clip, frame) = (item / t, item % t);
-            let to = context.arena.at(self.output.offset + clip * self.output.clip_len + frame * frame_len);
-            // SAFETY: one frame of the slot, which only this thread writes.
-            let to = std::slice::from_raw_parts_mut(to, frame_len);
-            to[..ph * row_len].fill(0.0);
-            to[(ph + h) * row_len..].fill(0.0);
-            for y in 0..h {
-                let row = &mut to[(ph + y) * row_len..][..row_len];
-                row[..pw * cp].fill(0.0);
-                row[(pw + w) * cp..].fill(0.0);
-                self.load_row(context.clips, clip, frame, y, cp, &mut row[pw * cp..][..w * cp]);
-            }
-        });
     }
 
     /// # Safety
@@ -168,4 +130,42 @@ fn load_squares(
         }
     }
     squares[written..].fill(ZERO);
+}
+
+impl Operator for LoadInput {
+    fn check(&self, batch: usize, clips: &Clips<'_>, _outputs: &[&mut [f32]]) {
+        let len = self.output.shape.len();
+        match clips {
+            Clips::Rgb { clips, .. } => {
+                assert!(clips.len() == batch && self.output.shape.c == 3 && clips.iter().all(|clip| clip.len() == len));
+            }
+            Clips::F32 { values } => assert_eq!(values.len(), batch * len),
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, context: &Context) {
+        let Shape { c, t, h, w } = self.output.shape;
+        let (cp, [[top, left], [bottom, right]]) = match self.layout {
+            Layout::Activation => (self.output.shape.cp(), [[0; 2]; 2]),
+            Layout::Haloed(padding) => (c, padding),
+            Layout::Phases => return self.load_phases(context),
+        };
+        let row_len = (left + w + right) * cp;
+        let frame_len = (top + h + bottom) * row_len;
+        context.member.share(context.batch * t, |item| {
+            let (clip, frame) = (item / t, item % t);
+            let to = context.arena.at(self.output.offset + clip * self.output.clip_len + frame * frame_len);
+            // SAFETY: one frame of the slot, which only this thread writes.
+            let to = std::slice::from_raw_parts_mut(to, frame_len);
+            to[..top * row_len].fill(0.0);
+            to[(top + h) * row_len..].fill(0.0);
+            for y in 0..h {
+                let row = &mut to[(top + y) * row_len..][..row_len];
+                row[..left * cp].fill(0.0);
+                row[(left + w) * cp..].fill(0.0);
+                self.load_row(context.clips, clip, frame, y, cp, &mut row[left * cp..][..w * cp]);
+            }
+        });
+    }
 }

@@ -2,27 +2,31 @@
 
 use super::memory::{Buffer, Slot};
 use super::microkernel::{Gemm, packed_index, panels};
-use super::program::Context;
+use super::program::{Context, Operator, apply};
 use super::simd::Simd;
+use super::team::Team;
+use crate::graph::Nonlinearity;
 
-/// `y = W x + b` on activations of one position.
+/// `y = f(W x + b)` on activations of one position.
 pub(crate) struct Linear {
     input: Slot,
     output: Slot,
     weights: Buffer,
     bias: Buffer,
+    nonlinearity: Option<Nonlinearity>,
 }
 
 impl Linear {
-    /// Without weights, which [`pack`](Self::pack) brings.
-    pub(crate) fn new(input: Slot, output: Slot, bias: &[f32]) -> Self {
+    /// Without weights, which [`pack`](Operator::pack) brings.
+    pub(crate) fn new(input: Slot, output: Slot, bias: &[f32], nonlinearity: Option<Nonlinearity>) -> Self {
         let mut padded = Buffer::zeroed(output.shape.cp());
         padded[..bias.len()].copy_from_slice(bias);
-        Self { input, output, weights: Buffer::zeroed(0), bias: padded }
+        Self { input, output, weights: Buffer::zeroed(0), bias: padded, nonlinearity }
     }
+}
 
-    /// Takes its weights, (out, in).
-    pub(crate) fn pack(&mut self, weight: &[f32], lanes: usize) {
+impl Operator for Linear {
+    fn pack(&mut self, weight: &[f32], lanes: usize, _team: &mut Team) {
         let (k, columns) = (self.input.shape.cp(), self.output.shape.cp());
         let mut weights = Buffer::zeroed(self.weight_len());
         for (oc, row) in weight.chunks_exact(self.input.shape.c).enumerate() {
@@ -33,15 +37,12 @@ impl Linear {
         self.weights = weights;
     }
 
-    /// Floats of weights as they are packed.
-    pub(crate) fn weight_len(&self) -> usize {
+    fn weight_len(&self) -> usize {
         self.input.shape.cp() * self.output.shape.cp()
     }
 
-    /// # Safety
-    /// As [`Context`] says.
     #[inline(always)]
-    pub(crate) unsafe fn run<S: Simd>(&self, context: &Context) {
+    unsafe fn run<S: Simd>(&self, context: &Context) {
         let (k, columns) = (self.input.shape.cp(), self.output.shape.cp());
         let all: usize = panels(columns, S::LANES).count();
         context.member.share(all, |panel| {
@@ -60,7 +61,9 @@ impl Linear {
             for clip in 0..context.batch {
                 for v in (0..width).step_by(S::LANES) {
                     let to = c.add(clip * self.output.clip_len + v);
-                    S::store(to, S::add(S::load(to), S::load(self.bias.as_ptr().add(column + v))));
+                    let sum = S::add(S::load(to), S::load(self.bias.as_ptr().add(column + v)));
+                    let channels = self.output.shape.c.saturating_sub(column + v);
+                    S::store(to, apply::<S>(self.nonlinearity, sum, channels));
                 }
             }
         });

@@ -9,7 +9,10 @@
 #![allow(unsafe_code, unsafe_op_in_unsafe_fn)]
 #![allow(clippy::needless_range_loop, reason = "an index that walks several arrays at once is clearer than zips")]
 
+pub(crate) mod arrange;
+pub(crate) mod depthwise;
 pub(crate) mod direct;
+pub(crate) mod elementwise;
 pub(crate) mod input;
 pub(crate) mod linear;
 pub(crate) mod memory;
@@ -24,6 +27,7 @@ pub(crate) mod stem;
 pub(crate) mod team;
 pub(crate) mod winograd;
 
+pub(crate) use crate::geometry::Shape;
 use std::fmt;
 
 /// Activations hold a multiple of this many channels: one AVX-512 vector, two AVX2 vectors.
@@ -98,15 +102,6 @@ impl InstructionSet {
     }
 }
 
-/// The shape of one clip's activation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shape {
-    pub(crate) c: usize,
-    pub(crate) t: usize,
-    pub(crate) h: usize,
-    pub(crate) w: usize,
-}
-
 impl Shape {
     /// Channels as stored.
     pub(crate) fn cp(&self) -> usize {
@@ -116,10 +111,5 @@ impl Shape {
     /// Floats of one clip as stored.
     pub(crate) fn stored_len(&self) -> usize {
         self.t * self.h * self.w * self.cp()
-    }
-
-    /// Values of one clip.
-    pub(crate) fn len(&self) -> usize {
-        self.c * self.t * self.h * self.w
     }
 }

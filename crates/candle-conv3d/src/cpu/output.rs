@@ -2,7 +2,7 @@
 
 use super::Shape;
 use super::memory::Slot;
-use super::program::Context;
+use super::program::{Clips, Context, Operator};
 use super::simd::Simd;
 
 /// The last steps of every program, one an output.
@@ -16,17 +16,15 @@ impl StoreOutput {
     pub(crate) fn new(input: Slot, index: usize) -> Self {
         Self { input, index }
     }
+}
 
-    /// # Panics
-    /// If the caller's slice is not `batch` of this output's shape.
-    pub(crate) fn check(&self, batch: usize, outputs: &[&mut [f32]]) {
+impl Operator for StoreOutput {
+    fn check(&self, batch: usize, _clips: &Clips<'_>, outputs: &[&mut [f32]]) {
         assert_eq!(outputs[self.index].len(), batch * self.input.shape.len());
     }
 
-    /// # Safety
-    /// As [`Context`] says, and [`check`](Self::check) passed.
     #[inline(always)]
-    pub(crate) unsafe fn run<S: Simd>(&self, context: &Context) {
+    unsafe fn run<S: Simd>(&self, context: &Context) {
         let shape @ Shape { c, t, h, w } = self.input.shape;
         let (cp, positions) = (shape.cp(), t * h * w);
         context.member.share(context.batch, |clip| {

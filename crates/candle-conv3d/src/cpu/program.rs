@@ -1,16 +1,11 @@
 //! A compiled network: steps over one arena, walked by a team.
 
-use super::direct::Direct;
-use super::input::LoadInput;
-use super::linear::Linear;
+use super::CHANNEL_BLOCK as MAX_LANES;
 use super::memory::{Buffer, SharedMut, Slot};
-use super::output::StoreOutput;
-use super::pooling::{GlobalAvgPool, MaxPool};
 use super::simd::{Kernel, Simd, dispatch};
-use super::stem::Stem;
 use super::team::{Member, Team};
-use super::winograd::Winograd;
 use super::{InstructionSet, Shape};
+use crate::graph::Nonlinearity;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -38,80 +33,89 @@ pub(crate) struct Context<'a> {
     pub(crate) outputs: &'a [SharedMut],
 }
 
-/// One step of a program.
-pub(crate) enum Step {
-    LoadInput(LoadInput),
-    Direct(Direct),
-    Stem(Stem),
-    Winograd(Winograd),
-    MaxPool(MaxPool),
-    GlobalAvgPool(GlobalAvgPool),
-    Linear(Linear),
-    StoreOutput(StoreOutput),
-}
-
-impl Step {
+/// An operation as it is computed on a CPU.
+pub(crate) trait Operator: Send + Sync {
     /// Floats of scratch that all `threads` need together.
+    fn scratch_len(&self, _threads: usize) -> usize {
+        0
+    }
+
+    /// Takes its weights, in the layout of its layer's parameter, for vectors of `lanes`.
+    fn pack(&mut self, _weight: &[f32], _lanes: usize, _team: &mut Team) {}
+
+    /// Floats of weights as it holds them once it has them.
+    fn weight_len(&self) -> usize {
+        0
+    }
+
+    /// # Panics
+    /// If the caller's slices do not have the lengths that the operation needs.
+    fn check(&self, _batch: usize, _clips: &Clips<'_>, _outputs: &[&mut [f32]]) {}
+
+    /// Computes its part on one thread. Must be `#[inline(always)]`, as [`Kernel::run`].
+    ///
+    /// # Safety
+    /// As [`Context`] says; the scratch has [`scratch_len`](Self::scratch_len) floats, [`check`](Self::check) passed.
+    unsafe fn run<S: Simd>(&self, context: &Context<'_>);
+}
+
+/// One step of a program: any [`Operator`].
+pub(crate) trait Step: Send + Sync {
+    /// As [`Operator::scratch_len`].
+    fn scratch_len(&self, threads: usize) -> usize;
+    /// As [`Operator::pack`].
+    fn pack(&mut self, weight: &[f32], lanes: usize, team: &mut Team);
+    /// As [`Operator::weight_len`].
+    fn weight_len(&self) -> usize;
+    /// As [`Operator::check`].
+    fn check(&self, batch: usize, clips: &Clips<'_>, outputs: &[&mut [f32]]);
+    /// As [`Operator::run`], with the vectors of `instruction_set`.
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn run(&self, instruction_set: InstructionSet, context: &Context<'_>);
+}
+
+impl<T: Operator> Step for T {
     fn scratch_len(&self, threads: usize) -> usize {
-        match self {
-            Self::Direct(step) => step.scratch_len() * threads,
-            Self::Stem(step) => step.scratch_len(threads),
-            Self::Winograd(step) => step.scratch_len(threads),
-            _ => 0,
-        }
+        Operator::scratch_len(self, threads)
     }
 
-    /// Takes its weights, in the layout of its layer's specification, for vectors of `lanes`.
-    pub(crate) fn pack(&mut self, weight: &[f32], lanes: usize, team: &mut Team) {
-        match self {
-            Self::Direct(step) => step.pack(weight, lanes, team),
-            Self::Stem(step) => step.pack(weight, lanes),
-            Self::Winograd(step) => step.pack(weight, lanes, team),
-            Self::Linear(step) => step.pack(weight, lanes),
-            _ => {}
-        }
+    fn pack(&mut self, weight: &[f32], lanes: usize, team: &mut Team) {
+        Operator::pack(self, weight, lanes, team);
     }
 
-    /// Bytes of weights as the step holds them once it has them.
-    pub(crate) fn weight_bytes(&self) -> usize {
-        let floats = match self {
-            Self::Direct(step) => step.weight_len(),
-            Self::Stem(step) => step.weight_len(),
-            Self::Winograd(step) => step.weight_len(),
-            Self::Linear(step) => step.weight_len(),
-            _ => 0,
-        };
-        floats * size_of::<f32>()
+    fn weight_len(&self) -> usize {
+        Operator::weight_len(self)
+    }
+
+    fn check(&self, batch: usize, clips: &Clips<'_>, outputs: &[&mut [f32]]) {
+        Operator::check(self, batch, clips, outputs);
+    }
+
+    unsafe fn run(&self, instruction_set: InstructionSet, context: &Context<'_>) {
+        dispatch(instruction_set, Run { operator: self, context });
     }
 }
 
-/// A step on one thread.
-struct Run<'a> {
-    step: &'a Step,
+/// An operator on one thread.
+struct Run<'a, T> {
+    operator: &'a T,
     context: &'a Context<'a>,
 }
 
-impl Kernel for Run<'_> {
+impl<T: Operator> Kernel for Run<'_, T> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        match self.step {
-            Step::LoadInput(step) => step.run::<S>(self.context),
-            Step::Direct(step) => step.run::<S>(self.context),
-            Step::Stem(step) => step.run::<S>(self.context),
-            Step::Winograd(step) => step.run::<S>(self.context),
-            Step::MaxPool(step) => step.run::<S>(self.context),
-            Step::GlobalAvgPool(step) => step.run::<S>(self.context),
-            Step::Linear(step) => step.run::<S>(self.context),
-            Step::StoreOutput(step) => step.run::<S>(self.context),
-        }
+        self.operator.run::<S>(self.context);
     }
 }
 
 /// Steps, the memory they work in and the threads that walk them.
 pub(crate) struct Program {
-    steps: Vec<Step>,
+    steps: Vec<Box<dyn Step>>,
     arena: Buffer,
     scratch: Buffer,
     team: Team,
@@ -122,7 +126,7 @@ pub(crate) struct Program {
 impl Program {
     /// `steps` in the order they run; their slots come from one arena of `arena_len` floats made for `max_batch`.
     pub(crate) fn new(
-        steps: Vec<Step>,
+        steps: Vec<Box<dyn Step>>,
         arena_len: usize,
         team: Team,
         instruction_set: InstructionSet,
@@ -155,11 +159,7 @@ impl Program {
     pub(crate) fn run(&mut self, batch: usize, clips: Clips, outputs: &mut [&mut [f32]]) -> Vec<Duration> {
         assert!(batch <= self.max_batch, "a batch of {batch} in a program for {}", self.max_batch);
         for step in &self.steps {
-            match step {
-                Step::LoadInput(step) => step.check(batch, &clips),
-                Step::StoreOutput(step) => step.check(batch, outputs),
-                _ => {}
-            }
+            step.check(batch, &clips, outputs);
         }
         let outputs: Vec<SharedMut> = outputs.iter_mut().map(|output| SharedMut::new(output)).collect();
         let (arena, scratch) = (self.arena.shared(), self.scratch.shared());
@@ -172,7 +172,7 @@ impl Program {
                 let begin = Instant::now();
                 // SAFETY: the arena and scratch have the lengths that the slots and `scratch_len` promise, the outside
                 // slices were checked above, and the barrier keeps steps apart.
-                unsafe { dispatch(instruction_set, Run { step, context: &context }) };
+                unsafe { step.run(instruction_set, &context) };
                 member.barrier();
                 if member.index() == 0 {
                     own.push(begin.elapsed());
@@ -187,14 +187,36 @@ impl Program {
 }
 
 /// Floats of scratch that `threads` need together: steps use it one after the other.
-fn scratch_len(steps: &[Step], threads: usize) -> usize {
+fn scratch_len(steps: &[Box<dyn Step>], threads: usize) -> usize {
     steps.iter().map(|step| step.scratch_len(threads)).max().unwrap_or(0)
 }
 
 /// Bytes that a program of these steps holds, whether or not they have their weights yet.
-pub(crate) fn memory_bytes(steps: &[Step], arena_len: usize, threads: usize) -> usize {
+pub(crate) fn memory_bytes(steps: &[Box<dyn Step>], arena_len: usize, threads: usize) -> usize {
     let buffers = (arena_len + scratch_len(steps, threads)) * size_of::<f32>();
-    buffers + steps.iter().map(Step::weight_bytes).sum::<usize>()
+    buffers + steps.iter().map(|step| step.weight_len() * size_of::<f32>()).sum::<usize>()
+}
+
+/// A function of each value. Lanes from `channels` on are zero afterwards: they are padding.
+///
+/// # Safety
+/// The processor supports `S`.
+#[inline(always)]
+pub(crate) unsafe fn apply<S: Simd>(function: Option<Nonlinearity>, v: S::V, channels: usize) -> S::V {
+    match function {
+        None => v,
+        Some(Nonlinearity::Relu) => S::max(v, S::splat(0.0)),
+        Some(function) => {
+            let mut lanes = [0.0f32; MAX_LANES];
+            S::store(lanes.as_mut_ptr(), v);
+            for x in &mut lanes[..S::LANES.min(channels)] {
+                let sigmoid = 1.0 / (1.0 + (-*x).exp());
+                *x = if function == Nonlinearity::Silu { *x * sigmoid } else { sigmoid };
+            }
+            lanes[S::LANES.min(channels)..].fill(0.0);
+            S::load(lanes.as_ptr())
+        }
+    }
 }
 
 /// What happens to a convolution's sum before it is stored.

@@ -640,6 +640,7 @@ mod tests {
     use super::super::rearrange::StemForm;
     use super::super::testing::residual_network;
     use super::*;
+    use crate::graph::passes;
 
     /// An H100 as cuDNN describes it.
     const H100: &str = include_str!("h100.json");
@@ -678,9 +679,9 @@ mod tests {
     #[test]
     fn every_convolution_of_a_3d_resnet_has_a_fused_plan_on_an_h100() {
         let Some(session) = session() else { return };
-        let (graph, outputs) = residual_network([3, 16, 112, 112], [64, 128, 256, 512]);
+        let graph = passes::prepare(residual_network([3, 16, 112, 112], [64, 128, 256, 512]));
         for form in StemForm::ALL {
-            let network = lower(&graph, &outputs, Element::Bf16, form, 64).unwrap();
+            let network = lower(&graph, Element::Bf16, form, 64).unwrap();
             let convs = signatures(&network, 64, Precision::Bf16);
             // Of the stem's forms only the first layer differs.
             let count = if form == StemForm::Padded { convs.len() } else { 1 };
@@ -694,9 +695,9 @@ mod tests {
     #[test]
     fn half_floats_rounded_floats_and_single_clips_have_plans_too() {
         let Some(session) = session() else { return };
-        let (graph, outputs) = residual_network([3, 16, 112, 112], [64, 128, 256, 512]);
+        let graph = passes::prepare(residual_network([3, 16, 112, 112], [64, 128, 256, 512]));
         for (precision, batch) in [(Precision::F16, 8), (Precision::Tf32, 8), (Precision::Bf16, 1)] {
-            let network = lower(&graph, &outputs, precision.element(), StemForm::Phases, batch).unwrap();
+            let network = lower(&graph, precision.element(), StemForm::Phases, batch).unwrap();
             // The stem, one with time and one of pictures.
             let convs = signatures(&network, batch, precision);
             for signature in [&convs[0], &convs[2], &convs[convs.len() - 1]] {
@@ -727,11 +728,11 @@ mod tests {
     #[test]
     fn gradients_have_plans_that_give_the_same_in_every_run() {
         let Some(session) = session() else { return };
-        let (graph, outputs) = residual_network([3, 16, 112, 112], [64, 128, 256, 512]);
+        let graph = passes::prepare(residual_network([3, 16, 112, 112], [64, 128, 256, 512]));
         for (precision, batch) in
             [(Precision::Bf16, 64), (Precision::F16, 8), (Precision::Tf32, 8), (Precision::F32, 8)]
         {
-            let network = lower(&graph, &outputs, precision.element(), StemForm::Phases, batch).unwrap();
+            let network = lower(&graph, precision.element(), StemForm::Phases, batch).unwrap();
             for signature in passes(&network, batch, precision) {
                 assert!(first_plan(&session, &signature, false).is_some(), "{signature}");
             }
@@ -741,8 +742,8 @@ mod tests {
     #[test]
     fn exact_floats_need_no_tensor_cores() {
         let Some(session) = session() else { return };
-        let (graph, outputs) = residual_network([3, 16, 112, 112], [64, 128, 256, 512]);
-        let network = lower(&graph, &outputs, Element::F32, StemForm::Padded, 8).unwrap();
+        let graph = passes::prepare(residual_network([3, 16, 112, 112], [64, 128, 256, 512]));
+        let network = lower(&graph, Element::F32, StemForm::Padded, 8).unwrap();
         for signature in signatures(&network, 8, Precision::F32) {
             let plan = [true, false].into_iter().find_map(|fused| first_plan(&session, &signature, fused));
             assert!(plan.is_some(), "{signature}");

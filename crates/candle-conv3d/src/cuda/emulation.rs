@@ -12,7 +12,7 @@ use super::rearrange::{LoadShape, StemForm};
 use super::shape::Element;
 use super::testing::{bottleneck_network, noise, residual_network};
 use super::train::machine;
-use crate::plan::graph::{GraphBuilder, Node};
+use crate::graph::{Graph, passes};
 use crate::plan::{Input, PlanOptions};
 
 /// What CUDA C has and C++ lacks. Kernels that are called run as a grid of one thread.
@@ -280,15 +280,14 @@ fn table() -> Vec<f32> {
 }
 
 /// Compares all outputs with those of the plan for CPUs.
-fn assert_same(make: impl Fn() -> (GraphBuilder<'static>, Vec<Node>), n: usize, tolerances: [f32; 3]) {
-    let (graph, outputs) = make();
+fn assert_same(graph: &Graph, n: usize, tolerances: [f32; 3]) {
     let input = graph.shape(graph.input()).unwrap();
     let clip: usize = input.iter().product();
     let values = noise(7, n * clip);
     let bytes: Vec<u8> = values.iter().map(|x| ((x + 1.0) * 127.9) as u8).collect();
     let table = table();
     let options = PlanOptions { threads: 2, max_batch: n, winograd: false, ..PlanOptions::default() };
-    let mut plan = graph.compile(&outputs, options).unwrap();
+    let mut plan = graph.clone().compile(options).unwrap();
     let mut run = |input: Input<'_>| {
         let lens = plan.output_shapes().iter().map(|dims| n * dims.iter().product::<usize>());
         let mut expected: Vec<Vec<f32>> = lens.map(|len| vec![0.0; len]).collect();
@@ -302,8 +301,7 @@ fn assert_same(make: impl Fn() -> (GraphBuilder<'static>, Vec<Node>), n: usize, 
     for (element, tolerance) in ELEMENTS.into_iter().zip(tolerances) {
         let Some(library) = library(element) else { return };
         for form in StemForm::ALL {
-            let (graph, outputs) = make();
-            let network = lower(&graph, &outputs, element, form, n + 1).unwrap();
+            let network = lower(&passes::prepare(graph.clone()), element, form, n + 1).unwrap();
             let mut emulation = Emulation::new(library, element, &network, n + 1);
             let sources =
                 [(Source::Rgb { bytes: &bytes, table: &table }, &from_bytes), (Source::Values(&values), &from_values)];
@@ -327,20 +325,20 @@ const TOLERANCES: [f32; 3] = [2e-5, 1e-2, 6e-2];
 #[test]
 fn a_residual_network_computes_what_the_plan_for_cpus_does() {
     // Four, two and one frames, maps that are no multiples of anything, channels that are padded.
-    assert_same(|| residual_network([3, 8, 40, 44], [8, 12, 16, 20]), 2, TOLERANCES);
-    assert_same(|| residual_network([3, 15, 22, 26], [4, 8, 16, 24]), 1, TOLERANCES);
+    assert_same(&residual_network([3, 8, 40, 44], [8, 12, 16, 20]), 2, TOLERANCES);
+    assert_same(&residual_network([3, 15, 22, 26], [4, 8, 16, 24]), 1, TOLERANCES);
 }
 
 #[test]
 fn bottlenecks_and_projections_compute_what_the_plan_for_cpus_does() {
-    assert_same(|| bottleneck_network([3, 8, 20, 24], 8), 2, TOLERANCES);
-    assert_same(|| bottleneck_network([2, 5, 18, 18], 4), 1, TOLERANCES);
+    assert_same(&bottleneck_network([3, 8, 20, 24], 8), 2, TOLERANCES);
+    assert_same(&bottleneck_network([2, 5, 18, 18], 4), 1, TOLERANCES);
 }
 
 #[test]
 fn late_layers_are_convolutions_of_pictures_with_few_taps() {
-    let (graph, outputs) = residual_network([3, 16, 112, 112], [64, 128, 256, 512]);
-    let network = lower(&graph, &outputs, Element::Bf16, StemForm::Phases, 4).unwrap();
+    let graph = passes::prepare(residual_network([3, 16, 112, 112], [64, 128, 256, 512]));
+    let network = lower(&graph, Element::Bf16, StemForm::Phases, 4).unwrap();
     let shapes: Vec<_> = network.convs().map(|conv| (conv.shape.input, conv.shape.output, conv.shape.kernel)).collect();
     let expected = [
         // 2 phases of 3 channels; a kernel of 4 columns instead of 7.
@@ -362,8 +360,8 @@ fn late_layers_are_convolutions_of_pictures_with_few_taps() {
 
 #[test]
 fn values_that_are_needed_at_a_time_do_not_overlap() {
-    let (graph, outputs) = bottleneck_network([3, 16, 64, 64], 16);
-    let network = lower(&graph, &outputs, Element::F16, StemForm::Padded, 4).unwrap();
+    let graph = passes::prepare(bottleneck_network([3, 16, 64, 64], 16));
+    let network = lower(&graph, Element::F16, StemForm::Padded, 4).unwrap();
     // From the step that makes it to the last one that reads it, or to the end.
     let lives = |value: usize| {
         let made = network.steps.iter().position(|step| step.output().0 == value).unwrap();

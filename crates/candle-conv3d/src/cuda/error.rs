@@ -2,6 +2,7 @@
 
 use cudarc::driver::{DriverError, sys::CUresult};
 
+use crate::graph::GraphError;
 use crate::plan::PlanError;
 
 /// Why a plan can't be built or run on a GPU.
@@ -91,6 +92,12 @@ impl CudaError {
             Self::Cudnn { status, .. } => status == "CUDNN_STATUS_ALLOC_FAILED",
             _ => false,
         }
+    }
+}
+
+impl From<GraphError> for CudaError {
+    fn from(error: GraphError) -> Self {
+        Self::Input(error.to_string())
     }
 }
 

@@ -14,7 +14,7 @@ use super::rearrange::{LoadShape, POINTWISE, Rearranged, STEM_CHANNELS, Source, 
 use super::shape::{ConvShape, Element};
 use crate::cpu::Shape;
 use crate::geometry::Window;
-use crate::plan::graph::{GraphBuilder, Node, Operation};
+use crate::graph::{Conv, Graph, Linear, Node, NodeId, Operation, Parameter};
 
 /// Alignment of weights and activations.
 const ALIGNMENT: usize = 256;
@@ -222,56 +222,44 @@ impl Network {
     }
 }
 
-/// Lowers the part of the graph that `outputs` need, for batches of up to `max_batch` clips.
-pub(crate) fn lower(
-    graph: &GraphBuilder<'_>,
-    outputs: &[Node],
-    element: Element,
-    form: StemForm,
-    max_batch: usize,
-) -> Result<Network, CudaError> {
-    for &node in outputs {
-        graph.shape_of("output", node)?;
+/// Lowers what the outputs of a [prepared](crate::graph::passes::prepare) graph need, for batches of up to `max_batch` clips.
+pub(crate) fn lower(graph: &Graph, element: Element, form: StemForm, max_batch: usize) -> Result<Network, CudaError> {
+    for parameter in graph.parameters() {
+        parameter.values()?;
     }
-    let needed = graph.last_reads(outputs);
-    let stem = stem_node(graph, outputs);
+    let needed = graph.last_reads();
+    let stem = stem_node(graph);
     let mut lowering = Lowering {
         element,
         form: stem.map(|_| form),
-        made: vec![Vec::new(); graph.layers.len()],
+        made: vec![Vec::new(); graph.nodes.len()],
         steps: Vec::new(),
         bytes: Vec::new(),
         constants: Vec::new(),
         multiply_adds: 0,
     };
-    for (index, layer) in graph.layers.iter().enumerate() {
+    for (index, node) in graph.nodes.iter().enumerate() {
         if needed[index].is_some() {
-            lowering.add(index, &layer.name, &layer.operation, layer.shape, graph)?;
+            lowering.add(index, node, graph)?;
         }
     }
     let mut stored = Vec::new();
-    for &node in outputs {
-        let shape = graph.shape_of("output", node)?;
-        stored.push((lowering.stored(node, shape), shape.dims()));
+    for &output in &graph.outputs {
+        let shape = graph.nodes[output.0].shape;
+        stored.push((lowering.stored(output, shape), shape.dims()));
     }
-    lowering.finish(graph.layers[0].shape.dims(), stored, max_batch)
+    lowering.finish(graph.nodes[0].shape.dims(), stored, max_batch)
 }
 
 /// The convolution that is the only reader of an input of few channels.
-pub(crate) fn stem_node(graph: &GraphBuilder<'_>, outputs: &[Node]) -> Option<Node> {
-    let readers: Vec<usize> = graph
-        .layers
-        .iter()
-        .enumerate()
-        .filter(|(_, layer)| layer.operation.reads().any(|node| node.0 == 0))
-        .map(|(index, _)| index)
-        .collect();
-    let [only] = readers[..] else { return None };
-    let is_conv = match &graph.layers[only].operation {
-        Operation::Conv { residual, .. } => residual.is_none_or(|(node, _)| node.0 != 0),
-        _ => false,
-    };
-    (is_conv && graph.layers[0].shape.c <= STEM_CHANNELS && !outputs.contains(&Node(0))).then_some(Node(only))
+pub(crate) fn stem_node(graph: &Graph) -> Option<NodeId> {
+    let readers: Vec<(NodeId, &Node)> =
+        graph.nodes().filter(|(_, node)| node.inputs.contains(&graph.input())).collect();
+    let &[(id, only)] = readers.as_slice() else { return None };
+    let is_conv = matches!(&only.operation, Operation::Conv(Conv { groups: 1, .. }));
+    let reads_once = only.inputs.iter().filter(|input| **input == graph.input()).count() == 1;
+    let few_channels = graph.nodes[0].shape.c <= STEM_CHANNELS;
+    (is_conv && reads_once && few_channels && !graph.outputs.contains(&graph.input())).then_some(id)
 }
 
 /// An activation that has been made.
@@ -303,15 +291,10 @@ struct Lowering {
 }
 
 impl Lowering {
-    fn add(
-        &mut self,
-        index: usize,
-        name: &str,
-        operation: &Operation<'_>,
-        shape: Shape,
-        graph: &GraphBuilder<'_>,
-    ) -> Result<(), CudaError> {
-        match operation {
+    fn add(&mut self, index: usize, node: &Node, graph: &Graph) -> Result<(), CudaError> {
+        let (name, shape) = (node.name.as_str(), node.shape);
+        self.multiply_adds += node.multiply_adds();
+        match &node.operation {
             Operation::Input => {
                 // A stem loads it in its own way.
                 if self.form.is_none() {
@@ -320,29 +303,37 @@ impl Lowering {
                     self.made[index].push(value);
                 }
             }
-            Operation::Conv { input, window, weight, bias, residual, relu } => {
-                self.multiply_adds += (shape.len() * weight.len() / shape.c) as u64;
-                let from = graph.shape_of(name, *input)?;
+            Operation::Conv(conv) => {
+                if conv.groups > 1 {
+                    return Err(unsupported(name, "a convolution in groups"));
+                }
+                let Conv { window, weight, bias, residual, nonlinearity, .. } = conv;
+                let (input, relu) = (node.inputs[0], nonlinearity.is_some());
+                let from = graph.nodes[input.0].shape;
                 let source = Source { from, to: shape, window: *window };
-                let stem = self.form.filter(|_| input.0 == 0);
+                let stem = self.form.filter(|_| input == graph.input());
                 let (conv, taken, layout) = match stem {
                     Some(form) => {
                         let (load, conv) = source.stem(form);
                         (conv, self.load(from, load), Layout::Plain)
                     }
-                    None => self.rearrange(name, *input, &source)?,
+                    None => self.rearrange(name, input, &source)?,
                 };
                 let Value::Activation { id: input, .. } = taken else {
                     return Err(unsupported(name, "a convolution after a pooling over everything"));
                 };
                 let residual = match residual {
                     None => None,
-                    Some((node, stride)) => Some(self.residual(name, *node, *stride, shape, layout)?),
+                    Some(stride) => Some(self.residual(name, node.inputs[1], *stride, shape, layout)?),
                 };
                 let output = self.value(shape.t * shape.h * shape.w * padded(shape.c) * self.element.bytes());
-                let (weight, bias) = (self.pack(&conv, weight), self.floats(&conv.biases(bias)));
+                let bias = bias
+                    .as_ref()
+                    .map(Parameter::values)
+                    .transpose()?
+                    .map_or_else(|| vec![0.0; shape.c], <[f32]>::to_vec);
+                let (weight, bias) = (self.pack(&conv, weight.values()?), self.floats(&conv.biases(&bias)));
                 let shape_of_conv = conv.shape;
-                let relu = *relu;
                 let name = name.to_owned();
                 self.steps.push(Step::Conv(ConvStep {
                     name,
@@ -356,23 +347,24 @@ impl Lowering {
                 }));
                 self.made[index].push(Value::Activation { id: output, shape, stored: padded(shape.c), layout });
             }
-            Operation::MaxPool { input, window } => {
-                let (id, from, stored) = self.want(name, *input, Layout::Plain)?;
+            Operation::MaxPool(window) => {
+                let (id, from, stored) = self.want(name, node.inputs[0], Layout::Plain)?;
                 let output = self.value(shape.t * shape.h * shape.w * stored * self.element.bytes());
                 let pool = PoolShape::new(stored, [from.t, from.h, from.w], [shape.t, shape.h, shape.w], window);
                 self.steps.push(Step::MaxPool { input: id, output, shape: pool });
                 self.made[index].push(Value::Activation { id: output, shape, stored, layout: Layout::Plain });
             }
-            Operation::GlobalAvgPool { input } => {
-                let id = self.mean(name, *input)?;
+            Operation::GlobalAvgPool => {
+                let id = self.mean(name, node.inputs[0])?;
                 self.made[index].push(Value::Vector { id });
             }
-            Operation::Linear { input, weight, bias } => {
+            Operation::Linear(Linear { weight, bias: Some(bias), nonlinearity: None }) => {
+                let (weight, bias) = (weight.values()?, bias.values()?);
                 let (inputs, outputs) = (weight.len() / bias.len(), bias.len());
-                self.multiply_adds += weight.len() as u64;
+                let input = node.inputs[0];
                 let id = match self.made[input.0].first() {
                     Some(Value::Vector { id }) => *id,
-                    _ => self.mean(name, *input)?,
+                    _ => self.mean(name, input)?,
                 };
                 let mut transposed = vec![0.0; weight.len()];
                 for (out, row) in weight.chunks_exact(inputs).enumerate() {
@@ -385,6 +377,7 @@ impl Lowering {
                 self.steps.push(Step::Linear { input: id, output, weight, bias, inputs, outputs });
                 self.made[index].push(Value::Vector { id: output });
             }
+            _ => return Err(unsupported(name, "an operation that GPUs do not compute yet")),
         }
         Ok(())
     }
@@ -393,7 +386,7 @@ impl Lowering {
     fn rearrange(
         &mut self,
         name: &str,
-        input: Node,
+        input: NodeId,
         source: &Source,
     ) -> Result<(Rearranged, Value, Layout), CudaError> {
         let Source { from, window, .. } = source;
@@ -415,7 +408,7 @@ impl Lowering {
     }
 
     /// An activation in a layout, rearranged if it is not there yet.
-    fn want(&mut self, name: &str, node: Node, wanted: Layout) -> Result<(ValueId, Shape, usize), CudaError> {
+    fn want(&mut self, name: &str, node: NodeId, wanted: Layout) -> Result<(ValueId, Shape, usize), CudaError> {
         let mut other = None;
         for value in &self.made[node.0] {
             let &Value::Activation { id, shape, stored, layout } = value else {
@@ -435,7 +428,7 @@ impl Lowering {
     fn residual(
         &mut self,
         name: &str,
-        node: Node,
+        node: NodeId,
         stride: [usize; 3],
         to: Shape,
         layout: Layout,
@@ -469,7 +462,7 @@ impl Lowering {
         output
     }
 
-    fn mean(&mut self, name: &str, node: Node) -> Result<ValueId, CudaError> {
+    fn mean(&mut self, name: &str, node: NodeId) -> Result<ValueId, CudaError> {
         // The order of positions does not matter, so either layout will do.
         let Some(&Value::Activation { id, shape, stored, .. }) = self.made[node.0].first() else {
             return Err(unsupported(name, "a pooling after a pooling over everything"));
@@ -481,7 +474,7 @@ impl Lowering {
     }
 
     /// A node as f32 (c, t, h, w).
-    fn stored(&mut self, node: Node, shape: Shape) -> ValueId {
+    fn stored(&mut self, node: NodeId, shape: Shape) -> ValueId {
         if let Some(Value::Vector { id }) = self.made[node.0].first() {
             return *id;
         }

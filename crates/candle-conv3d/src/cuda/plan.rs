@@ -17,8 +17,7 @@ use super::lower::ConvStep;
 use super::program::{Gpu, Program, Source};
 use super::search::{Choice, Remembered};
 use crate::Precision;
-use crate::plan::PlanError;
-use crate::plan::graph::{GraphBuilder, Node};
+use crate::graph::{Graph, passes};
 
 /// How to build a plan.
 #[derive(Clone, Debug)]
@@ -147,18 +146,16 @@ struct Results {
 unsafe impl Send for Results {}
 
 impl Plan {
-    /// Builds a plan of the part of a graph that `outputs` need. Takes seconds, and minutes where algorithms have to be
-    /// measured first.
-    pub fn build(graph: GraphBuilder<'_>, outputs: &[Node], options: PlanOptions) -> Result<Self, CudaError> {
-        if graph.is_sketch {
-            return Err(CudaError::Input(PlanError::Sketch.to_string()));
+    /// Builds a plan of a [bound](Graph::bind) graph. Takes seconds, and minutes where algorithms have to be measured first.
+    pub fn build(graph: Graph, options: PlanOptions) -> Result<Self, CudaError> {
+        for parameter in graph.parameters() {
+            parameter.values()?;
         }
-        let (graph, outputs) = (graph.into_owned(), outputs.to_vec());
         let (sender, messages) = mpsc::channel();
         let (report, ready) = mpsc::channel();
         let thread = std::thread::Builder::new()
             .name(format!("gpu-{}", options.ordinal))
-            .spawn(move || match open(graph, &outputs, &options) {
+            .spawn(move || match open(graph, &options) {
                 Ok((program, built)) => {
                     if report.send(Ok(built)).is_ok() {
                         serve(&program, &messages);
@@ -271,14 +268,14 @@ impl Drop for Plan {
     }
 }
 
-fn open(graph: GraphBuilder<'static>, outputs: &[Node], options: &PlanOptions) -> Result<(Program, Built), CudaError> {
+fn open(graph: Graph, options: &PlanOptions) -> Result<(Program, Built), CudaError> {
     let gpu = Gpu::open(options.ordinal, options.precision)?;
     let info = gpu.info.clone();
     let file = options.cache.as_deref().map(|directory| {
         device::fingerprint(&info).map(|name| directory.join(name).with_extension_added("algorithms"))
     });
     let mut remembered = Remembered::read(file.transpose()?);
-    let (program, layers) = Program::build(gpu, &graph, outputs, options, &mut remembered)?;
+    let (program, layers) = Program::build(gpu, &passes::prepare(graph), options, &mut remembered)?;
     let built = Built {
         gpu: info,
         context: Arc::clone(&program.gpu.context),

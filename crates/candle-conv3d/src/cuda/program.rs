@@ -19,7 +19,7 @@ use super::shape::{Pass, Signature};
 use super::trial::ConvTrial;
 use super::{CudaError, LayerChoice, PlanOptions};
 use crate::Precision;
-use crate::plan::graph::{GraphBuilder, Node};
+use crate::graph::{Graph, NodeId};
 
 /// Runs in one timed graph: enough that its launch does not count.
 pub(super) const REPEATS: usize = 8;
@@ -184,16 +184,15 @@ impl Program {
     /// Chooses algorithms, places everything on the GPU and runs it once.
     pub(super) fn build(
         gpu: Gpu,
-        graph: &GraphBuilder<'_>,
-        outputs: &[Node],
+        graph: &Graph,
         options: &PlanOptions,
         remembered: &mut Remembered,
     ) -> Result<(Self, Vec<LayerChoice>), CudaError> {
         let max_batch = options.batches.iter().copied().max().unwrap_or(1);
         let element = options.precision.element();
         let mut search = Search { gpu: &gpu, options, remembered, searched: HashSet::new(), planned: HashMap::new() };
-        let form = search.stem_form(graph, outputs, max_batch)?;
-        let mut network = lower(graph, outputs, element, form, max_batch)?;
+        let form = search.stem_form(graph, max_batch)?;
+        let mut network = lower(graph, element, form, max_batch)?;
         let mut chosen: Vec<(usize, Vec<Rc<Planned>>)> = Vec::new();
         for &batch in &options.batches {
             let plans = network.convs().map(|conv| search.plan(conv, batch)).collect::<Result<Vec<_>, _>>()?;
@@ -379,8 +378,8 @@ struct Search<'a> {
 
 impl Search<'_> {
     /// How the first convolution reads its clips: by the time that it takes with its input's kernel.
-    fn stem_form(&mut self, graph: &GraphBuilder<'_>, outputs: &[Node], batch: usize) -> Result<StemForm, CudaError> {
-        let Some(stem) = stem_node(graph, outputs) else { return Ok(StemForm::Padded) };
+    fn stem_form(&mut self, graph: &Graph, batch: usize) -> Result<StemForm, CudaError> {
+        let Some(stem) = stem_node(graph) else { return Ok(StemForm::Padded) };
         let (mut best, mut last) = (None, None);
         for form in StemForm::ALL {
             match self.time_stem(graph, stem, form, batch) {
@@ -396,14 +395,10 @@ impl Search<'_> {
         best.map(|(_, form)| form).ok_or_else(|| last.expect("a form failed"))
     }
 
-    fn time_stem(
-        &mut self,
-        graph: &GraphBuilder<'_>,
-        stem: Node,
-        form: StemForm,
-        batch: usize,
-    ) -> Result<f32, CudaError> {
-        let network = lower(graph, &[stem], self.options.precision.element(), form, batch)?;
+    fn time_stem(&mut self, graph: &Graph, stem: NodeId, form: StemForm, batch: usize) -> Result<f32, CudaError> {
+        let mut stem_alone = graph.clone();
+        stem_alone.outputs = vec![stem];
+        let network = lower(&stem_alone, self.options.precision.element(), form, batch)?;
         let conv = network.convs().next().expect("the stem is a convolution");
         let micros = self.choice(conv, batch)?.micros;
         let (gpu, shape) = (self.gpu, network.load());

@@ -40,7 +40,7 @@ pub(crate) struct LoadShape {
     pub(crate) stored_c: i32,
 }
 
-pub(super) const POINTWISE: Window = Window { kernel: [1; 3], stride: [1; 3], padding: [0; 3] };
+pub(super) const POINTWISE: Window = Window::new([1; 3], [1; 3], [0; 3]);
 
 /// A convolution of a network.
 #[derive(Clone, Copy, Debug)]
@@ -115,7 +115,7 @@ impl Source {
         let met = (0..to[axis]).map(|out| self.window.valid_taps(axis, out, from[axis])).filter(|(b, e)| b < e);
         let (begin, end) = met.reduce(|a, b| (a.0.min(b.0), a.1.max(b.1))).unwrap_or((0, 1));
         // What is left has to give as many outputs.
-        let Window { kernel, stride, padding } = self.window;
+        let Window { kernel, stride, padding, .. } = self.window;
         let pre = padding[axis].saturating_sub(begin);
         let last = (to[axis] - 1) * stride[axis] + (end - begin);
         let fits = padding[axis] >= begin && from[axis] + pre < last + stride[axis];
@@ -151,11 +151,12 @@ impl Source {
     }
 
     fn flat_window(&self) -> Window {
-        let Window { kernel, stride, padding } = self.window;
+        let Window { kernel, stride, padding, padding_after } = self.window;
         Window {
             kernel: [1, kernel[1], kernel[2]],
             stride: [1, stride[1], stride[2]],
             padding: [0, padding[1], padding[2]],
+            padding_after: [0, padding_after[1], padding_after[2]],
         }
     }
 
@@ -173,7 +174,7 @@ impl Source {
     /// `o * stride + j - pre` for `j` in the kernel. The original reads pixel `o * sw + tap - pw`, so that
     /// `tap = (j - pre) * step + phase - offset + pw`.
     pub(super) fn stem(&self, form: StemForm) -> (LoadShape, Rearranged) {
-        let Window { kernel: [kt, kh, kw], stride: [st, sh, sw], padding: [pt, ph, pw] } = self.window;
+        let Window { kernel: [kt, kh, kw], stride: [st, sh, sw], padding: [pt, ph, pw], .. } = self.window;
         let form = if sw == 1 && form == StemForm::Phases { StemForm::Padded } else { form };
         let channels = self.from.c;
         let (phases, step, offset, columns) = match form {
@@ -187,7 +188,8 @@ impl Source {
             StemForm::Padded => channels.next_multiple_of(4),
             _ => padded(phases * channels),
         };
-        let (stride_w, pre) = if form == StemForm::Padded { (sw, pw) } else { (1, 0) };
+        let [after_t, after_h, after_w] = self.window.padding_after;
+        let (stride_w, pre, post) = if form == StemForm::Padded { (sw, pw, after_w) } else { (1, 0, 0) };
         let load = LoadShape {
             channels: channels as i32,
             t: self.from.t as i32,
@@ -205,7 +207,7 @@ impl Source {
             kernel: [kt, kh, columns],
             stride: [st, sh, stride_w],
             pre: [pt, ph, pre],
-            post: [pt, ph, pre],
+            post: [after_t, after_h, post],
         };
         let shift = (offset + pre * step) as i32 - pw as i32;
         (load, Rearranged::packed(shape, self.packing(&shape, [0, 0], [phases as i32, step as i32, shift])))
@@ -228,12 +230,12 @@ impl Source {
 
     /// The shape with only `taps` of each axis.
     fn shape(&self, input: [usize; 4], output: [usize; 4], taps: [(usize, usize); 3]) -> ConvShape {
-        let Window { kernel: whole, stride, padding } = self.window;
+        let Window { kernel: whole, stride, padding, padding_after } = self.window;
         let kernel = taps.map(|(begin, end)| end - begin);
         let pre = std::array::from_fn(|axis| padding[axis] - taps[axis].0);
         let post = std::array::from_fn(|axis| {
             if kernel[axis] == whole[axis] {
-                return padding[axis];
+                return padding_after[axis];
             }
             let last = (output[axis + 1] - 1) * stride[axis] + kernel[axis];
             last.saturating_sub(input[axis + 1] + pre[axis])

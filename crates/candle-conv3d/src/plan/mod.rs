@@ -1,112 +1,27 @@
 //! A compiled inference plan: a whole 3D network on its own buffers and threads, CPU only.
 //!
-//! A [`GraphBuilder`] collects the layers, batch norm already folded into weights and biases;
-//! [`GraphBuilder::compile`] chooses an algorithm for each layer's shape, transforms the weights once and assigns every
-//! activation a place in one buffer. [`Plan::run`] then allocates nothing for a layer.
+//! [`Graph::compile`](crate::graph::Graph::compile) chooses an algorithm for each layer's shape, transforms the weights once
+//! and assigns every activation its part of one buffer. [`Plan::run`] then allocates nothing for a layer.
 //!
 //! Results are the same to the last bit whatever the number of threads and whatever else is in the batch, for one
 //! compiled plan on one instruction set. Between instruction sets, and between plans whose
 //! [`max_batch`](PlanOptions::max_batch) made them choose other algorithms, they differ by rounding.
-//!
-//! ```
-//! use candle_conv3d::plan::{ConvSpec, GraphBuilder, Input, PlanOptions};
-//!
-//! let mut graph = GraphBuilder::new([3, 4, 8, 8])?;
-//! let clip = graph.input();
-//! let weight = vec![0.1; 16 * 3 * 27];
-//! let conv = ConvSpec { padding: [1; 3], relu: true, ..ConvSpec::new("conv1", 16, [3; 3], weight, vec![0.0; 16]) };
-//! let x = graph.conv(clip, conv)?;
-//! let features = graph.global_avg_pool(x)?;
-//! let mut plan = graph.compile(&[features], PlanOptions { threads: 2, max_batch: 4, ..Default::default() })?;
-//!
-//! let (clip, mut features) = (vec![1.0; 3 * 4 * 8 * 8], vec![0.0; 16]);
-//! plan.run(Input::F32 { values: &clip, batch: 1 }, &mut [&mut features])?;
-//! assert!(features[0] > 0.0);
-//! # Ok::<(), candle_conv3d::plan::PlanError>(())
-//! ```
 
 mod compile;
-pub(crate) mod graph;
 
 pub use crate::cpu::InstructionSet;
-pub use graph::{ConvSpec, GraphBuilder, Node, Residual};
 
 use crate::cpu::program::{Clips, Program};
+use crate::graph::GraphError;
 use std::fmt;
 use std::time::Duration;
 
 /// What can be wrong with a network or with the slices it is run on.
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    /// A dimension is zero or beyond what memory can hold.
-    #[error("{layer}: shape {shape:?} (c, t, h, w) has a zero or is over 2^36 values")]
-    Shape {
-        /// Name of the layer.
-        layer: String,
-        /// The shape (c, t, h, w).
-        shape: [usize; 4],
-    },
-    /// Kernel, stride or padding make no output.
-    #[error(
-        "{layer}: kernel {kernel:?}, stride {stride:?}, padding {padding:?} do not fit an input of (t, h, w) {input:?}"
-    )]
-    Window {
-        /// Name of the layer.
-        layer: String,
-        /// Kernel, `[t, h, w]`.
-        kernel: [usize; 3],
-        /// Stride, `[t, h, w]`.
-        stride: [usize; 3],
-        /// Padding, `[t, h, w]`.
-        padding: [usize; 3],
-        /// Input `[t, h, w]`.
-        input: [usize; 3],
-    },
-    /// A weight or bias does not have the length that the layer's shape needs.
-    #[error("{layer}: the {parameter} has {actual} values; the shape needs {expected}")]
-    ParameterLength {
-        /// Name of the layer.
-        layer: String,
-        /// `weight` or `bias`.
-        parameter: &'static str,
-        /// Values found.
-        actual: usize,
-        /// Values needed.
-        expected: usize,
-    },
-    /// A residual cannot be added to the layer's output.
-    #[error(
-        "{layer}: a residual of (c, t, h, w) {actual:?} with stride {stride:?} does not cover the output {output:?}"
-    )]
-    ResidualShape {
-        /// Name of the layer.
-        layer: String,
-        /// Shape of the residual's node.
-        actual: [usize; 4],
-        /// Stride it is read with.
-        stride: [usize; 3],
-        /// Shape of the layer's output.
-        output: [usize; 4],
-    },
-    /// A linear layer follows an activation that still has time or space.
-    #[error("{layer}: a linear layer takes one position a clip, not (c, t, h, w) {actual:?}")]
-    LinearInput {
-        /// Name of the layer.
-        layer: String,
-        /// Shape of its input.
-        actual: [usize; 4],
-    },
-    /// A node of another graph.
-    #[error("{layer}: node {index} is not of this graph")]
-    UnknownNode {
-        /// Name of the layer.
-        layer: String,
-        /// The node's number.
-        index: usize,
-    },
-    /// A graph without weights was to be compiled.
-    #[error("a sketch has no weights and can't be compiled")]
-    Sketch,
+    /// An operation does not fit, or has no values.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
     /// The processor lacks the instruction set asked for.
     #[error("this processor has no {0:?}; it has {found:?}", found = InstructionSet::available())]
     InstructionSet(InstructionSet),
@@ -215,8 +130,14 @@ pub enum Algorithm {
         /// Outputs of a tile's side.
         tile: usize,
     },
+    /// Convolution of each channel for itself.
+    Depthwise,
     /// Pooling.
     Pooling,
+    /// A function of single values.
+    Elementwise,
+    /// Values only move.
+    Copy,
     /// Matrix product.
     MatrixProduct,
     /// Conversion of an output to (n, c, t, h, w).
@@ -229,7 +150,10 @@ impl fmt::Display for Algorithm {
             Self::Load => f.write_str("load"),
             Self::Direct => f.write_str("direct"),
             Self::Winograd { tile } => write!(f, "Winograd {tile}x{tile}"),
+            Self::Depthwise => f.write_str("depthwise"),
             Self::Pooling => f.write_str("pooling"),
+            Self::Elementwise => f.write_str("elementwise"),
+            Self::Copy => f.write_str("copy"),
             Self::MatrixProduct => f.write_str("matrix product"),
             Self::Store => f.write_str("store"),
         }

@@ -53,7 +53,7 @@ impl Shapes {
 
     /// The input with as many zeros around it as the windows reach over.
     fn padded_input(&self, input: &[f32]) -> Padded {
-        let Window { kernel, stride, padding } = self.window;
+        let Window { kernel, stride, padding, .. } = self.window;
         let after = |axis: usize| {
             let end = (self.output[axis] - 1) * stride[axis] + kernel[axis];
             end.saturating_sub(padding[axis] + self.input[axis])
@@ -83,7 +83,7 @@ pub(crate) fn forward(shapes: &Shapes, input: &[f32], weight: &[f32], output: &m
 /// Writes the gradient of the input, (n, t, h, w, ic), from `upstream` (n, t', h', w', oc). Padding must be less than the
 /// kernel.
 pub(crate) fn input_gradient(shapes: &Shapes, weight: &[f32], upstream: &[f32], gradient: &mut [f32]) {
-    let Window { kernel, stride, padding } = shapes.window;
+    let Window { kernel, stride, padding, .. } = shapes.window;
     let phases: [Vec<Phase>; 3] = std::array::from_fn(|axis| {
         let phases = (0..stride[axis])
             .map(|phase| Phase::new(phase, kernel[axis], stride[axis], padding[axis], shapes.input[axis]));
@@ -190,7 +190,7 @@ impl Phase {
 pub(crate) fn weight_gradient(shapes: &Shapes, input: &[f32], upstream: &[f32]) -> Vec<f32> {
     let source = shapes.padded_input(input);
     let upstream = channel_panels(upstream, shapes.output_dims());
-    let Window { kernel: [kt, kh, kw], stride: [st, sh, sw], padding: [pt, ..] } = shapes.window;
+    let Window { kernel: [kt, kh, kw], stride: [st, sh, sw], padding: [pt, ..], .. } = shapes.window;
     let [t_out, h_out, w_out] = shapes.output;
     let (channels, clips) = (shapes.in_channels, shapes.clips);
     let places = clips * h_out * w_out;

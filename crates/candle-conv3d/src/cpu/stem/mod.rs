@@ -14,8 +14,9 @@ mod transform;
 mod weights;
 
 use super::memory::{Buffer, Slot};
-use super::program::{Context, Epilogue};
+use super::program::{Context, Epilogue, Operator};
 use super::simd::{Kernel, Simd, prefetch, prefetch_to_write};
+use super::team::Team;
 use super::{CHANNEL_BLOCK, Shape};
 use crate::geometry::Window;
 use pool::{NoFrameYet, PoolingInverse, Seam};
@@ -109,23 +110,24 @@ pub(crate) struct Stem {
 impl Stem {
     /// Whether the algorithm serves a convolution from `from` to `to` and takes less time than a direct one.
     pub(crate) fn serves(window: &Window, from: Shape, to: Shape) -> bool {
-        let Window { kernel, stride, padding } = *window;
+        let Window { kernel, stride, padding, padding_after } = *window;
         let [down, across] = tiles(from);
         let direct = (0..to.t).map(|t| window.valid_taps(0, t, from.t)).map(|(begin, end)| end - begin).sum::<usize>();
         let products = |time: Time| PRODUCT_COST * 4 * down * across * time.products();
         kernel[1..] == [KERNEL; 2]
             && stride == [1, 2, 2]
             && padding[1..] == [KERNEL / 2; 2]
+            && padding_after == padding
             && 4 * from.c <= CHANNEL_BLOCK
             && products(Time::new(kernel[0], padding[0], from.t, to.t)) <= to.h * to.w * direct
     }
 
     /// Whether [`Stem`] can do a max pooling of its result.
     pub(crate) fn pools(window: &Window) -> bool {
-        *window == Window { kernel: [3; 3], stride: [2; 3], padding: [1; 3] }
+        *window == Window::new([3; 3], [2; 3], [1; 3])
     }
 
-    /// Without weights, which [`pack`](Self::pack) brings. Where max pooling follows, `unpooled` is the shape before it.
+    /// Without weights, which [`pack`](Operator::pack) brings. Where max pooling follows, `unpooled` is the shape before it.
     /// Groups are sized for `max_batch` clips and `threads`.
     pub(crate) fn new(
         input: Slot,
@@ -158,16 +160,6 @@ impl Stem {
         Self { input, output, shape, pooled, tiles, time, weights, minus_half, epilogue, group, max_batch }
     }
 
-    /// Takes its weights, (out, in, kt, 7, 7).
-    pub(crate) fn pack(&mut self, weight: &[f32], lanes: usize) {
-        self.weights = weights::transform(weight, [self.shape.c, self.input.shape.c], self.time, lanes);
-    }
-
-    /// Floats of weights as they are packed.
-    pub(crate) fn weight_len(&self) -> usize {
-        weights::len([self.shape.c, self.input.shape.c], self.time)
-    }
-
     /// Floats between two spatial points before and after the products. Odd numbers of cache lines: with a power of two
     /// the points of one channel would compete for the same few lines of the first-level cache.
     fn point_strides(&self) -> [usize; 2] {
@@ -183,31 +175,6 @@ impl Stem {
     fn thread_len(&self) -> usize {
         let [before, after] = self.point_strides();
         POINTS * POINTS * (before + after) + self.product_len() + self.partials_len()
-    }
-
-    /// Floats of scratch that all threads need together.
-    pub(crate) fn scratch_len(&self, threads: usize) -> usize {
-        threads * self.thread_len() + self.seams_len()
-    }
-
-    /// # Safety
-    /// As [`Context`] says; the scratch has [`scratch_len`](Self::scratch_len) floats.
-    #[inline(always)]
-    pub(crate) unsafe fn run<S: Simd>(&self, context: &Context) {
-        let member = context.member;
-        let unit = if self.pooled { self.tiles[1] } else { 1 };
-        let count = context.batch * self.tiles[0] * self.tiles[1] / unit;
-        let groups = (count * unit).div_ceil(self.group);
-        let v = context.scratch.at(member.index() * self.thread_len());
-        member.share(groups, |index| {
-            // Balanced: no short group at the end.
-            let (begin, end) = (count * index / groups * unit, count * (index + 1) / groups * unit);
-            S::call(Group { layer: self, context, begin, end, v });
-        });
-        if self.pooled {
-            member.barrier();
-            member.share(context.batch * self.tiles[0], |row| S::call(Seam { layer: self, context, row }));
-        }
     }
 
     /// Clip, row and column of a tile.
@@ -403,4 +370,36 @@ unsafe fn inverse_columns<S: Simd>(from: *const f32, stride: usize, ahead: usize
         }
     }
     half_way
+}
+
+impl Operator for Stem {
+    fn scratch_len(&self, threads: usize) -> usize {
+        threads * self.thread_len() + self.seams_len()
+    }
+
+    fn pack(&mut self, weight: &[f32], lanes: usize, _team: &mut Team) {
+        self.weights = weights::transform(weight, [self.shape.c, self.input.shape.c], self.time, lanes);
+    }
+
+    fn weight_len(&self) -> usize {
+        weights::len([self.shape.c, self.input.shape.c], self.time)
+    }
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(&self, context: &Context) {
+        let member = context.member;
+        let unit = if self.pooled { self.tiles[1] } else { 1 };
+        let count = context.batch * self.tiles[0] * self.tiles[1] / unit;
+        let groups = (count * unit).div_ceil(self.group);
+        let v = context.scratch.at(member.index() * self.thread_len());
+        member.share(groups, |index| {
+            // Balanced: no short group at the end.
+            let (begin, end) = (count * index / groups * unit, count * (index + 1) / groups * unit);
+            S::call(Group { layer: self, context, begin, end, v });
+        });
+        if self.pooled {
+            member.barrier();
+            member.share(context.batch * self.tiles[0], |row| S::call(Seam { layer: self, context, row }));
+        }
+    }
 }

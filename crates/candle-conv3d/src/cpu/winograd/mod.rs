@@ -16,7 +16,7 @@ mod weights;
 
 use super::Shape;
 use super::memory::{Buffer, Slot, second_level_cache};
-use super::program::{Context, Epilogue};
+use super::program::{Context, Epilogue, Operator};
 use super::simd::Simd;
 use super::team::Team;
 use crate::geometry::Window;
@@ -59,8 +59,10 @@ struct Group {
 impl Winograd {
     /// Whether the algorithm serves a convolution.
     pub(crate) fn serves(window: &Window) -> bool {
-        let Window { kernel, stride, padding } = *window;
-        stride == [1; 3] && matches!((kernel, padding), ([3, 3, 3], [1, 1, 1]) | ([1, 3, 3], [0, 1, 1]))
+        let Window { kernel, stride, padding, padding_after } = *window;
+        stride == [1; 3]
+            && padding == padding_after
+            && matches!((kernel, padding), ([3, 3, 3], [1, 1, 1]) | ([1, 3, 3], [0, 1, 1]))
     }
 
     /// Multiplications of one clip and floats of transformed weights, for tiles of `tile` (2 or 4) outputs a side.
@@ -71,7 +73,7 @@ impl Winograd {
         (products, y.points() * x.points() * time.points() * ic * oc)
     }
 
-    /// Without weights, which [`pack`](Self::pack) brings. `tile` is 2 or 4; groups are sized for `max_batch` clips and
+    /// Without weights, which [`pack`](Operator::pack) brings. `tile` is 2 or 4; groups are sized for `max_batch` clips and
     /// `threads`.
     pub(crate) fn new(
         input: Slot,
@@ -95,20 +97,6 @@ impl Winograd {
         Self { input, output, y, x, time, weights: Buffer::zeroed(0), epilogue, group, private }
     }
 
-    /// Takes its weights, (out, in, kt, 3, 3).
-    pub(crate) fn pack(&mut self, weight: &[f32], lanes: usize, team: &mut Team) {
-        let channels = [self.output.shape.c, self.input.shape.c];
-        let kt = weight.len() / (9 * channels[0] * channels[1]);
-        let points = [self.y.points(), self.x.points()];
-        self.weights = weights::transform(weight, channels, kt, points, self.time, lanes, team);
-    }
-
-    /// Floats of weights as they are packed.
-    pub(crate) fn weight_len(&self) -> usize {
-        let points = self.y.points() * self.x.points() * self.time.points();
-        points * self.input.shape.cp() * self.output.shape.cp()
-    }
-
     /// Floats of `V` between two spatial points. An odd number of cache lines: with a power of two the points of one
     /// channel would all compete for the same few lines of the first-level cache.
     fn point_stride(&self) -> usize {
@@ -124,8 +112,31 @@ impl Winograd {
         self.time.scratch_len(self.group, self.input.shape.cp(), self.output.shape.cp()).next_multiple_of(16)
     }
 
-    /// Floats of scratch that all threads need together.
-    pub(crate) fn scratch_len(&self, threads: usize) -> usize {
+    /// Tiles before `tile` that have point (`qy`, `qx`), counted over clips.
+    #[inline(always)]
+    fn tiles_before(&self, tile: usize, qy: usize, qx: usize) -> usize {
+        let (rows, columns) = (self.y.tiles_with(qy), self.x.tiles_with(qx));
+        let (clip, ty, tx) = self.tile_at(tile);
+        let in_row = if ty < rows { tx.min(columns) } else { 0 };
+        (clip * rows + ty.min(rows)) * columns + in_row
+    }
+
+    /// Clip, row and column of a tile.
+    #[inline(always)]
+    fn tile_at(&self, tile: usize) -> (usize, usize, usize) {
+        let (rows, columns) = (self.y.tiles(), self.x.tiles());
+        (tile / columns / rows, tile / columns % rows, tile % columns)
+    }
+
+    /// Tiles of a group that have point (`qy`, `qx`).
+    #[inline(always)]
+    fn rows(&self, group: &Group, qy: usize, qx: usize) -> usize {
+        self.tiles_before(group.end, qy, qx) - self.tiles_before(group.begin, qy, qx)
+    }
+}
+
+impl Operator for Winograd {
+    fn scratch_len(&self, threads: usize) -> usize {
         if self.private {
             threads * (self.v_len() + self.product_len())
         } else {
@@ -133,10 +144,20 @@ impl Winograd {
         }
     }
 
-    /// # Safety
-    /// As [`Context`] says; the scratch has [`scratch_len`](Self::scratch_len) floats.
+    fn pack(&mut self, weight: &[f32], lanes: usize, team: &mut Team) {
+        let channels = [self.output.shape.c, self.input.shape.c];
+        let kt = weight.len() / (9 * channels[0] * channels[1]);
+        let points = [self.y.points(), self.x.points()];
+        self.weights = weights::transform(weight, channels, kt, points, self.time, lanes, team);
+    }
+
+    fn weight_len(&self) -> usize {
+        let points = self.y.points() * self.x.points() * self.time.points();
+        points * self.input.shape.cp() * self.output.shape.cp()
+    }
+
     #[inline(always)]
-    pub(crate) unsafe fn run<S: Simd>(&self, context: &Context) {
+    unsafe fn run<S: Simd>(&self, context: &Context) {
         let member = context.member;
         let tiles = context.batch * self.y.tiles() * self.x.tiles();
         let mut groups = tiles.div_ceil(self.group);
@@ -181,27 +202,5 @@ impl Winograd {
             // The barrier after it keeps the next group's data transform from overwriting V.
             transform(Phase::Inverse);
         }
-    }
-
-    /// Tiles before `tile` that have point (`qy`, `qx`), counted over clips.
-    #[inline(always)]
-    fn tiles_before(&self, tile: usize, qy: usize, qx: usize) -> usize {
-        let (rows, columns) = (self.y.tiles_with(qy), self.x.tiles_with(qx));
-        let (clip, ty, tx) = self.tile_at(tile);
-        let in_row = if ty < rows { tx.min(columns) } else { 0 };
-        (clip * rows + ty.min(rows)) * columns + in_row
-    }
-
-    /// Clip, row and column of a tile.
-    #[inline(always)]
-    fn tile_at(&self, tile: usize) -> (usize, usize, usize) {
-        let (rows, columns) = (self.y.tiles(), self.x.tiles());
-        (tile / columns / rows, tile / columns % rows, tile % columns)
-    }
-
-    /// Tiles of a group that have point (`qy`, `qx`).
-    #[inline(always)]
-    fn rows(&self, group: &Group, qy: usize, qx: usize) -> usize {
-        self.tiles_before(group.end, qy, qx) - self.tiles_before(group.begin, qy, qx)
     }
 }

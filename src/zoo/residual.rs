@@ -1,0 +1,130 @@
+//! What families of residual networks share: depths, blocks, groups of layers.
+
+use candle_conv3d::graph::{ConvConfig, Graph, NodeId, PoolConfig};
+
+use super::{ArchitectureError, DetectError, LayerGroup, TensorShapes};
+
+/// Depths of the authors' code.
+pub const DEPTHS: [u32; 7] = [10, 18, 34, 50, 101, 152, 200];
+
+/// Channels out of a bottleneck relative to its middle.
+pub(super) const BOTTLENECK_EXPANSION: usize = 4;
+
+/// `eps` of PyTorch's batch norm.
+pub(super) const EPSILON: f64 = 1e-5;
+
+/// Name of the last, linear layer.
+pub(crate) const HEAD: &str = "fc";
+
+/// Its weight.
+pub(crate) const HEAD_WEIGHT: &str = "fc.weight";
+
+/// What the last layer is called where it is not `fc`: by mmaction2, by training frameworks, and as a sequence with dropout.
+pub(crate) const HEAD_ALIASES: [&str; 14] = [
+    "cls_head.fc_cls",
+    "head.fc_cls",
+    "fc_cls",
+    "cls_head.fc",
+    "head.fc",
+    "head.projection",
+    "head",
+    "classifier",
+    "linear",
+    "last_linear",
+    "logits",
+    "fc.0",
+    "fc.1",
+    "fc.2",
+];
+
+/// Names of the four stages.
+pub(super) const STAGES: [&str; 4] = ["layer1", "layer2", "layer3", "layer4"];
+
+/// Blocks in each stage and whether they are bottlenecks (3D-ResNets-PyTorch, `generate_model`).
+pub(super) fn stages(depth: u32) -> Result<([usize; 4], bool), ArchitectureError> {
+    Ok(match depth {
+        10 => ([1, 1, 1, 1], false),
+        18 => ([2, 2, 2, 2], false),
+        34 => ([3, 4, 6, 3], false),
+        50 => ([3, 4, 6, 3], true),
+        101 => ([3, 4, 23, 3], true),
+        152 => ([3, 8, 36, 3], true),
+        200 => ([3, 24, 36, 3], true),
+        actual => return Err(ArchitectureError::Depth { actual }),
+    })
+}
+
+/// The depth of a network whose blocks have a tensor `first` each, and one `third` where they are bottlenecks.
+pub(super) fn detect_depth(shapes: &TensorShapes, firsts: &[&str], third: &str) -> Result<u32, DetectError> {
+    let bottleneck = shapes.has(&format!("layer1.0.{third}"));
+    let blocks = STAGES.map(|stage| {
+        let has = |index: &usize| firsts.iter().any(|first| shapes.has(&format!("{stage}.{index}.{first}")));
+        (0..).take_while(has).count()
+    });
+    let depth = DEPTHS.into_iter().find(|&depth| stages(depth) == Ok((blocks, bottleneck)));
+    depth.ok_or(DetectError::UnknownDepth { blocks, bottleneck })
+}
+
+/// Names of the parameters of a residual network by their groups.
+pub(super) fn layer_groups(stem: &'static str, stem_prefixes: &[&'static str]) -> Vec<LayerGroup> {
+    let stages = STAGES.map(|name| LayerGroup { name, prefixes: vec![name] });
+    let stem = LayerGroup { name: stem, prefixes: stem_prefixes.to_vec() };
+    let head = LayerGroup { name: HEAD, prefixes: vec![HEAD] };
+    std::iter::once(stem).chain(stages).chain([head]).collect()
+}
+
+/// Adds a convolution and its batch norm.
+pub(super) fn conv_norm(
+    graph: &mut Graph,
+    [conv, norm]: [&str; 2],
+    x: NodeId,
+    config: &ConvConfig,
+    epsilon: f64,
+) -> Result<NodeId, ArchitectureError> {
+    let x = graph.conv(conv, x, config)?;
+    Ok(graph.batch_norm(norm, x, epsilon)?)
+}
+
+/// Adds a convolution, its batch norm and ReLU.
+pub(super) fn conv_norm_relu(
+    graph: &mut Graph,
+    names: [&str; 2],
+    x: NodeId,
+    config: &ConvConfig,
+    epsilon: f64,
+) -> Result<NodeId, ArchitectureError> {
+    let x = conv_norm(graph, names, x, config, epsilon)?;
+    Ok(graph.relu(x)?)
+}
+
+/// Adds the sum of both ways through a block, and ReLU.
+pub(super) fn join(graph: &mut Graph, main: NodeId, shortcut: NodeId) -> Result<NodeId, ArchitectureError> {
+    let sum = graph.add(main, shortcut)?;
+    Ok(graph.relu(sum)?)
+}
+
+/// A convolution with a cubic kernel, padded to keep the size.
+pub(super) fn cube(channels: usize, kernel: usize, stride: usize) -> ConvConfig {
+    ConvConfig { stride: [stride; 3], padding: [kernel / 2; 3], ..ConvConfig::new(channels, [kernel; 3]) }
+}
+
+/// Adds the max pool behind a stem: 3x3x3, stride 2, padding 1.
+pub(super) fn stem_pool(graph: &mut Graph, x: NodeId) -> Result<NodeId, ArchitectureError> {
+    Ok(graph.max_pool(x, &PoolConfig { padding: [1; 3], ..PoolConfig::new([3; 3], [2; 3]) })?)
+}
+
+/// Channels of a node.
+pub(super) fn channels(graph: &Graph, x: NodeId) -> Result<usize, ArchitectureError> {
+    Ok(graph.shape(x)?[0])
+}
+
+/// Stride of a stage's block: 2 where a later stage begins.
+pub(super) fn block_stride(stage: usize, block: usize) -> usize {
+    if stage > 0 && block == 0 { 2 } else { 1 }
+}
+
+/// Channels between the spatial and the temporal part of a (2+1)D convolution, such that both have as many weights as the
+/// 3D convolution of this kernel (Tran et al. 2018, section 3.5).
+pub(super) fn factored_channels(from: usize, to: usize, [kt, kh, kw]: [usize; 3]) -> usize {
+    (kt * kh * kw * from * to) / (kh * kw * from + kt * to)
+}
