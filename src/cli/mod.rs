@@ -67,7 +67,7 @@ const LONG_VERSION: &str = concat!(
     env!("KINETOSCOPE_FEATURES")
 );
 
-/// Tells what happens in videos: a gRPC server for 3D ResNets, and the tools around it.
+/// Tells what happens in videos: a server for 3D ResNets over HTTP and gRPC, and the tools around it.
 #[derive(Debug, Parser)]
 #[command(name = "kinetoscope", version, long_version = LONG_VERSION, arg_required_else_help = true, max_term_width = 100)]
 pub struct Cli {
