@@ -80,6 +80,31 @@ fn torchvision_r3d_18_matches_torchvision() {
     assert_logits_match("torchvision-r3d-18");
 }
 
+#[test]
+fn torchvision_mc3_18_matches_torchvision() {
+    assert_logits_match("mc3-18");
+}
+
+#[test]
+fn torchvision_r2plus1d_18_matches_torchvision() {
+    assert_logits_match("torchvision-r2plus1d-18");
+}
+
+#[test]
+fn r2plus1d_10_with_the_channels_and_epsilon_of_ig_65m_matches_pytorch() {
+    assert_logits_match("ig-65m-r2plus1d-10");
+}
+
+#[test]
+fn r2plus1d_10_of_half_width_matches_pytorch() {
+    assert_logits_match("r2plus1d-10-half");
+}
+
+#[test]
+fn r2plus1d_50_of_a_quarter_width_matches_pytorch() {
+    assert_logits_match("r2plus1d-50-quarter");
+}
+
 /// From decoded RGB frames to logits, through the preprocessing of a published family.
 #[cfg(feature = "video")]
 mod frames_to_logits {

@@ -35,6 +35,8 @@ import torch.nn as nn
 import torch.nn.functional as F
 import torchvision
 
+import networks
+
 HERE = Path(__file__).parent
 
 # ---- The counter generator (src/model/counter.rs), in wrapping uint64 arithmetic ----
@@ -175,142 +177,25 @@ def resize_and_crop(video, preprocessing, size=112):
     return np.stack(out)
 
 
-# ---- Reference networks ----
+# ---- Networks ----
 
 
-def conv(cin, cout, kernel, stride=1):
-    return nn.Conv3d(cin, cout, kernel, stride=stride, padding=kernel // 2, bias=False)
+AUTHORS_STEM = dict(kernel_t=7, stride_t=1, max_pool=True)
+TORCHVISION_STEM = dict(kernel_t=3, stride_t=1, max_pool=False)
 
 
-class ShortcutA(nn.Module):
-    """Average pool of kernel 1, then zero channels (He et al. 2016, option A)."""
-
-    def __init__(self, channels, stride):
-        super().__init__()
-        self.channels, self.stride = channels, stride
-
-    def forward(self, x):
-        x = F.avg_pool3d(x, kernel_size=1, stride=self.stride)
-        return F.pad(x, (0, 0, 0, 0, 0, 0, 0, self.channels - x.shape[1]))
-
-
-def shortcut(kind, cin, cout, stride):
-    if stride == 1 and cin == cout:
-        return None
-    if kind == "a":
-        return ShortcutA(cout, stride)
-    return nn.Sequential(nn.Conv3d(cin, cout, 1, stride=stride, bias=False), nn.BatchNorm3d(cout))
-
-
-class BasicBlock(nn.Module):
-    expansion = 1
-
-    def __init__(self, cin, planes, stride, kind):
-        super().__init__()
-        self.conv1, self.bn1 = conv(cin, planes, 3, stride), nn.BatchNorm3d(planes)
-        self.conv2, self.bn2 = conv(planes, planes, 3), nn.BatchNorm3d(planes)
-        self.downsample = shortcut(kind, cin, planes, stride)
-
-    def forward(self, x):
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
-class Bottleneck(nn.Module):
-    expansion = 4
-
-    def __init__(self, cin, planes, stride, kind):
-        super().__init__()
-        self.conv1, self.bn1 = conv(cin, planes, 1), nn.BatchNorm3d(planes)
-        self.conv2, self.bn2 = conv(planes, planes, 3, stride), nn.BatchNorm3d(planes)
-        self.conv3, self.bn3 = conv(planes, planes * 4, 1), nn.BatchNorm3d(planes * 4)
-        self.downsample = shortcut(kind, cin, planes * 4, stride)
-
-    def forward(self, x):
-        y = F.relu(self.bn1(self.conv1(x)))
-        y = F.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
-class TorchvisionBlock(nn.Module):
-    """torchvision's BasicBlock: the same arithmetic under other names."""
-
-    expansion = 1
-
-    def __init__(self, cin, planes, stride, kind):
-        super().__init__()
-        self.conv1 = nn.Sequential(conv(cin, planes, 3, stride), nn.BatchNorm3d(planes), nn.ReLU())
-        self.conv2 = nn.Sequential(conv(planes, planes, 3), nn.BatchNorm3d(planes))
-        self.downsample = shortcut(kind, cin, planes, stride)
-
-    def forward(self, x):
-        y = self.conv2(self.conv1(x))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
-BLOCKS = {
-    10: (BasicBlock, (1, 1, 1, 1)),
-    18: (BasicBlock, (2, 2, 2, 2)),
-    34: (BasicBlock, (3, 4, 6, 3)),
-    50: (Bottleneck, (3, 4, 6, 3)),
-    101: (Bottleneck, (3, 4, 23, 3)),
-    152: (Bottleneck, (3, 8, 36, 3)),
-    200: (Bottleneck, (3, 24, 36, 3)),
-}
-
-
-class ResNet3d(nn.Module):
-    """The authors' network (arXiv 1708.07632, table 1), or torchvision's VideoResNet by `family`."""
-
-    def __init__(self, architecture, classes):
-        super().__init__()
-        block, counts = BLOCKS[architecture["depth"]]
-        stem = architecture["stem"]
-        planes = [int(n * architecture["widen_factor"]) for n in (64, 128, 256, 512)]
-        kernel_t = stem["kernel_t"]
-        first = nn.Conv3d(3, planes[0], (kernel_t, 7, 7), stride=(stem["stride_t"], 2, 2),
-                          padding=(kernel_t // 2, 3, 3), bias=False)
-        self.torchvision_names = architecture["family"] == "torchvision-r3d"
-        if self.torchvision_names:
-            assert block is BasicBlock
-            block = TorchvisionBlock
-            self.stem = nn.Sequential(first, nn.BatchNorm3d(planes[0]), nn.ReLU())
-        else:
-            self.conv1, self.bn1 = first, nn.BatchNorm3d(planes[0])
-        self.max_pool = nn.MaxPool3d(3, stride=2, padding=1) if stem["max_pool"] else nn.Identity()
-        cin = planes[0]
-        for stage, (width, count) in enumerate(zip(planes, counts)):
-            blocks = []
-            for index in range(count):
-                stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(block(cin, width, stride, architecture["shortcut"]))
-                cin = width * block.expansion
-            setattr(self, f"layer{stage + 1}", nn.Sequential(*blocks))
-        self.fc = nn.Linear(cin, classes)
-
-    def features(self, x):
-        x = self.stem(x) if self.torchvision_names else F.relu(self.bn1(self.conv1(x)))
-        x = self.max_pool(x)
-        for stage in range(1, 5):
-            x = getattr(self, f"layer{stage}")(x)
-        return x.mean(dim=(2, 3, 4))
-
-    def forward(self, x):
-        return self.fc(self.features(x))
+def resnet(depth, shortcut_kind, widen_factor=1.0, stem=AUTHORS_STEM):
+    return dict(depth=depth, shortcut=shortcut_kind, widen_factor=widen_factor, stem=stem)
 
 
 def architecture(depth, shortcut_kind, widen_factor=1.0, family="resnet3d"):
-    stem = dict(kernel_t=7, stride_t=1, max_pool=True)
-    if family == "torchvision-r3d":
-        stem = dict(kernel_t=3, stride_t=1, max_pool=False)
-    return dict(family=family, depth=depth, shortcut=shortcut_kind, widen_factor=widen_factor, stem=stem)
+    stem = TORCHVISION_STEM if family == "torchvision-r3d" else AUTHORS_STEM
+    return dict(family=family, **resnet(depth, shortcut_kind, widen_factor, stem))
 
 
-def build(arch, classes, seed, preprocessing):
+def build(arch, classes, seed, preprocessing, frame_count=16, size=112):
     """A network with weights from the counter and calibrated batch norm."""
-    net = ResNet3d(arch, classes)
+    net = networks.make(arch, classes)
     fill(net, seed)
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm3d)]
     for norm in norms:
@@ -318,7 +203,7 @@ def build(arch, classes, seed, preprocessing):
         norm.momentum = 1.0
     recipes = [("noise", 1001), ("gradient", 1002), ("gradient", 1003), ("checkerboard", 0),
                ("binary", 1004), ("black", 0), ("white", 0), ("gradient", 1005)]
-    batch = torch.stack([normalise(frames(k, s, 16, 112, 112), preprocessing) for k, s in recipes])
+    batch = torch.stack([normalise(frames(k, s, frame_count, size, size), preprocessing) for k, s in recipes])
     with torch.no_grad():
         net.train()(batch)
     net.eval()
@@ -326,6 +211,16 @@ def build(arch, classes, seed, preprocessing):
 
 
 # ---- Goldens: logits ----
+
+CLIP = dict(frames=16, size=112, temporal_stride=1)
+
+
+def family(name, clips=("noise", "gradient"), classes=10, preprocessing="2018", seed=25, clip=None, **settings):
+    """A golden of a family with its settings. Widths are a part of the published ones where files would be large."""
+    case = dict(arch=dict(family=name, **settings), classes=classes, seed=seed, preprocessing=preprocessing,
+                clips=clips, features=True)
+    return dict(case, clip=dict(CLIP, **clip)) if clip else case
+
 
 LOGITS = {
     "resnet-10-b-quarter": dict(
@@ -341,6 +236,13 @@ LOGITS = {
     "torchvision-r3d-18": dict(
         arch=architecture(18, "b", family="torchvision-r3d"), classes=400, seed=3, preprocessing="torchvision",
         clips=["binary", "gradient"]),
+    "mc3-18": family("mc3", clips=["binary", "gradient"], preprocessing="torchvision"),
+    "torchvision-r2plus1d-18": family(
+        "torchvision-r2plus1d", preprocessing="torchvision", depth=18, middle="block", epsilon=1e-5),
+    "ig-65m-r2plus1d-10": family(
+        "torchvision-r2plus1d", preprocessing="torchvision", clip=dict(frames=8), depth=10, middle="conv", epsilon=1e-3),
+    "r2plus1d-10-half": family("r2plus1d", **resnet(10, "b", 0.5), preprocessing="2020"),
+    "r2plus1d-50-quarter": family("r2plus1d", **resnet(50, "b", 0.25), preprocessing="2020"),
 }
 
 # ---- Goldens: from decoded frames to logits ----
@@ -358,8 +260,8 @@ def exact(net, inputs):
     with torch.no_grad():
         single = net(inputs)
         net = net.double()
-        features = net.features(inputs.double())
-        logits = net.fc(features)
+        features = net.embed(inputs.double())
+        logits = net.classify(features)
     distance = (single.double() - logits).norm() / logits.norm()
     print(f"  f32 PyTorch is {distance:.1e} from the f64 logits", flush=True)
     return features.float().numpy(), logits.float().numpy()
@@ -376,12 +278,12 @@ def save(name, tensors, golden):
 
 
 def write_logits(name, case):
-    net = build(case["arch"], case["classes"], case["seed"], case["preprocessing"])
+    clip = case.get("clip", CLIP)
+    frame_count, size = clip["frames"], clip["size"]
+    net = build(case["arch"], case["classes"], case["seed"], case["preprocessing"], frame_count, size)
     if case["arch"]["family"] == "torchvision-r3d":
         reference = torchvision.models.video.r3d_18(weights=None)
         reference.load_state_dict(net.state_dict(), strict=True)
-        net.fc = reference.fc
-        reference.features = net.features
         probe = normalise(frames("noise", 7, 16, 112, 112), case["preprocessing"])[None]
         with torch.no_grad():
             difference = (reference.eval()(probe) - net(probe)).norm() / net(probe).norm()
@@ -389,13 +291,15 @@ def write_logits(name, case):
     statistics = running_statistics(net)
     clips = [dict(kind=kind, seed=index) for index, kind in enumerate(case["clips"])]
     inputs = torch.stack(
-        [normalise(frames(clip["kind"], clip["seed"], 16, 112, 112), case["preprocessing"]) for clip in clips])
+        [normalise(frames(c["kind"], c["seed"], frame_count, size, size), case["preprocessing"]) for c in clips])
     features, logits = exact(net, inputs)
     tensors = dict(statistics, logits=logits)
     if case.get("features"):
         tensors["features"] = features
     golden = dict(architecture=case["arch"], classes=case["classes"], seed=case["seed"],
                   preprocessing=case["preprocessing"], clips=clips)
+    if clip != CLIP:
+        golden["clip"] = clip
     save(name, tensors, golden)
 
 
@@ -532,7 +436,7 @@ def write_optimizers(name, case):
 def write_step(name, case):
     """Loss and weights of one full training step: forward in training mode, backward, SGD with momentum, twice, so that the
     second step sees what the first one moved. In f64, rounded once."""
-    net = ResNet3d(case["arch"], case["classes"])
+    net = networks.make(case["arch"], case["classes"])
     fill(net, case["seed"])
     net = net.double().train()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.01, momentum=0.9, weight_decay=0.001)

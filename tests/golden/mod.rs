@@ -28,7 +28,10 @@ pub(crate) struct Recipe {
     pub(crate) classes: usize,
     pub(crate) seed: u64,
     pub(crate) preprocessing: String,
-    /// 112x112, 16 frames.
+    /// Geometry of the clips.
+    #[serde(default)]
+    pub(crate) clip: ClipSpec,
+    /// What they show.
     #[serde(default)]
     pub(crate) clips: Vec<Clip>,
     /// Frames as a decoder would give them.
@@ -84,7 +87,7 @@ impl Golden {
             license: None,
             origin: None,
             architecture: architecture.clone(),
-            clip: ClipSpec::default(),
+            clip: self.recipe.clip,
             preprocessing: self.preprocessing(),
             labels: (0..classes).map(|class| format!("class {class}")).collect(),
         };
@@ -103,9 +106,9 @@ impl Golden {
         Model::new(spec.clone(), tensors.collect()).expect("names and shapes are the graph's")
     }
 
-    /// The clips as the network takes them: `(n, 3, 16, 112, 112)`, f32.
+    /// The clips as the network takes them: `(n, 3, frames, size, size)`, f32.
     pub(crate) fn input(&self) -> Tensor {
-        let ClipSpec { frames: count, size, .. } = ClipSpec::default();
+        let ClipSpec { frames: count, size, .. } = self.recipe.clip;
         let clips = self.recipe.clips.iter().map(|clip| {
             let rgb = frames(&clip.kind, clip.seed, count, size, size);
             normalise(&rgb, [count, size, size], &self.preprocessing())
