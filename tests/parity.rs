@@ -105,6 +105,11 @@ fn r2plus1d_50_of_a_quarter_width_matches_pytorch() {
     assert_logits_match("r2plus1d-50-quarter");
 }
 
+#[test]
+fn resnext_50_of_a_quarter_width_matches_pytorch() {
+    assert_logits_match("resnext-50-quarter");
+}
+
 /// From decoded RGB frames to logits, through the preprocessing of a published family.
 #[cfg(feature = "video")]
 mod frames_to_logits {

@@ -10,6 +10,7 @@ mod mc3;
 mod r2plus1d;
 mod residual;
 pub mod resnet3d;
+mod resnext;
 mod torchvision_r2plus1d;
 mod torchvision_r3d;
 
@@ -19,6 +20,7 @@ pub use mc3::Config as Mc3Config;
 pub use r2plus1d::Config as R2Plus1dConfig;
 pub use residual::DEPTHS;
 pub(crate) use residual::{HEAD, HEAD_ALIASES, HEAD_WEIGHT};
+pub use resnext::Config as ResNeXtConfig;
 pub use torchvision_r2plus1d::Config as TorchvisionR2Plus1dConfig;
 pub use torchvision_r3d::Config as TorchvisionR3dConfig;
 
@@ -142,6 +144,8 @@ families! {
     TorchvisionR2Plus1d("torchvision-r2plus1d") = torchvision_r2plus1d::Config,
     /// torchvision's `mc3_18`.
     Mc3("mc3") = mc3::Config,
+    /// ResNeXt as in 3D-ResNets-PyTorch of 2018.
+    ResNeXt("resnext") = resnext::Config,
 }
 
 impl Architecture {
@@ -217,4 +221,57 @@ fn add_head(graph: &mut Graph, x: NodeId, name: &str, classes: usize) -> Result<
 /// A graph for clips of a geometry.
 fn graph_of(clip: ClipSpec) -> Result<Graph, ArchitectureError> {
     Ok(Graph::new([3, clip.frames, clip.size, clip.size])?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values that training changes: all but running statistics.
+    pub(super) fn parameter_count(graph: &Graph) -> usize {
+        let trained = graph.parameters().filter(|parameter| !parameter.name.contains("running"));
+        trained.map(candle_conv3d::graph::Parameter::len).sum()
+    }
+
+    /// Multiply-adds of a clip in millions, rounded as publishers round them.
+    pub(super) fn mega_products(graph: &Graph) -> u64 {
+        (graph.multiply_adds() + 500_000) / 1_000_000
+    }
+
+    pub(super) fn parameter_shape(graph: &Graph, name: &str) -> Option<Vec<usize>> {
+        graph.parameters().find(|parameter| parameter.name == name).map(|parameter| parameter.shape.clone())
+    }
+
+    /// What a checkpoint of a network has.
+    pub(super) fn shapes_of(graph: &Graph) -> TensorShapes {
+        TensorShapes::new(graph.parameters().map(|parameter| (parameter.name.as_str(), parameter.shape.as_slice())))
+    }
+
+    #[test]
+    fn every_parameter_belongs_to_a_group_and_every_group_has_some() {
+        for family in Architecture::FAMILIES {
+            let architecture = Architecture::standard(family).unwrap();
+            let graph = architecture.graph(ClipSpec::default(), 7).unwrap();
+            let groups = architecture.layer_groups();
+            let begins = |prefix: &str, name: &str| name.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'));
+            let mut counts = vec![0; groups.len()];
+            for parameter in graph.parameters() {
+                let of = |group: &LayerGroup| group.prefixes.iter().any(|prefix| begins(prefix, &parameter.name));
+                assert_eq!(groups.iter().filter(|group| of(group)).count(), 1, "{family}: {}", parameter.name);
+                counts[architecture.group_of(&parameter.name)] += 1;
+            }
+            assert!(counts.iter().all(|count| *count > 0), "{family}: {counts:?}");
+            assert_eq!(counts.last(), Some(&2), "{family}: the head has a weight and a bias");
+        }
+    }
+
+    #[test]
+    fn every_standard_network_ends_in_logits_and_the_features_before_them() {
+        for family in Architecture::FAMILIES {
+            let graph = Architecture::standard(family).unwrap().graph(ClipSpec::default(), 7).unwrap();
+            let [logits, features] = graph.outputs() else { panic!("{family} has two outputs") };
+            assert_eq!(graph.shape(*logits), Ok([7, 1, 1, 1]), "{family}");
+            assert!(matches!(graph.shape(*features), Ok([_, 1, 1, 1])), "{family}");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 
 use candle_conv3d::graph::{ConvConfig, Graph, NodeId, PoolConfig};
 
+use super::resnet3d::Stem;
 use super::{ArchitectureError, DetectError, LayerGroup, TensorShapes};
 
 /// Depths of the authors' code.
@@ -9,6 +10,9 @@ pub const DEPTHS: [u32; 7] = [10, 18, 34, 50, 101, 152, 200];
 
 /// Channels out of a bottleneck relative to its middle.
 pub(super) const BOTTLENECK_EXPANSION: usize = 4;
+
+/// The same for ResNeXt and wide ResNets.
+pub(super) const NARROW_EXPANSION: usize = 2;
 
 /// `eps` of PyTorch's batch norm.
 pub(super) const EPSILON: f64 = 1e-5;
@@ -106,6 +110,96 @@ pub(super) fn join(graph: &mut Graph, main: NodeId, shortcut: NodeId) -> Result<
 /// A convolution with a cubic kernel, padded to keep the size.
 pub(super) fn cube(channels: usize, kernel: usize, stride: usize) -> ConvConfig {
     ConvConfig { stride: [stride; 3], padding: [kernel / 2; 3], ..ConvConfig::new(channels, [kernel; 3]) }
+}
+
+/// Channels of the four stages: those of a whole network times a factor.
+pub(super) fn scaled_widths(whole: [u16; 4], widen_factor: f64) -> Result<[usize; 4], ArchitectureError> {
+    let widths = whole.map(|width| (f64::from(width) * widen_factor) as usize);
+    if !(widen_factor > 0.0 && widen_factor <= 16.0 && widths[0] > 0) {
+        return Err(ArchitectureError::WidenFactor { actual: widen_factor });
+    }
+    Ok(widths)
+}
+
+/// Adds the stem of the authors' networks: a 7x7x7 convolution with spatial stride 2, norm, ReLU, max pool.
+pub(super) fn authors_stem(graph: &mut Graph, channels: usize) -> Result<NodeId, ArchitectureError> {
+    let input = graph.input();
+    let x = conv_norm_relu(graph, ["conv1", "bn1"], input, &Stem::AUTHORS.conv(channels)?, EPSILON)?;
+    stem_pool(graph, x)
+}
+
+/// A block to add.
+pub(super) struct Block<'a> {
+    pub(super) name: &'a str,
+    pub(super) input: NodeId,
+    /// Channels of its middle.
+    pub(super) width: usize,
+    pub(super) stride: usize,
+}
+
+/// Adds four stages of blocks, the first block of each later stage with stride 2.
+pub(super) fn add_stages(
+    graph: &mut Graph,
+    mut x: NodeId,
+    counts: [usize; 4],
+    widths: [usize; 4],
+    add: impl Fn(&mut Graph, &Block<'_>) -> Result<NodeId, ArchitectureError>,
+) -> Result<NodeId, ArchitectureError> {
+    for (stage, (count, width)) in counts.into_iter().zip(widths).enumerate() {
+        for index in 0..count {
+            let name = format!("{}.{index}", STAGES[stage]);
+            x = add(graph, &Block { name: &name, input: x, width, stride: block_stride(stage, index) })?;
+        }
+    }
+    Ok(x)
+}
+
+/// Adds the bottleneck of ResNeXt and of wide ResNets: its output has twice its middle's channels, and the middle's
+/// convolution may have groups.
+pub(super) fn narrow_bottleneck(
+    graph: &mut Graph,
+    block: &Block<'_>,
+    groups: usize,
+) -> Result<NodeId, ArchitectureError> {
+    let &Block { name, input, width, stride } = block;
+    let channels = width * NARROW_EXPANSION;
+    let convs = [cube(width, 1, 1), ConvConfig { groups, ..cube(width, 3, stride) }, cube(channels, 1, 1)];
+    let mut x = input;
+    for (index, config) in convs.iter().enumerate() {
+        let [conv, norm] = ["conv", "bn"].map(|layer| format!("{name}.{layer}{}", index + 1));
+        x = conv_norm(graph, [&conv, &norm], x, config, EPSILON)?;
+        if index + 1 < convs.len() {
+            x = graph.relu(x)?;
+        }
+    }
+    let shortcut = projection(graph, block, channels)?;
+    join(graph, x, shortcut)
+}
+
+/// The other way through a block: its input, by a 1x1x1 convolution and norm where the shape changes.
+pub(super) fn projection(
+    graph: &mut Graph,
+    block: &Block<'_>,
+    out_channels: usize,
+) -> Result<NodeId, ArchitectureError> {
+    let &Block { name, input, stride, .. } = block;
+    if stride == 1 && channels(graph, input)? == out_channels {
+        return Ok(input);
+    }
+    let [conv, norm] = [0, 1].map(|index| format!("{name}.downsample.{index}"));
+    conv_norm(graph, [&conv, &norm], input, &cube(out_channels, 1, stride), EPSILON)
+}
+
+/// Blocks in each stage of a network that has bottlenecks at every depth.
+pub(super) fn bottleneck_stages(family: &'static str, depth: u32) -> Result<[usize; 4], ArchitectureError> {
+    match stages(depth)? {
+        (counts, true) => Ok(counts),
+        (_, false) => Err(ArchitectureError::Setting {
+            family,
+            key: "depth".to_owned(),
+            reason: format!("{depth} has no bottlenecks; allowed are 50, 101, 152 and 200"),
+        }),
+    }
 }
 
 /// Adds the max pool behind a stem: 3x3x3, stride 2, padding 1.

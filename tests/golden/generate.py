@@ -243,6 +243,7 @@ LOGITS = {
         "torchvision-r2plus1d", preprocessing="torchvision", clip=dict(frames=8), depth=10, middle="conv", epsilon=1e-3),
     "r2plus1d-10-half": family("r2plus1d", **resnet(10, "b", 0.5), preprocessing="2020"),
     "r2plus1d-50-quarter": family("r2plus1d", **resnet(50, "b", 0.25), preprocessing="2020"),
+    "resnext-50-quarter": family("resnext", depth=50, cardinality=32, widen_factor=0.25),
 }
 
 # ---- Goldens: from decoded frames to logits ----

@@ -79,6 +79,12 @@ class TorchvisionBlock(nn.Module):
         return F.relu(y + (x if self.downsample is None else self.downsample(x)))
 
 
+class NarrowBottleneck(Bottleneck):
+    """That of ResNeXt and wide networks: twice its middle's channels."""
+
+    expansion = 2
+
+
 # Blocks in the stages, and whether they are bottlenecks.
 BLOCKS = {
     10: ((1, 1, 1, 1), False),
@@ -154,3 +160,14 @@ class ResNet3d(Residual):
     def start(self, x):
         x = self.stem(x) if self.torchvision_names else F.relu(self.bn1(self.conv1(x)))
         return F.max_pool3d(x, 3, stride=2, padding=1) if self.settings["max_pool"] else x
+
+
+class ResNeXt(Residual):
+    """`resnext.py` of the authors' code of 2018: 3x3x3 convolutions in groups."""
+
+    def __init__(self, settings, classes):
+        counts, _ = BLOCKS[settings["depth"]]
+        widths = [int(2 * width * settings["widen_factor"]) for width in WIDTHS]
+        super().__init__(int(64 * settings["widen_factor"]), widths, counts,
+                         lambda cin, width, stride: NarrowBottleneck(cin, width, stride, "b", settings["cardinality"]),
+                         classes)
