@@ -110,6 +110,11 @@ fn resnext_50_of_a_quarter_width_matches_pytorch() {
     assert_logits_match("resnext-50-quarter");
 }
 
+#[test]
+fn wide_resnet_50_of_half_width_matches_pytorch() {
+    assert_logits_match("wide-resnet-50-half");
+}
+
 /// From decoded RGB frames to logits, through the preprocessing of a published family.
 #[cfg(feature = "video")]
 mod frames_to_logits {

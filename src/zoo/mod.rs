@@ -13,6 +13,7 @@ pub mod resnet3d;
 mod resnext;
 mod torchvision_r2plus1d;
 mod torchvision_r3d;
+mod wide_resnet;
 
 pub use detect::{DetectError, Detected, TensorShapes, detect};
 pub use error::ArchitectureError;
@@ -23,6 +24,7 @@ pub(crate) use residual::{HEAD, HEAD_ALIASES, HEAD_WEIGHT};
 pub use resnext::Config as ResNeXtConfig;
 pub use torchvision_r2plus1d::Config as TorchvisionR2Plus1dConfig;
 pub use torchvision_r3d::Config as TorchvisionR3dConfig;
+pub use wide_resnet::Config as WideResNetConfig;
 
 use std::fmt;
 
@@ -146,6 +148,8 @@ families! {
     Mc3("mc3") = mc3::Config,
     /// ResNeXt as in 3D-ResNets-PyTorch of 2018.
     ResNeXt("resnext") = resnext::Config,
+    /// Wide ResNet as in 3D-ResNets-PyTorch of 2018.
+    WideResNet("wide-resnet") = wide_resnet::Config,
 }
 
 impl Architecture {

@@ -171,3 +171,13 @@ class ResNeXt(Residual):
         super().__init__(int(64 * settings["widen_factor"]), widths, counts,
                          lambda cin, width, stride: NarrowBottleneck(cin, width, stride, "b", settings["cardinality"]),
                          classes)
+
+
+class WideResNet(Residual):
+    """`wide_resnet.py` of the authors' code of 2018: the factor leaves the stem as it is."""
+
+    def __init__(self, settings, classes):
+        counts, _ = BLOCKS[settings["depth"]]
+        widths = [int(width * settings["widen_factor"]) for width in WIDTHS]
+        super().__init__(64, widths, counts,
+                         lambda cin, width, stride: NarrowBottleneck(cin, width, stride, "b"), classes)
