@@ -115,6 +115,16 @@ fn wide_resnet_50_of_half_width_matches_pytorch() {
     assert_logits_match("wide-resnet-50-half");
 }
 
+#[test]
+fn preact_resnet_18_of_half_width_matches_pytorch() {
+    assert_logits_match("preact-resnet-18-half");
+}
+
+#[test]
+fn preact_resnet_50_of_a_quarter_width_matches_pytorch() {
+    assert_logits_match("preact-resnet-50-quarter");
+}
+
 /// From decoded RGB frames to logits, through the preprocessing of a published family.
 #[cfg(feature = "video")]
 mod frames_to_logits {

@@ -7,6 +7,7 @@
 mod detect;
 mod error;
 mod mc3;
+mod preact_resnet;
 mod r2plus1d;
 mod residual;
 pub mod resnet3d;
@@ -18,6 +19,7 @@ mod wide_resnet;
 pub use detect::{DetectError, Detected, TensorShapes, detect};
 pub use error::ArchitectureError;
 pub use mc3::Config as Mc3Config;
+pub use preact_resnet::Config as PreactResNetConfig;
 pub use r2plus1d::Config as R2Plus1dConfig;
 pub use residual::DEPTHS;
 pub(crate) use residual::{HEAD, HEAD_ALIASES, HEAD_WEIGHT};
@@ -150,6 +152,8 @@ families! {
     ResNeXt("resnext") = resnext::Config,
     /// Wide ResNet as in 3D-ResNets-PyTorch of 2018.
     WideResNet("wide-resnet") = wide_resnet::Config,
+    /// Pre-activation ResNet as in 3D-ResNets-PyTorch of 2018.
+    PreactResNet("preact-resnet") = preact_resnet::Config,
 }
 
 impl Architecture {

@@ -245,6 +245,8 @@ LOGITS = {
     "r2plus1d-50-quarter": family("r2plus1d", **resnet(50, "b", 0.25), preprocessing="2020"),
     "resnext-50-quarter": family("resnext", depth=50, cardinality=32, widen_factor=0.25),
     "wide-resnet-50-half": family("wide-resnet", depth=50, widen_factor=0.5),
+    "preact-resnet-18-half": family("preact-resnet", depth=18, widen_factor=0.5),
+    "preact-resnet-50-quarter": family("preact-resnet", depth=50, widen_factor=0.25),
 }
 
 # ---- Goldens: from decoded frames to logits ----

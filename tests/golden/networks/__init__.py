@@ -5,7 +5,7 @@ the logits, and calling it does both.
 """
 
 from .r2plus1d import R2Plus1d
-from .residual import ResNet3d, ResNeXt, WideResNet
+from .residual import PreActivation, ResNet3d, ResNeXt, WideResNet
 from .torchvision_models import mc3, r2plus1d
 
 FAMILIES = {
@@ -16,6 +16,7 @@ FAMILIES = {
     "mc3": mc3,
     "resnext": ResNeXt,
     "wide-resnet": WideResNet,
+    "preact-resnet": PreActivation,
 }
 
 

@@ -85,6 +85,40 @@ class NarrowBottleneck(Bottleneck):
     expansion = 2
 
 
+class PreActivationBlock(nn.Module):
+    """Norm and ReLU come before each convolution and nothing after the sum (He et al. 2016, "Identity mappings")."""
+
+    expansion = 1
+
+    def __init__(self, cin, planes, stride, kind):
+        super().__init__()
+        sizes = self.convolutions(cin, planes, stride)
+        for number, (source, target, kernel, step) in enumerate(sizes, 1):
+            setattr(self, f"bn{number}", nn.BatchNorm3d(source))
+            setattr(self, f"conv{number}", conv(source, target, kernel, step))
+        self.count = len(sizes)
+        self.downsample = shortcut(kind, cin, planes * self.expansion, stride)
+
+    @staticmethod
+    def convolutions(cin, planes, stride):
+        return [(cin, planes, 3, stride), (planes, planes, 3, 1)]
+
+    def forward(self, x):
+        y = x
+        for number in range(1, self.count + 1):
+            y = getattr(self, f"conv{number}")(F.relu(getattr(self, f"bn{number}")(y)))
+        # The shortcut takes the block's input as it is.
+        return y + (x if self.downsample is None else self.downsample(x))
+
+
+class PreActivationBottleneck(PreActivationBlock):
+    expansion = 4
+
+    @staticmethod
+    def convolutions(cin, planes, stride):
+        return [(cin, planes, 1, 1), (planes, planes, 3, stride), (planes, planes * 4, 1, 1)]
+
+
 # Blocks in the stages, and whether they are bottlenecks.
 BLOCKS = {
     10: ((1, 1, 1, 1), False),
@@ -181,3 +215,13 @@ class WideResNet(Residual):
         widths = [int(width * settings["widen_factor"]) for width in WIDTHS]
         super().__init__(64, widths, counts,
                          lambda cin, width, stride: NarrowBottleneck(cin, width, stride, "b"), classes)
+
+
+class PreActivation(Residual):
+    """`pre_act_resnet.py` of the authors' code of 2018: no norm before the mean."""
+
+    def __init__(self, settings, classes):
+        counts, bottleneck = BLOCKS[settings["depth"]]
+        kind = PreActivationBottleneck if bottleneck else PreActivationBlock
+        widths = [int(width * settings["widen_factor"]) for width in WIDTHS]
+        super().__init__(widths[0], widths, counts, lambda cin, width, stride: kind(cin, width, stride, "b"), classes)
