@@ -125,6 +125,11 @@ fn preact_resnet_50_of_a_quarter_width_matches_pytorch() {
     assert_logits_match("preact-resnet-50-quarter");
 }
 
+#[test]
+fn densenet_121_of_a_quarter_width_matches_pytorch() {
+    assert_logits_match("densenet-121-quarter");
+}
+
 /// From decoded RGB frames to logits, through the preprocessing of a published family.
 #[cfg(feature = "video")]
 mod frames_to_logits {

@@ -4,6 +4,7 @@
 //! Nothing outside this module knows a layer's name. A new family is a file that implements [`Family`] and a line in
 //! [`families!`]; `docs/architectures.md` leads through it.
 
+mod densenet;
 mod detect;
 mod error;
 mod mc3;
@@ -16,6 +17,7 @@ mod torchvision_r2plus1d;
 mod torchvision_r3d;
 mod wide_resnet;
 
+pub use densenet::{Config as DenseNetConfig, Names as DenseNetNames};
 pub use detect::{DetectError, Detected, TensorShapes, detect};
 pub use error::ArchitectureError;
 pub use mc3::Config as Mc3Config;
@@ -154,6 +156,8 @@ families! {
     WideResNet("wide-resnet") = wide_resnet::Config,
     /// Pre-activation ResNet as in 3D-ResNets-PyTorch of 2018.
     PreactResNet("preact-resnet") = preact_resnet::Config,
+    /// DenseNet as in 3D-ResNets-PyTorch.
+    DenseNet("densenet") = densenet::Config,
 }
 
 impl Architecture {

@@ -247,6 +247,7 @@ LOGITS = {
     "wide-resnet-50-half": family("wide-resnet", depth=50, widen_factor=0.5),
     "preact-resnet-18-half": family("preact-resnet", depth=18, widen_factor=0.5),
     "preact-resnet-50-quarter": family("preact-resnet", depth=50, widen_factor=0.25),
+    "densenet-121-quarter": family("densenet", depth=121, growth=8, names="dotted"),
 }
 
 # ---- Goldens: from decoded frames to logits ----

@@ -4,6 +4,7 @@ A network has its publisher's parameter names. `embed(clips)` gives the features
 the logits, and calling it does both.
 """
 
+from .densenet import DenseNet
 from .r2plus1d import R2Plus1d
 from .residual import PreActivation, ResNet3d, ResNeXt, WideResNet
 from .torchvision_models import mc3, r2plus1d
@@ -17,6 +18,7 @@ FAMILIES = {
     "resnext": ResNeXt,
     "wide-resnet": WideResNet,
     "preact-resnet": PreActivation,
+    "densenet": DenseNet,
 }
 
 
