@@ -130,6 +130,16 @@ fn densenet_121_of_a_quarter_width_matches_pytorch() {
     assert_logits_match("densenet-121-quarter");
 }
 
+#[test]
+fn c3d_with_the_last_pool_of_caffe_matches_pytorch() {
+    assert_logits_match("c3d-eighth");
+}
+
+#[test]
+fn c3d_with_a_padded_last_pool_matches_pytorch() {
+    assert_logits_match("c3d-eighth-padded");
+}
+
 /// From decoded RGB frames to logits, through the preprocessing of a published family.
 #[cfg(feature = "video")]
 mod frames_to_logits {

@@ -4,6 +4,7 @@
 //! Nothing outside this module knows a layer's name. A new family is a file that implements [`Family`] and a line in
 //! [`families!`]; `docs/architectures.md` leads through it.
 
+mod c3d;
 mod densenet;
 mod detect;
 mod error;
@@ -17,6 +18,7 @@ mod torchvision_r2plus1d;
 mod torchvision_r3d;
 mod wide_resnet;
 
+pub use c3d::{Config as C3dConfig, Pool5};
 pub use densenet::{Config as DenseNetConfig, Names as DenseNetNames};
 pub use detect::{DetectError, Detected, TensorShapes, detect};
 pub use error::ArchitectureError;
@@ -158,6 +160,8 @@ families! {
     PreactResNet("preact-resnet") = preact_resnet::Config,
     /// DenseNet as in 3D-ResNets-PyTorch.
     DenseNet("densenet") = densenet::Config,
+    /// C3D as in its PyTorch ports.
+    C3d("c3d") = c3d::Config,
 }
 
 impl Architecture {

@@ -248,6 +248,8 @@ LOGITS = {
     "preact-resnet-18-half": family("preact-resnet", depth=18, widen_factor=0.5),
     "preact-resnet-50-quarter": family("preact-resnet", depth=50, widen_factor=0.25),
     "densenet-121-quarter": family("densenet", depth=121, growth=8, names="dotted"),
+    "c3d-eighth": family("c3d", widen_factor=0.125, pool5="ceil"),
+    "c3d-eighth-padded": family("c3d", widen_factor=0.125, pool5="padded"),
 }
 
 # ---- Goldens: from decoded frames to logits ----

@@ -4,6 +4,7 @@ A network has its publisher's parameter names. `embed(clips)` gives the features
 the logits, and calling it does both.
 """
 
+from .c3d import C3d
 from .densenet import DenseNet
 from .r2plus1d import R2Plus1d
 from .residual import PreActivation, ResNet3d, ResNeXt, WideResNet
@@ -19,6 +20,7 @@ FAMILIES = {
     "wide-resnet": WideResNet,
     "preact-resnet": PreActivation,
     "densenet": DenseNet,
+    "c3d": C3d,
 }
 
 
