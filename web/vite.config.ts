@@ -1,0 +1,18 @@
+import { defineConfig } from "vitest/config";
+
+/** A running `kinetoscope serve` that answers the API while the page is developed. */
+const server = process.env["KINETOSCOPE"] ?? "http://127.0.0.1:50051";
+
+export default defineConfig({
+  base: "./",
+  build: {
+    // light-dark() in style sheets and the newest of what the scripts use.
+    target: ["chrome123", "firefox121", "safari17.5"],
+    // Every asset is a file of its own: the server forbids inline scripts and styles.
+    assetsInlineLimit: 0,
+    modulePreload: { polyfill: false },
+    reportCompressedSize: false,
+  },
+  server: { proxy: { "/v1": { target: server, ws: true }, "/v2": server } },
+  test: { include: ["tests/unit/**/*.test.ts"] },
+});
