@@ -9,13 +9,22 @@ export function clock(seconds: number): string {
   return hours > 0 ? `${hours}:${String(minutes).padStart(2, "0")}:${rest}` : `${minutes}:${rest}`;
 }
 
+/** As `clock` tells it, without tenths. */
+export function wholeClock(seconds: number): string {
+  return clock(seconds).replace(/\.\d$/, "");
+}
+
 /** A length of time, such as 0.5 s, 12 s or 3 min 20 s. */
 export function length(seconds: number): string {
   if (seconds < 9.95) return `${seconds.toFixed(1)} s`;
   if (seconds < 59.5) return `${Math.round(seconds)} s`;
   const whole = Math.round(seconds);
   const minutes = Math.floor(whole / 60);
-  return minutes < 60 ? `${minutes} min ${whole % 60} s` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  return minutes < 60 ? parts(minutes, "min", whole % 60, "s") : parts(Math.floor(minutes / 60), "h", minutes % 60, "min");
+}
+
+function parts(large: number, largeUnit: string, small: number, smallUnit: string): string {
+  return small === 0 ? `${large} ${largeUnit}` : `${large} ${largeUnit} ${small} ${smallUnit}`;
 }
 
 export function percent(share: number): string {
@@ -28,7 +37,7 @@ export function bytes(size: number): string {
   const units = ["kB", "MB", "GB", "TB"];
   const power = Math.min(units.length, Math.floor(Math.log10(size) / 3));
   const value = size / 1000 ** power;
-  return `${value < 10 ? value.toFixed(1) : Math.round(value)} ${units[power - 1]}`;
+  return `${value < 10 ? Number(value.toFixed(1)) : Math.round(value)} ${units[power - 1]}`;
 }
 
 export function count(number: number, noun: string): string {

@@ -19,6 +19,8 @@ export interface CallEvents {
 const TOP_K = 20;
 /** Of the media types of streamed answers the one that is easiest to read. */
 const EVENTS = "application/x-ndjson";
+/** How long events may come after the connection of their upload broke. */
+const BROKEN_UPLOAD_MILLISECONDS = 3000;
 
 export class Client {
   readonly #token: () => string;
@@ -80,7 +82,7 @@ export class Client {
         headers: { "Content-Type": "application/octet-stream" },
         signal: either,
       });
-      await firstFailure(delivered, upload);
+      await lastEvent(delivered, upload);
     } finally {
       call.abort();
     }
@@ -119,17 +121,19 @@ function uploadKey(): string {
 }
 
 /**
- * Waits for the last event. Where the upload fails, its error counts: it says more than that the events ended.
+ * Waits for the last event. Where the server refuses the upload, its error counts. Where the upload's connection breaks, the
+ * events say why: a server that refuses a video need not read the rest of it.
  */
-async function firstFailure(delivered: Promise<void>, upload: Promise<Response>): Promise<void> {
-  const uploadFailed = new Promise<never>((_, reject) => upload.catch(reject));
-  try {
-    await Promise.race([delivered, uploadFailed]);
-  } catch (error) {
-    delivered.catch(() => undefined);
-    if (error instanceof CallError && error.failure.reason === CUT_OFF) await upload;
-    throw error;
-  }
+async function lastEvent(delivered: Promise<void>, upload: Promise<Response>): Promise<void> {
+  const refused = new Promise<never>((_, reject) => {
+    upload.catch((error: unknown) => {
+      const broke = error instanceof CallError && error.failure.reason === UNREACHABLE;
+      if (broke) setTimeout(() => reject(cutOff()), BROKEN_UPLOAD_MILLISECONDS);
+      else reject(error);
+    });
+  });
+  delivered.catch(() => undefined);
+  await Promise.race([delivered, refused]);
 }
 
 async function deliverAll(response: Response, events: CallEvents): Promise<void> {

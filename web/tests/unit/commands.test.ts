@@ -54,8 +54,8 @@ describe("commands", () => {
 describe("words", () => {
   it("tell times, lengths, shares and sizes", () => {
     expect([clock(0), clock(7.46), clock(59.96), clock(3750)]).toEqual(["0:00.0", "0:07.5", "1:00.0", "1:02:30.0"]);
-    expect([length(0.5), length(12.4), length(59.7), length(7260)]).toEqual(["0.5 s", "12 s", "1 min 0 s", "2 h 1 min"]);
+    expect([length(0.5), length(12.4), length(59.7), length(7260)]).toEqual(["0.5 s", "12 s", "1 min", "2 h 1 min"]);
     expect([percent(0), percent(0.001), percent(0.876)]).toEqual(["0%", "<1%", "88%"]);
-    expect([bytes(1), bytes(999), bytes(1500), bytes(2e9), bytes(123e6)]).toEqual(["1 byte", "999 bytes", "1.5 kB", "2.0 GB", "123 MB"]);
+    expect([bytes(1), bytes(999), bytes(1500), bytes(2e9), bytes(123e6)]).toEqual(["1 byte", "999 bytes", "1.5 kB", "2 GB", "123 MB"]);
   });
 });

@@ -1,0 +1,29 @@
+import { defineConfig } from "@playwright/test";
+
+const FLAGS = [
+  "--no-sandbox",
+  "--disable-gpu",
+  "--disable-quic",
+  "--no-first-run",
+  "--disable-background-networking",
+  "--disable-component-update",
+  "--disable-sync",
+  // A webcam that shows a test picture, and a person who allows it.
+  "--use-fake-device-for-media-stream",
+  "--use-fake-ui-for-media-stream",
+];
+
+export default defineConfig({
+  testDir: "tests/page",
+  globalSetup: "./tests/page/setup.ts",
+  // Two cores, one of which the server needs.
+  workers: 1,
+  forbidOnly: true,
+  timeout: 30_000,
+  reporter: "list",
+  use: {
+    browserName: "chromium",
+    viewport: { width: 1440, height: 900 },
+    launchOptions: { executablePath: process.env["CHROMIUM"] ?? "/usr/bin/chromium", args: FLAGS },
+  },
+});

@@ -1,0 +1,43 @@
+/** Videos for the tests, made by FFmpeg. */
+
+import { execFileSync } from "node:child_process";
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+
+const folder = join(tmpdir(), "kinetoscope-page-videos");
+
+/** A camera that moves over a fractal: right, then not at all, then into it. 12 seconds, 30 frames a second. */
+const MOTION =
+  "mandelbrot=size=1280x720:rate=30:start_scale=2:end_scale=2:maxiter=300," +
+  "trim=end_frame=1,loop=loop=-1:size=1,setpts=N/30/TB,format=yuv420p," +
+  "zoompan=z='if(lt(on,240),1.6,1.6+(on-240)*0.012)'" +
+  ":x='if(lt(on,120),on*3,360)':y='ih/2-ih/zoom/2':d=1:s=640x360:fps=30";
+
+export const videos = {
+  motion: join(folder, "motion.mp4"),
+  /** Of a kind that browsers don't play. */
+  avi: join(folder, "motion.avi"),
+  text: join(folder, "notes.txt"),
+};
+
+export function makeVideos(): void {
+  mkdirSync(folder, { recursive: true });
+  writeFileSync(videos.text, "This is no video.\n".repeat(100));
+  if (!existsSync(videos.motion)) ffmpeg("-f", "lavfi", "-i", MOTION, "-t", "12", "-c:v", "libx264", videos.motion);
+  if (!existsSync(videos.avi)) ffmpeg("-i", videos.motion, "-t", "4", "-c:v", "mpeg4", "-q:v", "6", videos.avi);
+}
+
+/** One JPEG for each clip of 16 frames of the motion video, in base64. */
+export function previews(): string[] {
+  const pattern = join(folder, "preview-%02d.jpg");
+  if (!existsSync(join(folder, "preview-01.jpg"))) {
+    ffmpeg("-i", videos.motion, "-vf", "select='eq(mod(n,16),8)',crop=ih:ih,scale=112:112", "-fps_mode", "vfr", pattern);
+  }
+  const names = readdirSync(folder).filter((name) => name.startsWith("preview-")).sort();
+  return names.map((name) => readFileSync(join(folder, name), "base64"));
+}
+
+function ffmpeg(...args: string[]): void {
+  execFileSync("ffmpeg", ["-loglevel", "error", "-y", ...args]);
+}
