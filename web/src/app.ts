@@ -2,13 +2,14 @@
 
 import type { Limits, Model } from "./api/answer.ts";
 import { Client } from "./api/client.ts";
-import { bytes } from "./words.ts";
 import { Queue } from "./queue/queue.ts";
 import type { Run } from "./queue/run.ts";
 import type { Source } from "./queue/source.ts";
 import type { Video } from "./queue/video.ts";
+import type { RankedLabel } from "./answers/ranking.ts";
 import type { Segment } from "./answers/segments.ts";
 import { loadSettings, loadToken, saveSettings, saveToken, type Settings } from "./settings.ts";
+import { bytes } from "./words.ts";
 
 export class App {
   settings: Settings = loadSettings();
@@ -111,7 +112,16 @@ export class App {
   }
 
   segments(run: Run): Segment[] {
-    return run.segments({
+    return this.#analysis(run).segments;
+  }
+
+  /** Best labels of a run. */
+  ranking(run: Run): RankedLabel[] {
+    return this.#analysis(run).ranking;
+  }
+
+  #analysis(run: Run) {
+    return run.analysis({
       classes: this.modelNamed(run.model)?.classes ?? 0,
       expectedSeconds: this.settings.smoothingSeconds,
       threshold: this.settings.threshold,

@@ -83,6 +83,10 @@ app.subscribe(() => {
   work.hidden = !start.hidden;
   document.title = app.selected ? `${app.selected.name} – Kinetoscope` : "Kinetoscope";
 });
+// The browser asks whether to leave while videos are being classified.
+window.addEventListener("beforeunload", (event) => {
+  if (app.queue.isActive) event.preventDefault();
+});
 app.changed();
 void status.poll();
 

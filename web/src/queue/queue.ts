@@ -25,6 +25,10 @@ export class Queue {
     this.#changed = changed;
   }
 
+  get isActive(): boolean {
+    return this.#runs().some(({ run }) => run.isActive);
+  }
+
   add(source: Source, model: string): Video {
     const video = new Video(source);
     this.videos.push(video);

@@ -2,8 +2,9 @@
 
 import { type Answer } from "../api/answer.ts";
 import { type Failure } from "../api/failure.ts";
-import type { Clip, Score } from "../answers/clips.ts";
+import type { Clip } from "../answers/clips.ts";
 import { endOf } from "../answers/clips.ts";
+import { rank, type RankedLabel } from "../answers/ranking.ts";
 import { segmentsOf, type Segment, type SegmentOptions } from "../answers/segments.ts";
 
 /** queued: before others; retrying: the server was full, and the next try comes at `retryAt`. */
@@ -22,7 +23,7 @@ export class Run {
   tries = 0;
   /** Ends the call. */
   abort: AbortController | undefined;
-  #segments: { key: string; segments: Segment[] } | undefined;
+  #analysis: { key: string; segments: Segment[]; ranking: RankedLabel[] } | undefined;
 
   constructor(model: string) {
     this.model = model;
@@ -41,11 +42,6 @@ export class Run {
     return Math.max(this.answer?.duration ?? 0, endOf(this.clips));
   }
 
-  /** Best labels of the whole video: the server's, or until then the mean of the clips. */
-  get bestLabels(): readonly Score[] {
-    return this.answer?.labels ?? [];
-  }
-
   reset(): void {
     this.clips = [];
     this.answer = undefined;
@@ -54,10 +50,13 @@ export class Run {
     this.state = "queued";
   }
 
-  /** Made anew only when clips have come or the options have changed. */
-  segments(options: SegmentOptions): Segment[] {
-    const key = `${this.clips.length} ${options.classes} ${options.expectedSeconds} ${options.threshold}`;
-    if (this.#segments?.key !== key) this.#segments = { key, segments: segmentsOf(this.clips, options) };
-    return this.#segments.segments;
+  /** Segments and best labels. Made anew only when clips have come or the options have changed. */
+  analysis(options: SegmentOptions): { segments: Segment[]; ranking: RankedLabel[] } {
+    const key = `${this.clips.length} ${this.answer !== undefined} ${options.classes} ${options.expectedSeconds} ${options.threshold}`;
+    if (this.#analysis?.key !== key) {
+      const segments = segmentsOf(this.clips, options);
+      this.#analysis = { key, segments, ranking: rank(this.clips, segments, this.answer?.labels) };
+    }
+    return this.#analysis;
   }
 }

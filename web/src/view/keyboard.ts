@@ -1,6 +1,5 @@
 /** Keys of the page. The help dialog lists them. */
 
-import { rank } from "../answers/ranking.ts";
 import type { App } from "../app.ts";
 import type { Player } from "./player.ts";
 import type { Timeline } from "./timeline.ts";
@@ -72,7 +71,7 @@ function smoothingSwitch(app: App): () => void {
 
 function markRanked(app: App, index: number): void {
   const { run } = app;
-  if (run) app.mark(rank(run.clips, app.segments(run), run.bestLabels)[index]?.label);
+  if (run) app.mark(app.ranking(run)[index]?.label);
 }
 
 /** Whether the focused element uses the key itself. */

@@ -1,7 +1,7 @@
 /** The best labels of the selected video, in a table. */
 
 import { clipAt, scoreOf } from "../answers/clips.ts";
-import { rank, type RankedLabel } from "../answers/ranking.ts";
+import type { RankedLabel } from "../answers/ranking.ts";
 import type { App } from "../app.ts";
 import type { Run } from "../queue/run.ts";
 import { length, percent } from "../words.ts";
@@ -18,7 +18,7 @@ export function labelsPanel(app: App, player: Player): HTMLElement {
   const table = h("table", { class: "labels" }, h("caption", { class: "hidden" }, "Best labels of the video"), head, body);
   app.subscribe(() => {
     const runs = app.runs;
-    const ranked = runs.map((run) => rank(run.clips, app.segments(run), run.bestLabels));
+    const ranked = runs.map((run) => app.ranking(run));
     table.hidden = (ranked[0]?.length ?? 0) === 0 && (ranked[1]?.length ?? 0) === 0;
     empty.hidden = !table.hidden;
     replaceIfChanged(head, runs.map((run) => app.titleOf(run)).join("\n"), () => [headOf(app, runs)]);

@@ -1,7 +1,6 @@
 /** Saves what is known of the selected video. */
 
 import { toCsv, toJson, toVtt, type Report } from "../answers/formats.ts";
-import { rank } from "../answers/ranking.ts";
 import type { App } from "../app.ts";
 import type { Run } from "../queue/run.ts";
 import { h } from "./element.ts";
@@ -41,7 +40,7 @@ function save(app: App, run: Run, format: (typeof FORMATS)[number]): void {
 
 function reportOf(app: App, run: Run): Report {
   const segments = app.segments(run);
-  const labels = rank(run.clips, segments, run.bestLabels).map(({ label, mean }) => ({ label, score: mean }));
+  const labels = app.ranking(run).map(({ label, mean }) => ({ label, score: mean }));
   const { threshold, smoothingSeconds } = app.settings;
   return { video: app.selected!.name, model: app.titleOf(run), labels, segments, clips: run.clips, threshold, smoothingSeconds };
 }

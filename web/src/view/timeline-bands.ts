@@ -1,7 +1,7 @@
 /** What stands below what on a timeline. */
 
 import type { App } from "../app.ts";
-import { rank, rows } from "../answers/ranking.ts";
+import { rows } from "../answers/ranking.ts";
 import type { Run } from "../queue/run.ts";
 
 export type Band = { top: number; height: number } & (
@@ -45,7 +45,7 @@ export function heightOf(bands: readonly Band[]): number {
 }
 
 function rowLabels(app: App, run: Run, rowCount: number): string[] {
-  const labels = rows(rank(run.clips, app.segments(run), run.bestLabels), rowCount).map((entry) => entry.label);
+  const labels = rows(app.ranking(run), rowCount).map((entry) => entry.label);
   const marked = app.markedLabel;
   const isKnown = marked !== undefined && run.clips.some((clip) => clip.scores.some(({ label }) => label === marked));
   return isKnown && !labels.includes(marked) ? [...labels.slice(0, -1), marked] : labels;

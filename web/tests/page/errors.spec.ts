@@ -32,7 +32,7 @@ test("a missing token is asked for, and the video classified with it", async ({ 
 });
 
 test("a server that stops midway leaves what had come, and the video is tried again", async ({ page, open }) => {
-  const server = await open({ holdAfter: 5, stopAfter: 5 });
+  const server = await open({ holdAfter: 4, stopAfter: 4 });
   await choose(page, videos.motion);
   await expect(page.locator(".caption")).toHaveText(/pan right/);
   server.release();
