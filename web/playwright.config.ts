@@ -15,6 +15,11 @@ const FLAGS = [
 
 export default defineConfig({
   testDir: "tests/page",
+  projects: [
+    { name: "stand-in", testIgnore: "server.spec.ts" },
+    // Against the program that KINETOSCOPE names.
+    ...(process.env["KINETOSCOPE"] ? [{ name: "server", testMatch: "server.spec.ts" }] : []),
+  ],
   globalSetup: "./tests/page/setup.ts",
   // Two cores, one of which the server needs.
   workers: 1,

@@ -13,6 +13,7 @@ export default defineConfig({
     modulePreload: { polyfill: false },
     reportCompressedSize: false,
   },
-  server: { proxy: { "/v1": { target: server, ws: true }, "/v2": server } },
+  // The server refuses pages of other origins.
+  server: { proxy: { "^/v[12]/": { target: server, changeOrigin: true, headers: { Origin: server } } } },
   test: { include: ["tests/unit/**/*.test.ts"] },
 });

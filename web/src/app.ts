@@ -11,11 +11,14 @@ import type { Segment } from "./answers/segments.ts";
 import { loadSettings, loadToken, saveSettings, saveToken, type Settings } from "./settings.ts";
 import { bytes } from "./words.ts";
 
+/** Time between updates that the server causes, as a multiple of what an update takes. */
+const QUIET_SHARE = 3;
+
 export class App {
   settings: Settings = loadSettings();
   token = loadToken();
   readonly client = new Client(() => this.token);
-  readonly queue = new Queue(this.client, () => this.changed());
+  readonly queue = new Queue(this.client, { changed: () => this.changed(), received: () => this.changedByServer() });
   models: Model[] = [];
   limits: Limits = { maxVideoBytes: Infinity, maxSeconds: Infinity };
   /** Name of the model; empty for the server's default. */
@@ -29,6 +32,9 @@ export class App {
   refused = "";
   readonly #views: (() => void)[] = [];
   #scheduled = false;
+  #later: ReturnType<typeof setTimeout> | undefined;
+  /** What the last update took. */
+  #updateMilliseconds = 0;
 
   /** `update` is called before the next frame whenever something has changed. */
   subscribe(update: () => void): void {
@@ -38,10 +44,21 @@ export class App {
   changed(): void {
     if (this.#scheduled) return;
     this.#scheduled = true;
-    requestAnimationFrame(() => {
-      this.#scheduled = false;
-      for (const update of this.#views) update();
-    });
+    requestAnimationFrame(() => this.#update());
+  }
+
+  /** As `changed`, for what comes all the time: views of a long video leave the browser time for other things. */
+  changedByServer(): void {
+    this.#later ??= setTimeout(() => this.changed(), this.#updateMilliseconds * QUIET_SHARE);
+  }
+
+  #update(): void {
+    const started = performance.now();
+    clearTimeout(this.#later);
+    this.#later = undefined;
+    this.#scheduled = false;
+    for (const update of this.#views) update();
+    this.#updateMilliseconds = performance.now() - started;
   }
 
   add(sources: Source[]): void {

@@ -19,16 +19,14 @@ export function smooth(clips: readonly Clip[], classes: number, expectedSeconds:
   if (expectedSeconds <= 0) return clips.map((clip) => clip.scores[0]?.label ?? "");
   const labels = [...new Set(clips.flatMap((clip) => clip.scores.map((entry) => entry.label)))];
   if (labels.length === 0) return clips.map(() => "");
+  const stateOf = new Map(labels.map((label, state) => [label, state]));
   const states = Math.max(classes, labels.length, 2);
-  const previous: Int32Array[] = [];
-  let total = new Float64Array(labels.length);
+  const path = new Path(clips.length, labels.length);
   clips.forEach((clip, position) => {
-    const step = advance(total, changeCosts(clip, states, expectedSeconds), position === 0);
-    addEvidence(step.total, clip, labels, states);
-    previous.push(step.previous);
-    total = step.total;
+    if (position > 0) path.advance(position, changeCosts(clip, states, expectedSeconds));
+    addEvidence(path.total, clip, stateOf, states);
   });
-  return trace(previous, total).map((state) => labels[state]!);
+  return path.trace().map((state) => labels[state]!);
 }
 
 interface ChangeCosts {
@@ -43,39 +41,54 @@ function changeCosts(clip: Clip, states: number, expectedSeconds: number): Chang
   return { stay: Math.log(1 - leave), change: Math.log(leave / (states - 1)) };
 }
 
-function advance(total: Float64Array, costs: ChangeCosts, first: boolean) {
-  const previous = new Int32Array(total.length);
-  const next = new Float64Array(total.length);
-  if (first) return { total: next, previous };
-  const best = indexOfLargest(total);
-  const changed = total[best]! + costs.change;
-  for (let state = 0; state < total.length; state++) {
-    const stayed = total[state]! + costs.stay;
-    const stays = stayed >= changed;
-    next[state] = stays ? stayed : changed;
-    previous[state] = stays ? state : best;
-  }
-  return { total: next, previous };
-}
-
 /** What a clip does not tell of a class is its even part of the score that is left. */
-function addEvidence(total: Float64Array, clip: Clip, labels: string[], states: number): void {
-  const scores = new Map(clip.scores.map((entry) => [entry.label, entry.score]));
+function addEvidence(total: Float64Array, clip: Clip, stateOf: Map<string, number>, states: number): void {
   const told = clip.scores.reduce((sum, entry) => sum + entry.score, 0);
-  const rest = Math.max(0, 1 - told) / Math.max(1, states - scores.size);
-  labels.forEach((label, state) => {
-    total[state]! += Math.log(Math.max(scores.get(label) ?? rest, LEAST_SCORE));
-  });
+  const rest = evidence(Math.max(0, 1 - told) / Math.max(1, states - clip.scores.length));
+  for (let state = 0; state < total.length; state++) total[state]! += rest;
+  for (const { label, score } of clip.scores) total[stateOf.get(label)!]! += evidence(score) - rest;
 }
 
-function trace(previous: Int32Array[], total: Float64Array): number[] {
-  const path = new Array<number>(previous.length);
-  let state = indexOfLargest(total);
-  for (let position = previous.length - 1; position >= 0; position--) {
-    path[position] = state;
-    state = previous[position]![state]!;
+function evidence(score: number): number {
+  return Math.log(Math.max(score, LEAST_SCORE));
+}
+
+/** The best sequence of states that ends in each state. */
+class Path {
+  /** Log probability of the best sequence that ends in each state. */
+  readonly total: Float64Array;
+  /** (clips, states): whether the best sequence was in the same state one clip before. */
+  readonly #stays: Uint8Array;
+  /** The state that changes come from, for each clip. */
+  readonly #changesFrom: Int32Array;
+
+  constructor(clips: number, states: number) {
+    this.total = new Float64Array(states);
+    this.#stays = new Uint8Array(clips * states);
+    this.#changesFrom = new Int32Array(clips);
   }
-  return path;
+
+  advance(position: number, { stay, change }: ChangeCosts): void {
+    const { total } = this;
+    const best = indexOfLargest(total);
+    const changed = total[best]! + change;
+    this.#changesFrom[position] = best;
+    for (let state = 0; state < total.length; state++) {
+      const stayed = total[state]! + stay;
+      if (stayed >= changed) this.#stays[position * total.length + state] = 1;
+      total[state] = Math.max(stayed, changed);
+    }
+  }
+
+  trace(): number[] {
+    const states = new Array<number>(this.#changesFrom.length);
+    let state = indexOfLargest(this.total);
+    for (let position = states.length - 1; position >= 0; position--) {
+      states[position] = state;
+      if (!this.#stays[position * this.total.length + state]) state = this.#changesFrom[position]!;
+    }
+    return states;
+  }
 }
 
 function indexOfLargest(values: Float64Array): number {

@@ -13,16 +13,22 @@ const TRIES = 20;
 /** Where a full server names no delay. */
 const DEFAULT_RETRY_SECONDS = 2;
 
+export interface QueueListener {
+  /** A video or the state of a run has changed. */
+  changed(): void;
+  /** Something came from the server. */
+  received(): void;
+}
+
 export class Queue {
   readonly videos: Video[] = [];
   readonly #client: Client;
-  readonly #changed: () => void;
+  readonly #listener: QueueListener;
   readonly #timers = new Map<Run, ReturnType<typeof setTimeout>>();
 
-  /** `changed` is called whenever a video or its answers have changed. */
-  constructor(client: Client, changed: () => void) {
+  constructor(client: Client, listener: QueueListener) {
     this.#client = client;
-    this.#changed = changed;
+    this.#listener = listener;
   }
 
   get isActive(): boolean {
@@ -82,7 +88,7 @@ export class Queue {
       active++;
       void this.#classify(video, run);
     }
-    this.#changed();
+    this.#listener.changed();
   }
 
   async #classify(video: Video, run: Run): Promise<void> {
@@ -105,15 +111,15 @@ export class Queue {
       clip: (clip) => {
         run.state = "classifying";
         run.clips.push(clip);
-        this.#changed();
+        this.#listener.received();
       },
       received: (bytes) => {
         run.receivedBytes = bytes;
-        this.#changed();
+        this.#listener.received();
       },
       answer: (answer) => {
         run.answer = answer;
-        this.#changed();
+        this.#listener.received();
       },
     };
   }

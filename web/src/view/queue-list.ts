@@ -72,7 +72,8 @@ class Line {
     this.#bar.classList.toggle("unknown", known === undefined && run.isActive);
     this.#bar.style.width = `${Math.round((known ?? (run.isActive ? 1 : 0)) * 100)}%`;
     const preview = run.clips[run.clips.length >> 1]?.preview;
-    if (preview && (this.#picture.hidden || run.state === "done")) this.#picture.src = preview;
+    const isFinal = run.state === "done" && this.#picture.src !== preview;
+    if (preview && (this.#picture.hidden || isFinal)) this.#picture.src = preview;
     this.#picture.hidden = !this.#picture.src;
   }
 }

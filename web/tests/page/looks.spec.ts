@@ -3,8 +3,6 @@ import { expect, type Page } from "@playwright/test";
 import { videos } from "./made-videos.ts";
 import { choose, done, plot, tab, test } from "./page.ts";
 
-const SCREENSHOT = new URL("../../../docs/page.png", import.meta.url).pathname;
-
 async function findings(page: Page): Promise<string[]> {
   await page.evaluate(axe.source);
   const { violations } = await page.evaluate(() => (window as unknown as { axe: typeof axe }).axe.run());
@@ -71,16 +69,4 @@ test("a phone shows everything without scrolling sideways", async ({ page, open 
   expect(await overflow()).toBeLessThanOrEqual(0);
   await expect(plot(page)).toBeVisible();
   expect(await findings(page)).toEqual([]);
-});
-
-test("a picture of the page for the documentation", async ({ page, open }) => {
-  await page.setViewportSize({ width: 1280, height: 800 });
-  await open();
-  await choose(page, videos.motion, videos.avi);
-  await done(page, "motion.mp4");
-  await done(page, "motion.avi");
-  await page.keyboard.press("n");
-  await expect(page.locator(".caption")).toHaveText(/static/);
-  await expect.poll(() => page.locator(".screen video").evaluate((video: HTMLVideoElement) => !video.seeking && video.readyState > 1)).toBe(true);
-  await page.screenshot({ path: SCREENSHOT });
 });

@@ -1,23 +1,29 @@
 /** Videos for the tests, made by FFmpeg. */
 
 import { execFileSync } from "node:child_process";
+import { createHash } from "node:crypto";
 import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
-const folder = join(tmpdir(), "kinetoscope-page-videos");
-
-/** A camera that moves over a fractal: right, then not at all, then into it. 12 seconds, 30 frames a second. */
+/** A camera that moves over a fractal: 4 seconds to the right, 4 not at all, 4 into it. 30 frames a second. */
 const MOTION =
-  "mandelbrot=size=1280x720:rate=30:start_scale=2:end_scale=2:maxiter=300," +
-  "trim=end_frame=1,loop=loop=-1:size=1,setpts=N/30/TB,format=yuv420p," +
-  "zoompan=z='if(lt(on,240),1.6,1.6+(on-240)*0.012)'" +
-  ":x='if(lt(on,120),on*3,360)':y='ih/2-ih/zoom/2':d=1:s=640x360:fps=30";
+  "mandelbrot=size=1280x720:rate=30:start_scale=2.2:end_scale=2.2:maxiter=200," +
+  "trim=end_frame=1,loop=loop=-1:size=1,setpts=N/30/TB," +
+  "colorize=hue=212:saturation=0.35:lightness=0.42,gblur=sigma=0.8,format=yuv420p," +
+  "zoompan=z='if(lt(on,240),1.6,1.6*pow(1.012,on-240))'" +
+  ":x='if(lt(on,120),on*3,if(lt(on,240),360,360+(iw-iw/zoom)/2-240))':y='ih/2-ih/zoom/2':d=1:s=640x360:fps=30";
+
+/** Videos are kept between runs. Another recipe makes others. */
+const folder = join(tmpdir(), `kinetoscope-page-${createHash("sha256").update(MOTION).digest("hex").slice(0, 8)}`);
 
 export const videos = {
+  folder,
   motion: join(folder, "motion.mp4"),
   /** Of a kind that browsers don't play. */
   avi: join(folder, "motion.avi"),
+  /** The motion again and again, for two minutes. */
+  long: join(folder, "long.mp4"),
   text: join(folder, "notes.txt"),
 };
 
@@ -25,6 +31,7 @@ export function makeVideos(): void {
   mkdirSync(folder, { recursive: true });
   writeFileSync(videos.text, "This is no video.\n".repeat(100));
   if (!existsSync(videos.motion)) ffmpeg("-f", "lavfi", "-i", MOTION, "-t", "12", "-c:v", "libx264", videos.motion);
+  if (!existsSync(videos.long)) ffmpeg("-stream_loop", "9", "-i", videos.motion, "-c", "copy", videos.long);
   if (!existsSync(videos.avi)) ffmpeg("-i", videos.motion, "-t", "4", "-c:v", "mpeg4", "-q:v", "6", videos.avi);
 }
 
