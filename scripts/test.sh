@@ -35,6 +35,9 @@ step "HTTP clients"
 step guides
 ./scripts/check-guides.sh
 
+step page
+./scripts/check-page.sh
+
 step deployment
 ./scripts/check-deploy.sh
 

@@ -21,8 +21,8 @@ export default defineConfig({
     ...(process.env["KINETOSCOPE"] ? [{ name: "server", testMatch: "server.spec.ts" }] : []),
   ],
   globalSetup: "./tests/page/setup.ts",
-  // Two cores, one of which the server needs.
-  workers: 1,
+  fullyParallel: true,
+  workers: 2,
   forbidOnly: true,
   timeout: 30_000,
   reporter: "list",

@@ -40,7 +40,7 @@ const final = (title: string, advice: string): Advice => ({ title, advice, remed
 const token = (title: string, advice: string): Advice => ({ title, advice, remedy: "token" });
 
 const NOT_A_VIDEO = final("This is not a video", "Choose a file such as MP4, MOV, MKV, WebM, AVI or GIF.");
-const BUSY = retry("The server is full", "It works on as many videos as it may. The page tries again by itself.");
+const BUSY = retry("The server is full", "It is working on as many videos as it can. The page tries again by itself.");
 const OPERATOR_LIMIT = "Send a smaller or shorter one, or ask the operator to raise the limit of kinetoscope serve.";
 
 const ADVICE: Record<string, Advice> = {

@@ -64,7 +64,7 @@ function lineOf(app: App, player: Player, entry: RankedLabel, ranked: RankedLabe
     player.seek(peakTime);
   };
   const pressed = String(app.markedLabel === label);
-  const name = h("button", { type: "button", class: "label-button", "aria-pressed": pressed, onclick }, chip, label);
+  const name = h("button", { type: "button", class: "label-button", "aria-pressed": pressed, onclick, title: label }, chip, h("span", { class: "name-text" }, label));
   const means = ranked.map((labels) => labels.find((other) => other.label === label)?.mean ?? 0);
   return h(
     "tr",

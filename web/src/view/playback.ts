@@ -39,6 +39,8 @@ export class VideoPlayback implements Playback {
   }
 
   setRate(rate: number): void {
+    // Loading a video sets the rate to the default one.
+    this.#video.defaultPlaybackRate = rate;
     this.#video.playbackRate = rate;
   }
 }

@@ -26,6 +26,7 @@ export class Player {
   #playback: Playback = new PicturePlayback(() => this.duration);
   #shown: Video | undefined;
   #playsVideo = false;
+  #rate = 1;
 
   constructor(app: App) {
     this.#app = app;
@@ -89,6 +90,7 @@ export class Player {
   }
 
   toggleFullScreen(): void {
+    if (!document.fullscreenEnabled) return;
     if (document.fullscreenElement) void document.exitFullscreen();
     else this.element.querySelector(".screen")!.requestFullscreen().catch(() => undefined);
   }
@@ -96,7 +98,10 @@ export class Player {
   #controls(screen: HTMLElement): HTMLElement {
     const rate = h("select", {
       "aria-label": "Speed",
-      onchange: () => this.#playback.setRate(Number(rate.value)),
+      onchange: () => {
+        this.#rate = Number(rate.value);
+        this.#playback.setRate(this.#rate);
+      },
     });
     rate.append(...RATES.map((value) => h("option", { value: String(value), selected: value === 1 }, `${value}×`)));
     screen.addEventListener("dblclick", () => this.toggleFullScreen());
@@ -110,7 +115,7 @@ export class Player {
       h("span", { class: "space" }),
       rate,
       this.#mute,
-      button("full", "Full screen (f)", () => this.toggleFullScreen()),
+      document.fullscreenEnabled && button("full", "Full screen (f)", () => this.toggleFullScreen()),
     );
   }
 
@@ -125,13 +130,18 @@ export class Player {
     this.#notice.hidden = true;
     if (video?.url) {
       this.#playsVideo = true;
-      this.#playback = new VideoPlayback(this.#video);
       this.#video.src = video.url;
+      this.#setPlayback(new VideoPlayback(this.#video));
     } else {
       this.#video.removeAttribute("src");
       this.#showPictures();
     }
     this.#showSurface();
+  }
+
+  #setPlayback(playback: Playback): void {
+    this.#playback = playback;
+    playback.setRate(this.#rate);
   }
 
   /** Some files have a picture that the browser can't decode, and sound that it can. */
@@ -143,7 +153,7 @@ export class Player {
   #showPictures(): void {
     if (this.#video.hasAttribute("src")) this.#video.removeAttribute("src");
     this.#playsVideo = false;
-    this.#playback = new PicturePlayback(() => this.duration);
+    this.#setPlayback(new PicturePlayback(() => this.duration));
     this.#showSurface();
     this.#app.changed();
   }

@@ -13,7 +13,7 @@ export function statusText(run: Run, size: number | undefined): string {
     case "classifying":
       return progressText(run, size);
     case "retrying":
-      return `Server full, next try in ${Math.max(1, Math.ceil((run.retryAt - Date.now()) / 1000))} s`;
+      return `Server full, retry in ${Math.max(1, Math.ceil((run.retryAt - Date.now()) / 1000))} s`;
     case "done":
       return doneText(run);
     case "failed":

@@ -80,6 +80,16 @@ function showCurrent(list: HTMLElement, segments: Segment[], time: number): void
     if (button.hasAttribute("aria-current") === (index === current)) return;
     button.toggleAttribute("aria-current", index === current);
     if (index === current) button.setAttribute("aria-current", "true");
-    if (index === current) line.scrollIntoView({ block: "nearest" });
+    if (index === current) scrollInPanel(line as HTMLElement);
   });
+}
+
+/** Scrolls the panel and not, as `scrollIntoView` would, the page around it. */
+function scrollInPanel(line: HTMLElement): void {
+  const panel = line.closest(".panel");
+  if (!panel) return;
+  const above = line.getBoundingClientRect().top - panel.getBoundingClientRect().top;
+  const below = above + line.offsetHeight - panel.clientHeight;
+  if (above < 0) panel.scrollTop += above;
+  else if (below > 0) panel.scrollTop += below;
 }

@@ -20,7 +20,7 @@ const WORDS: Record<State, string> = {
 export class ServerStatus {
   readonly element: HTMLElement;
   readonly #app: App;
-  readonly #word = h("span", {});
+  readonly #word = h("span", { role: "status" });
   readonly #load = h("span", { class: "load" });
   #state: State = "unknown";
   #before: { work: Work; at: number } | undefined;
@@ -28,7 +28,7 @@ export class ServerStatus {
 
   constructor(app: App) {
     this.#app = app;
-    this.element = h("div", { class: "server-status", role: "status" }, h("span", { class: "lamp" }), this.#word, this.#load);
+    this.element = h("div", { class: "server-status" }, h("span", { class: "lamp" }), this.#word, this.#load);
     document.addEventListener("visibilitychange", () => void this.poll());
   }
 

@@ -1,13 +1,15 @@
 /** What stands below what on a timeline. */
 
+import { agreement, type Span } from "../answers/agreement.ts";
 import type { App } from "../app.ts";
 import { rows } from "../answers/ranking.ts";
 import type { Run } from "../queue/run.ts";
+import { percent } from "../words.ts";
 
 export type Band = { top: number; height: number } & (
   | { kind: "ruler" }
   | { kind: "pictures"; run: Run }
-  | { kind: "differences"; runs: [Run, Run] }
+  | { kind: "differences"; title: string; spans: Span[] }
   | { kind: "segments"; run: Run; title: string }
   /** The letter tells two models apart. */
   | { kind: "row"; run: Run; label: string; letter: string }
@@ -30,7 +32,8 @@ export function bandsOf(app: App, rowCount: number): Band[] {
   add({ kind: "ruler" });
   if (pictured) add({ kind: "pictures", run: pictured });
   for (const run of runs) add({ kind: "segments", run, title: `${app.letterOf(run)} ${app.titleOf(run)}`.trim() });
-  if (runs.length === 2) add({ kind: "differences", runs });
+  const agreed = runs[1] && agreement(app.segments(runs[0]!), app.segments(runs[1]));
+  if (agreed) add({ kind: "differences", title: `Same for ${percent(agreed.share)}`, spans: agreed.differences });
   for (const run of runs) {
     const labels = rowLabels(app, run, Math.ceil(rowCount / runs.length));
     for (const label of labels) add({ kind: "row", run, label, letter: app.letterOf(run) });

@@ -1,6 +1,5 @@
 /** Above the timeline: threshold, smoothing, zoom, rows, and what to save. */
 
-import { agreement } from "../answers/agreement.ts";
 import type { App } from "../app.ts";
 import { SMOOTHING_STEPS } from "../settings.ts";
 import { length, percent } from "../words.ts";
@@ -10,8 +9,6 @@ import { saveMenu } from "./save.ts";
 import type { Timeline } from "./timeline.ts";
 
 export function timelineControls(app: App, timeline: Timeline): HTMLElement {
-  const agree = h("span", { class: "agreement", role: "status" });
-  app.subscribe(() => setText(agree, agreementText(app)));
   const rows = h("button", { type: "button", class: "quiet", onclick: () => timeline.toggleRows() });
   app.subscribe(() => setText(rows, timeline.hasManyRows ? "Fewer labels" : "More labels"));
   return h(
@@ -20,7 +17,6 @@ export function timelineControls(app: App, timeline: Timeline): HTMLElement {
     h("h2", {}, "Timeline"),
     thresholdControl(app),
     smoothingControl(app),
-    agree,
     h("span", { class: "space" }),
     rows,
     h(
@@ -75,11 +71,4 @@ function slider(app: App, name: string, title: string, input: HTMLInputElement, 
 
 function zoomButton(name: IconName, label: string, onclick: () => void): HTMLElement {
   return h("button", { type: "button", class: "icon-button", title: label, "aria-label": label, onclick }, icon(name));
-}
-
-function agreementText(app: App): string {
-  const [first, second] = app.runs;
-  if (!first || !second) return "";
-  const agreed = agreement(app.segments(first), app.segments(second));
-  return agreed ? `Same label for ${percent(agreed.share)} of the time` : "";
 }

@@ -1,6 +1,6 @@
 /** Paints a timeline on a canvas. */
 
-import { agreement } from "../answers/agreement.ts";
+import type { Span } from "../answers/agreement.ts";
 import { clipIndexAt, scoreOf, type Clip } from "../answers/clips.ts";
 import type { Segment } from "../answers/segments.ts";
 import { clock, wholeClock } from "../words.ts";
@@ -36,7 +36,7 @@ function paintBand(painting: Painting, band: Band): void {
   else if (band.kind === "pictures") paintPictures(painting, band, band.run.clips);
   else if (band.kind === "segments") paintSegments(painting, band, painting.segments(band.run));
   else if (band.kind === "row") paintRow(painting, band, band.run.clips, band.label);
-  else paintDifferences(painting, band, band.runs);
+  else paintDifferences(painting, band, band.spans);
 }
 
 /** Pixels from the left edge of the canvas. */
@@ -149,11 +149,10 @@ function paintRow(painting: Painting, band: Band, clips: readonly Clip[], label:
   context.globalAlpha = 1;
 }
 
-function paintDifferences(painting: Painting, band: Band, runs: [Run, Run]): void {
+function paintDifferences(painting: Painting, band: Band, spans: readonly Span[]): void {
   const { context, colors } = painting;
-  const differences = agreement(painting.segments(runs[0]), painting.segments(runs[1]))?.differences ?? [];
   context.fillStyle = colors.get("warn");
-  for (const { start, end } of differences) {
+  for (const { start, end } of spans) {
     const left = x(painting, start);
     roundRect(context, left, band.top + 7, Math.max(2, x(painting, end) - left - 1), 5, 2);
   }

@@ -149,8 +149,9 @@ export class Timeline {
 
   #nameElement(band: Band): HTMLElement {
     if (band.kind !== "row") {
-      const text = band.kind === "segments" ? band.title : band.kind === "pictures" ? "Pictures" : "Differences";
-      return h("div", { class: "name", title: text }, text);
+      const text = "title" in band ? band.title : "Pictures";
+      const about = band.kind === "differences" ? "How long both models have the same label; where they differ is marked" : text;
+      return h("div", { class: "name", title: about }, h("span", { class: "name-text" }, text));
     }
     const { label, letter } = band;
     const chip = h("span", { class: "chip" });

@@ -49,7 +49,7 @@ test("a full server is tried again by itself", async ({ page, open }) => {
   await open({ busy: 1 });
   await choose(page, videos.motion);
   await expect(page.getByRole("alert").filter({ hasText: "The server is full" })).toBeVisible();
-  await expect(queueLine(page, "motion.mp4")).toContainText("Server full, next try in 1 s");
+  await expect(queueLine(page, "motion.mp4")).toContainText("Server full, retry in 1 s");
   await done(page, "motion.mp4");
 });
 

@@ -17,7 +17,7 @@ for (const colorScheme of ["light", "dark"] as const) {
     await choose(page, videos.motion, videos.text);
     await done(page, "motion.mp4");
     await page.getByLabel("Compare with").selectOption("camera-motion-small");
-    await expect(page.getByText(/Same label/)).toBeVisible();
+    await expect(page.getByText(/Same for/)).toBeVisible();
     for (const name of ["Labels", "Segments", "Details", "Use"]) {
       await tab(page, name).click();
       expect(await findings(page)).toEqual([]);
