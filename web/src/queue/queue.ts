@@ -1,6 +1,6 @@
 /** Classifies videos, a few at a time. */
 
-import type { CallEvents, Client } from "../api/client.ts";
+import type { CallEvents } from "../api/client.ts";
 import { CallError, isBusy, needsToken, type Failure } from "../api/failure.ts";
 import { Run } from "./run.ts";
 import type { Source } from "./source.ts";
@@ -13,6 +13,11 @@ const TRIES = 20;
 /** Where a full server names no delay. */
 const DEFAULT_RETRY_SECONDS = 2;
 
+/** What a queue needs of the server; `Client` is one. */
+export interface Classifier {
+  classify(source: Source, model: string, events: CallEvents, signal: AbortSignal): Promise<void>;
+}
+
 export interface QueueListener {
   /** A video or the state of a run has changed. */
   changed(): void;
@@ -22,11 +27,11 @@ export interface QueueListener {
 
 export class Queue {
   readonly videos: Video[] = [];
-  readonly #client: Client;
+  readonly #client: Classifier;
   readonly #listener: QueueListener;
   readonly #timers = new Map<Run, ReturnType<typeof setTimeout>>();
 
-  constructor(client: Client, listener: QueueListener) {
+  constructor(client: Classifier, listener: QueueListener) {
     this.#client = client;
     this.#listener = listener;
   }
@@ -98,7 +103,7 @@ export class Queue {
     run.tries++;
     run.abort = abort;
     try {
-      await this.#client.classify(video.source, run.model, this.#events(run), abort.signal);
+      await this.#client.classify(video.source, run.model, this.#events(run, abort.signal), abort.signal);
       if (!abort.signal.aborted) run.state = "done";
     } catch (error) {
       if (!abort.signal.aborted) this.#failed(run, failureFrom(error));
@@ -106,21 +111,21 @@ export class Queue {
     this.#advance();
   }
 
-  #events(run: Run): CallEvents {
+  /** Events that come after the call was stopped are dropped: another one may have begun. */
+  #events(run: Run, signal: AbortSignal): CallEvents {
+    const apply = (change: () => void) => {
+      if (signal.aborted) return;
+      change();
+      this.#listener.received();
+    };
     return {
-      clip: (clip) => {
-        run.state = "classifying";
-        run.clips.push(clip);
-        this.#listener.received();
-      },
-      received: (bytes) => {
-        run.receivedBytes = bytes;
-        this.#listener.received();
-      },
-      answer: (answer) => {
-        run.answer = answer;
-        this.#listener.received();
-      },
+      clip: (clip) =>
+        apply(() => {
+          run.state = "classifying";
+          run.clips.push(clip);
+        }),
+      received: (bytes) => apply(() => (run.receivedBytes = bytes)),
+      answer: (answer) => apply(() => (run.answer = answer)),
     };
   }
 

@@ -40,6 +40,6 @@ export function ticks(scale: Scale, from: number, to: number, gap: number): numb
   const least = (gap / totalWidth(scale)) * scale.duration;
   const step = STEPS.find((seconds) => seconds >= least) ?? STEPS.at(-1)!;
   const times: number[] = [];
-  for (let index = Math.ceil(from / step - 1e-9); index * step <= to; index++) times.push(index * step);
+  for (let index = Math.max(0, Math.ceil(from / step - 1e-9)); index * step <= to; index++) times.push(index * step);
   return times;
 }
