@@ -2,7 +2,7 @@
 
 import { execFileSync } from "node:child_process";
 import { createHash } from "node:crypto";
-import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 
@@ -14,8 +14,9 @@ const MOTION =
   "zoompan=z='if(lt(on,240),1.6,1.6*pow(1.012,on-240))'" +
   ":x='if(lt(on,120),on*3,if(lt(on,240),360,360+(iw-iw/zoom)/2-240))':y='ih/2-ih/zoom/2':d=1:s=640x360:fps=30";
 
-/** Videos are kept between runs. Another recipe makes others. */
-const folder = join(tmpdir(), `kinetoscope-page-${createHash("sha256").update(MOTION).digest("hex").slice(0, 8)}`);
+/** Videos are kept between runs, until this file changes. */
+const version = createHash("sha256").update(readFileSync(import.meta.filename)).digest("hex").slice(0, 8);
+const folder = join(tmpdir(), `kinetoscope-page-${version}`);
 
 export const videos = {
   folder,
@@ -31,7 +32,7 @@ export function makeVideos(): void {
   mkdirSync(folder, { recursive: true });
   writeFileSync(videos.text, "This is no video.\n".repeat(100));
   if (!existsSync(videos.motion)) ffmpeg("-f", "lavfi", "-i", MOTION, "-t", "12", "-c:v", "libx264", videos.motion);
-  if (!existsSync(videos.long)) ffmpeg("-stream_loop", "9", "-i", videos.motion, "-c", "copy", videos.long);
+  if (!existsSync(videos.long)) ffmpeg("-stream_loop", "9", "-i", videos.motion, "-c", "copy", "-movflags", "+faststart", videos.long);
   if (!existsSync(videos.avi)) ffmpeg("-i", videos.motion, "-t", "4", "-c:v", "mpeg4", "-q:v", "6", videos.avi);
 }
 
@@ -43,6 +44,14 @@ export function previews(): string[] {
   }
   const names = readdirSync(folder).filter((name) => name.startsWith("preview-")).sort();
   return names.map((name) => readFileSync(join(folder, name), "base64"));
+}
+
+/** Fewer colours make a smaller file. */
+export function shrinkPicture(path: string): void {
+  const full = `${path}.full.png`;
+  renameSync(path, full);
+  ffmpeg("-i", full, "-vf", "split[a][b];[a]palettegen=max_colors=128[p];[b][p]paletteuse=dither=none", path);
+  rmSync(full);
 }
 
 function ffmpeg(...args: string[]): void {

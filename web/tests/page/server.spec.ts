@@ -3,7 +3,7 @@
 import { execFileSync } from "node:child_process";
 import axe from "axe-core";
 import { expect, test as base } from "@playwright/test";
-import { videos } from "./made-videos.ts";
+import { shrinkPicture, videos } from "./made-videos.ts";
 import { choose, drop, plot, queueLine, segments, tab, time } from "./page.ts";
 import { RealServer } from "./real-server.ts";
 
@@ -80,6 +80,18 @@ test("a missing token is asked for", async ({ page, serve }) => {
   await expect(queueLine(page, "motion.mp4")).toHaveClass(/done/, SLOW);
 });
 
+test("clips appear while the video is uploaded", async ({ page, serve }) => {
+  await serve();
+  const network = await page.context().newCDPSession(page);
+  const uploadThroughput = 100_000;
+  await network.send("Network.emulateNetworkConditions", { offline: false, latency: 0, downloadThroughput: -1, uploadThroughput });
+  await choose(page, videos.long);
+  await expect(page.locator(".caption")).toHaveText(/pan right/, SLOW);
+  await expect(queueLine(page, "long.mp4")).toContainText("Uploading");
+  await page.getByRole("button", { name: "Stop long.mp4" }).click();
+  await expect(queueLine(page, "long.mp4")).toContainText("Stopped");
+});
+
 test("a server that is killed midway leaves what had come", async ({ page, serve }) => {
   const server = await serve();
   await choose(page, videos.long);
@@ -120,5 +132,7 @@ test("a picture of the page for the documentation", async ({ page, serve }) => {
   await expect(page.locator(".caption")).toHaveText(/zoom in/);
   const video = page.locator(".screen video");
   await expect.poll(() => video.evaluate((element: HTMLVideoElement) => !element.seeking && element.readyState > 1)).toBe(true);
-  await page.screenshot({ path: process.env["PAGE_PICTURE"] ?? test.info().outputPath("page.png") });
+  const path = process.env["PAGE_PICTURE"] ?? test.info().outputPath("page.png");
+  await page.screenshot({ path });
+  shrinkPicture(path);
 });
