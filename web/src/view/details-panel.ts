@@ -1,4 +1,4 @@
-/** What the server found out about the selected video, and what a person should know about the answer. */
+/** What the server found out about the selected video, and by which model. */
 
 import type { App } from "../app.ts";
 import type { Run } from "../queue/run.ts";
@@ -23,8 +23,6 @@ function factsOf(app: App, run: Run): [string, string][] {
   if (model?.architecture) facts.push(["Network", model.architecture]);
   if (run.answer) facts.push(["Length", length(run.answer.duration)], ...run.answer.facts);
   if (size !== undefined) facts.push(["File", bytes(size)]);
-  if (run.answer?.partial) facts.push(["Partial", run.answer.partial]);
-  for (const warning of run.answer?.warnings ?? []) facts.push(["Note", warning]);
   return facts;
 }
 

@@ -13,12 +13,20 @@ export function notices(app: App, openToken: () => void): HTMLElement {
   app.subscribe(() => {
     const runs = differentFailures(app.runs.filter((run) => run.failure !== undefined || run.state === "cancelled"));
     const states = runs.map((run) => `${run.model} ${run.state} ${run.tries} ${run.failure?.reason} ${run.failure?.message}`);
-    replaceIfChanged(element, [app.refused, ...states].join("\n"), () => [
+    const remarks = app.runs.flatMap(remarksOf);
+    replaceIfChanged(element, [app.refused, ...states, ...remarks].join("\n"), () => [
       ...(app.refused === "" ? [] : [refusedView(app)]),
       ...runs.map((run) => (run.failure ? failureView(app, run, run.failure, openToken) : stoppedView(app, run))),
+      ...[...new Set(remarks)].map((remark) => h("div", { class: "notice wait" }, h("p", {}, remark))),
     ]);
   });
   return element;
+}
+
+/** What a person should know about an answer, such as that a part of the video is damaged. */
+function remarksOf({ answer }: Run): string[] {
+  if (!answer) return [];
+  return answer.partial === "" ? answer.warnings : [answer.partial, ...answer.warnings];
 }
 
 /** Of runs that failed alike the first one. */

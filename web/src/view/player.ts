@@ -33,7 +33,7 @@ export class Player {
     const screen = h("div", { class: "screen", onclick: () => this.toggle() }, this.#video, this.#picture, this.#notice, this.#caption);
     this.element = h("section", { class: "player", "aria-label": "Player" }, screen, this.#controls(screen));
     for (const event of ["timeupdate", "seeked", "play", "pause", "ended"]) this.#video.addEventListener(event, () => this.#tick());
-    this.#video.addEventListener("error", () => this.#showPictures());
+    this.#video.addEventListener("error", () => this.#showPictures(this.#video.currentTime));
     this.#video.addEventListener("loadedmetadata", () => this.#videoLoaded());
     app.subscribe(() => this.#update());
   }
@@ -133,8 +133,7 @@ export class Player {
       this.#video.src = video.url;
       this.#setPlayback(new VideoPlayback(this.#video));
     } else {
-      this.#video.removeAttribute("src");
-      this.#showPictures();
+      this.#showPictures(0);
     }
     this.#showSurface();
   }
@@ -146,14 +145,15 @@ export class Player {
 
   /** Some files have a picture that the browser can't decode, and sound that it can. */
   #videoLoaded(): void {
-    if (this.#video.videoWidth === 0) this.#showPictures();
+    if (this.#video.videoWidth === 0) this.#showPictures(0);
     else this.#app.changed();
   }
 
-  #showPictures(): void {
+  #showPictures(time: number): void {
     if (this.#video.hasAttribute("src")) this.#video.removeAttribute("src");
     this.#playsVideo = false;
     this.#setPlayback(new PicturePlayback(() => this.duration));
+    this.#playback.seek(time);
     this.#showSurface();
     this.#app.changed();
   }

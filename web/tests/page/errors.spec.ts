@@ -53,6 +53,13 @@ test("a full server is tried again by itself", async ({ page, open }) => {
   await done(page, "motion.mp4");
 });
 
+test("an answer that rests on a part of the video says so", async ({ page, open }) => {
+  await open({ partialDetail: "12 of 360 packets could not be decoded" });
+  await choose(page, videos.motion);
+  await done(page, "motion.mp4");
+  await expect(page.getByRole("alert")).toContainText("12 of 360 packets could not be decoded");
+});
+
 test("a server that is away is told apart from one that refuses", async ({ page, open }) => {
   const server = await open();
   await expect(page.getByText("Ready")).toBeVisible();

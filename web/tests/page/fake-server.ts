@@ -23,6 +23,8 @@ export interface Behaviour {
   /** Clips after this many wait for `release`; the body is not read to its end before that. */
   holdAfter?: number;
   maxVideoBytes?: number;
+  /** Why answers rest on a part of the video. */
+  partialDetail?: string;
 }
 
 export class FakeServer {
@@ -124,7 +126,8 @@ export class FakeServer {
       write({ clip });
     }
     for await (const _ of request.resume());
-    write({ classification });
+    const { partialDetail } = this.behaviour;
+    write({ classification: { ...classification, ...(partialDetail && { partial: true, partialDetail }) } });
     events.end();
   }
 }
