@@ -6,8 +6,8 @@ const server = process.env["KINETOSCOPE"] ?? "http://127.0.0.1:50051";
 export default defineConfig({
   base: "./",
   build: {
-    // light-dark() in style sheets and the newest of what the scripts use.
-    target: ["chrome123", "firefox121", "safari17.5"],
+    // The first that have light-dark() and AbortSignal.any().
+    target: ["chrome123", "firefox124", "safari17.5"],
     // Every asset is a file of its own: the server forbids inline scripts and styles.
     assetsInlineLimit: 0,
     modulePreload: { polyfill: false },

@@ -1,7 +1,7 @@
 /** Commands that do what the page does, to copy into a terminal or a program. */
 
 export interface CommandInput {
-  /** Where the server is, such as `http://127.0.0.1:50051`. */
+  /** Address of the server, such as `http://127.0.0.1:50051`. */
   origin: string;
   /** A file's name, or a URI that the server reads itself. */
   video: { file: string } | { uri: string };

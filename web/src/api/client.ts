@@ -83,8 +83,11 @@ export class Client {
         signal: either,
       });
       await lastEvent(delivered, upload);
-    } finally {
+      // The answer of the upload tells nothing new, but is read: a call that ends early looks cancelled to the server.
+      upload.then((response) => response.arrayBuffer()).catch(() => undefined);
+    } catch (error) {
       call.abort();
+      throw error;
     }
   }
 

@@ -25,5 +25,7 @@ function commandView(app: App, name: string, write: (input: CommandInput) => str
 export function inputOf(app: App): CommandInput {
   const source = app.selected?.source;
   const video = source?.kind === "uri" ? { uri: source.uri } : { file: source?.file.name ?? "video.mp4" };
-  return { origin: location.origin, video, model: app.model, token: app.token !== "" };
+  // A proxy may have put the server below a path.
+  const origin = new URL(".", location.href).href.replace(/\/$/, "");
+  return { origin, video, model: app.model, token: app.token !== "" };
 }
