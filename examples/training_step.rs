@@ -12,6 +12,7 @@ use candle_conv3d::{Precision, TrainingAllocator, keep_freed_memory};
 use candle_core::{Device, Tensor};
 use candle_nn::loss::cross_entropy;
 use kinetoscope::model::file::Model;
+use kinetoscope::model::scores::ScoreFunction;
 use kinetoscope::model::spec::{ClipSpec, ModelSpec, Preprocessing};
 use kinetoscope::train::network::{self, BeginAt, Network};
 use kinetoscope::train::optimizer::{Optimizer, OptimizerConfig};
@@ -77,6 +78,7 @@ fn resnet_34() -> ModelSpec {
         clip: ClipSpec::default(),
         preprocessing: Preprocessing::AUTHORS_2020,
         labels: (0..400).map(|class| class.to_string()).collect(),
+        scores: ScoreFunction::default(),
     }
 }
 

@@ -10,7 +10,6 @@ use super::{App, AppError, Deadline, ModelSelector};
 use crate::classify::{ClassifyError, ClassifyOptions};
 use crate::engine::batcher::Priority;
 use crate::engine::{ClipInput, Engine};
-use crate::model::softmax;
 use crate::model::spec::ModelSpec;
 use crate::video::Source;
 
@@ -112,7 +111,7 @@ async fn infer_clips(engine: &Engine, clips: Vec<ClipInput>, priority: Priority)
         let mut rows = Vec::new();
         while let Some(clip) = pending.recv().await {
             let output = clip.await.map_err(failed)?;
-            rows.push(Row { probabilities: softmax(&output.logits), embedding: output.embedding });
+            rows.push(Row { probabilities: engine.spec().scores.scores(&output.logits), embedding: output.embedding });
         }
         Ok::<_, AppError>(rows)
     };

@@ -13,7 +13,7 @@ use tracing::info_span;
 use crate::engine::batcher::Priority;
 use crate::engine::{ClipInput, Engine, EngineError, PendingClip};
 use crate::metrics::{Metrics, Stage};
-use crate::model::softmax;
+use crate::model::scores::ScoreFunction;
 use crate::model::spec::ModelSpec;
 use crate::video::{
     DecodeOptions, DecodePool, Decoding, Isolation, Limits, PartialReason, PoolOptions, PoolState, Source, TimeRange,
@@ -107,6 +107,8 @@ pub struct Classification {
     pub partial: Option<Partial>,
     /// What a person should know about this answer.
     pub warnings: Vec<String>,
+    /// How logits became scores.
+    pub scores: ScoreFunction,
 }
 
 /// Why an answer is about a part of the video only, though nobody asked for a part.
@@ -159,7 +161,7 @@ pub struct ClipScores {
     pub end: Duration,
     /// Different frames in it; fewer than the model takes only where a short tail was looped.
     pub frames: usize,
-    /// Softmax, one for each class.
+    /// As the model's [`ScoreFunction`] says, one for each class.
     pub probabilities: Vec<f32>,
     /// Pooled features.
     pub embedding: Vec<f32>,
@@ -295,6 +297,7 @@ impl Classifier {
             video,
             partial,
             warnings: warnings(&model),
+            scores: model.scores,
             model: ModelReference { name: model.name.clone(), version: model.version.clone() },
         })
     }
@@ -332,7 +335,7 @@ impl Classifier {
                 // From the first clip's turn to the last one's answer.
                 span.get_or_insert_with(|| info_span!("model"));
                 let output = pending.await?;
-                let probabilities = softmax(&output.logits);
+                let probabilities = engine.spec().scores.scores(&output.logits);
                 let clip = ClipScores { start, end, frames, probabilities, embedding: output.embedding, preview };
                 scores.add(&clip);
                 if let Some(clips) = clips {

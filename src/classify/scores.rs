@@ -1,4 +1,4 @@
-//! From the logits of clips to the labels of a video: softmax a clip, mean over clips, best labels, segments.
+//! From the scores of clips to the labels of a video: mean over clips, best labels, segments.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub struct LabelScore {
     pub index: usize,
     /// The class's name.
     pub label: String,
-    /// Mean softmax, 0 to 1.
+    /// Mean over the clips, 0 to 1.
     pub score: f32,
 }
 
@@ -125,7 +125,7 @@ impl VideoScores {
         }
     }
 
-    /// Mean softmax, one for each class; empty without clips.
+    /// Mean scores, one for each class; empty without clips.
     pub fn mean(&self) -> Vec<f64> {
         self.whole.mean()
     }

@@ -113,7 +113,8 @@ impl Description {
 fn describe_model(model: Model) -> Description {
     let dtype = model.dtype().as_str();
     let bytes = model.tensor_bytes();
-    let ModelSpec { name, version, trained, license, origin, architecture, clip, preprocessing, labels } = &model.spec;
+    let ModelSpec { name, version, trained, license, origin, architecture, clip, preprocessing, labels, scores } =
+        &model.spec;
     let unknown = || "unknown".to_owned();
     let values: usize = model.tensors.values().map(|tensor| tensor.elem_count()).sum();
     let mut shown: Vec<&str> = labels.iter().take(5).map(String::as_str).collect();
@@ -138,6 +139,7 @@ fn describe_model(model: Model) -> Description {
         ),
         ("preprocessing", describe_preprocessing(preprocessing, clip.size), json!(preprocessing)),
         ("labels", format!("{}: {}", labels.len(), shown.join(", ")), json!(labels)),
+        ("scores", scores.to_string(), json!(scores)),
         ("license", license.clone().unwrap_or_else(unknown), json!(license)),
         ("origin", origin.clone().unwrap_or_else(unknown), json!(origin)),
     ];

@@ -25,6 +25,12 @@ pub(super) struct Report {
     codec: String,
     container: String,
     stream_index: usize,
+    /// Where scores are the sigmoids of several labels, and not a softmax.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    multi_label: bool,
+    /// What logits were divided by, if anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    temperature: Option<f64>,
     labels: Vec<LabelReport>,
     partial: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -70,7 +76,7 @@ pub(super) struct Asked {
 
 impl Report {
     pub(super) fn new(name: &OsStr, answer: Classification, asked: Asked) -> Self {
-        let Classification { model, video: info, .. } = answer;
+        let Classification { model, video: info, scores, .. } = answer;
         let (video, video_escaped) = match name.to_str() {
             Some(text) => (text.to_owned(), false),
             None => (escaped(name).into_owned(), true),
@@ -88,6 +94,8 @@ impl Report {
             codec: info.codec,
             container: info.container,
             stream_index: info.stream_index,
+            multi_label: scores.is_multi_label(),
+            temperature: (scores.temperature != 1.0).then_some(scores.temperature),
             labels: labels(answer.labels),
             partial: answer.partial.is_some(),
             partial_reason: answer.partial.map(|partial| partial.detail),
@@ -179,6 +187,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use crate::model::scores::ScoreFunction;
     use crate::classify::ModelReference;
     use crate::classify::scores::Segment;
     use crate::video::VideoSummary;
@@ -212,6 +221,7 @@ mod tests {
             embedding: Vec::new(),
             partial: None,
             warnings: Vec::new(),
+            scores: ScoreFunction::default(),
         }
     }
 

@@ -26,6 +26,7 @@ pub use preprocessing::{PreprocessingError, read_preprocessing};
 pub(crate) use storage::NEITHER;
 
 use crate::model::file::{Model, ModelFileError, SpecError};
+use crate::model::scores::ScoreFunction;
 use crate::model::spec::{ClipSpec, ModelSpec, Preprocessing};
 use crate::zoo::{ArchitectureError, DetectError, Detected, TensorShapes, detect};
 
@@ -248,6 +249,7 @@ pub fn model_from_checkpoint(input: &Path, options: &ConvertOptions) -> Result<(
         clip: options.clip,
         preprocessing: options.preprocessing,
         labels,
+        scores: ScoreFunction::default(),
     };
     let graph = spec.validate()?;
     let parameters: Vec<&Parameter> = graph.parameters().collect();

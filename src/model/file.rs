@@ -9,6 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
 use safetensors::{SafeTensorError, SafeTensors};
 
+use super::scores::ScoreFunction;
 use super::spec::{ClipSpec, ModelSpec, Resize};
 use crate::replacement;
 use crate::zoo::{ArchitectureError, output_lens};
@@ -161,6 +162,12 @@ pub enum SpecError {
         /// The values.
         actual: String,
     },
+    /// A temperature that makes all scores alike, or none of a number.
+    #[error("temperature is {actual}; allowed are {} to {}", ScoreFunction::TEMPERATURES.start(), ScoreFunction::TEMPERATURES.end())]
+    Temperature {
+        /// What the specification says.
+        actual: f64,
+    },
 }
 
 impl ModelSpec {
@@ -198,6 +205,9 @@ impl ModelSpec {
             || !preprocessing.mean.into_iter().all(f32::is_finite)
         {
             return Err(SpecError::Normalisation { actual: format!("{preprocessing:?}") });
+        }
+        if !ScoreFunction::TEMPERATURES.contains(&self.scores.temperature) {
+            return Err(SpecError::Temperature { actual: self.scores.temperature });
         }
         Ok(self.architecture.graph(self.clip, self.labels.len())?)
     }

@@ -1,11 +1,12 @@
 //! Models: what a model file says ([`spec`]), the file itself ([`mod@file`]), its network as an inference plan ([`plan`]),
-//! networks before training ([`init`]), and the model that is built in ([`builtin`]).
+//! how its logits become scores ([`scores`]), networks before training ([`init`]), and the model that is built in ([`builtin`]).
 
 pub mod builtin;
 pub mod counter;
 pub mod file;
 pub mod init;
 pub mod plan;
+pub mod scores;
 pub mod spec;
 
 /// Softmax of one clip's logits, stable for any finite values; a logit that is not finite gives NaN.

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::scores::ScoreFunction;
 use crate::zoo::Architecture;
 
 /// All that a model file says about itself beside its tensors.
@@ -31,6 +32,9 @@ pub struct ModelSpec {
     pub preprocessing: Preprocessing,
     /// Class names in the order of the last layer's outputs.
     pub labels: Vec<String>,
+    /// From the network's logits to scores; softmax of the logits as they are if the file says nothing.
+    #[serde(default, skip_serializing_if = "ScoreFunction::is_default")]
+    pub scores: ScoreFunction,
 }
 
 impl ModelSpec {

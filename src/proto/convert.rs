@@ -7,6 +7,7 @@ use crate::app::{AppError, ClassifyRequest, ClipLabels, Deadline, ModelSelector,
 use crate::classify::scores::{LabelScore, Segment, SegmentMode};
 use crate::classify::{Classification, ClassifyOptions, ModelReference, Partial, PartialKind};
 use crate::engine::batcher::Priority;
+use crate::model::scores::{Activation, ScoreFunction};
 use crate::model::spec::{ColorMatrix, ModelSpec, Resize};
 use crate::video::{Limits, TimeRange, VideoSummary};
 
@@ -156,7 +157,7 @@ impl From<Progress> for proto::Progress {
 
 impl From<Classification> for proto::VideoClassification {
     fn from(classification: Classification) -> Self {
-        let Classification { model, labels, segments, embedding, video, partial, warnings } = classification;
+        let Classification { model, labels, segments, embedding, video, partial, warnings, scores } = classification;
         let partial_reason = match partial.as_ref().map(|partial| partial.kind) {
             None | Some(PartialKind::Unknown) => proto::PartialReason::Unspecified,
             Some(PartialKind::Truncated) => proto::PartialReason::Truncated,
@@ -174,6 +175,7 @@ impl From<Classification> for proto::VideoClassification {
             partial_detail: partial.map_or_else(String::new, |partial| partial.detail),
             video: Some(video.into()),
             warnings,
+            score_function: (!scores.is_default()).then(|| scores.into()),
         }
     }
 }
@@ -197,7 +199,21 @@ impl From<proto::VideoClassification> for Classification {
             video: answer.video.unwrap_or_default().into(),
             partial: answer.partial.then_some(Partial { kind, detail: answer.partial_detail }),
             warnings: answer.warnings,
+            scores: answer.score_function.map_or_else(ScoreFunction::default, Into::into),
         }
+    }
+}
+
+impl From<ScoreFunction> for proto::ScoreFunction {
+    fn from(scores: ScoreFunction) -> Self {
+        Self { multi_label: scores.is_multi_label(), temperature: scores.temperature }
+    }
+}
+
+impl From<proto::ScoreFunction> for ScoreFunction {
+    fn from(proto::ScoreFunction { multi_label, temperature }: proto::ScoreFunction) -> Self {
+        let activation = if multi_label { Activation::Sigmoid } else { Activation::Softmax };
+        Self { activation, temperature }
     }
 }
 
@@ -307,6 +323,7 @@ pub(crate) fn model(spec: &ModelSpec, default: bool) -> proto::Model {
             mean: preprocessing.mean.to_vec(),
             std: preprocessing.std.to_vec(),
         }),
+        score_function: Some(spec.scores.into()),
     }
 }
 

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use kinetoscope::model::counter::{self, CounterStream};
 use kinetoscope::model::file::Model;
+use kinetoscope::model::scores::ScoreFunction;
 use kinetoscope::model::spec::{ClipSpec, ModelSpec, Preprocessing};
 use kinetoscope::zoo::Architecture;
 use serde::Deserialize;
@@ -90,6 +91,7 @@ impl Golden {
             clip: self.recipe.clip,
             preprocessing: self.preprocessing(),
             labels: (0..classes).map(|class| format!("class {class}")).collect(),
+            scores: ScoreFunction::default(),
         };
         let graph = spec.validate().expect("generate.py describes a network");
         let tensors = graph.parameters().map(|parameter| {

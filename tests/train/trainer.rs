@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use candle_core::{Device, Tensor};
 use kinetoscope::model::file::Model;
+use kinetoscope::model::scores::ScoreFunction;
 use kinetoscope::model::spec::{ClipSpec, ModelSpec, Preprocessing};
 use kinetoscope::train::checkpoint::{Checkpoint, Metric};
 use kinetoscope::train::distributed::{Alone, Collective, CollectiveError, Tcp};
@@ -38,6 +39,7 @@ fn model(seed: u64) -> Model {
         clip: ClipSpec { frames: 8, size: 32, temporal_stride: 1 },
         preprocessing: Preprocessing::AUTHORS_2020,
         labels: (0..CLASSES).map(|class| format!("class {class}")).collect(),
+        scores: ScoreFunction::default(),
     };
     network::from_scratch(spec, seed).unwrap()
 }

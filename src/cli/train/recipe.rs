@@ -10,6 +10,7 @@ use tracing::warn;
 use crate::cli::model::ShortcutArg;
 use crate::convert::read_preprocessing;
 use crate::hub::ModelSource;
+use crate::model::scores::ScoreFunction;
 use crate::model::spec::{ClipSpec, ModelSpec, Preprocessing};
 use crate::train::augment::{Augment, ColorJitter, TrainCrop};
 use crate::train::checkpoint::Metric;
@@ -109,6 +110,7 @@ impl NetworkArgs {
             clip,
             preprocessing,
             labels,
+            scores: ScoreFunction::default(),
         };
         self.describe(&mut spec, name, "random weights");
         Ok(spec)
