@@ -47,7 +47,11 @@ pub(crate) fn ids(examples: &[Example]) -> Vec<&str> {
 
 /// Class names of a split's examples, in order.
 pub(crate) fn labels(dataset: &Dataset, split: Split) -> Vec<&str> {
-    dataset.split(split).iter().map(|example| dataset.classes[example.class].as_str()).collect()
+    dataset
+        .split(split)
+        .iter()
+        .map(|example| dataset.classes[example.main_class().expect("a label")].as_str())
+        .collect()
 }
 
 pub(crate) fn files(examples: &[Example]) -> Vec<String> {
@@ -297,7 +301,10 @@ fn duplicates_count_once_and_contradictions_are_refused() {
     assert_eq!(dataset.train.len(), 2);
     assert_eq!(dataset.warnings[0], "1 example(s) are listed more than once; each counts once");
     let error = with("b,1,0,9,train\n").expect_err("two labels").to_string();
-    assert_eq!(error, "labelled as more than one class: 1_000000_000009 (a, b)");
+    assert_eq!(
+        error,
+        "labelled as more than one class: 1_000000_000009 (a, b). Models that are trained with --loss bce know several"
+    );
     let error = with("a,1,0,9,val\n").expect_err("two splits").to_string();
     assert_eq!(error, "in more than one split: 1_000000_000009");
 }

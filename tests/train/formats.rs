@@ -4,7 +4,9 @@
 use std::path::Path;
 use std::time::Duration;
 
-use kinetoscope::train::dataset::{DataSpec, Dataset, SPLIT_FILE, Split, SplitRule};
+use kinetoscope::train::dataset::{
+    DataSpec, Dataset, DatasetError, Example, LabelKind, LabelMode, SPLIT_FILE, Split, SplitRule,
+};
 use kinetoscope::video::TimeRange;
 
 use crate::dataset::{files, folder, ids, labels, open, open_at, refusal};
@@ -46,7 +48,10 @@ fn segments_with_two_labels_are_left_out_and_said() {
         "ghi": {"subset": "validation", "annotations": [{"segment": [1, 2], "label": "walk"}]}}}"#;
     let dataset = open_at(&[json, "abc.mp4", "def.mp4", "ghi.mp4"], "an.json").expect("a dataset");
     assert_eq!(ids(&dataset.train), ["abc#2", "def#0"]);
-    assert_eq!(dataset.warnings, ["2 segment(s) have more than one label and are left out"]);
+    assert_eq!(
+        dataset.warnings,
+        ["2 segment(s) have more than one label and are left out; `train --loss bce` takes several labels"]
+    );
 }
 
 #[test]
@@ -82,13 +87,95 @@ fn jester_is_read_as_folders_of_frames() {
     assert_eq!(files(&dataset.validation), ["12"]);
 }
 
+/// The same data read so.
+fn read_as(files: &[&str], labels: LabelMode) -> Result<Dataset, DatasetError> {
+    let folder = folder(files);
+    Dataset::open(&DataSpec { labels, ..DataSpec::new(folder.path()) })
+}
+
+/// Names and weights of an example's labels.
+fn shown<'a>(dataset: &'a Dataset, example: &Example) -> Vec<(&'a str, f32)> {
+    example.labels.iter().map(|label| (dataset.classes[label.class].as_str(), label.weight)).collect()
+}
+
 #[test]
-fn actions_of_charades_are_examples() {
+fn videos_of_charades_show_several_actions_at_their_times() {
+    let head = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length\n";
+    let train = format!(
+        "Charades_v1_train.csv={head}A,s,k,6,7,Yes,x,o,d,c0 11.90 21.20;c1 0.00 12.60;c0 30.00 31.00,32\nC,s,k,6,7,Yes,x,o,d,c1 0.00 2.00,9\n"
+    );
+    let test = format!("Charades_v1_test.csv={head}B,s,k,6,7,Yes,x,o,d,c0 0.00 2.00,24\n");
+    let videos = ["Charades_v1_480/A.mp4", "Charades_v1_480/B.mp4", "Charades_v1_480/C.mp4"];
+    let dataset = open(&[&[train.as_str(), &test][..], &videos].concat()).expect("a dataset");
+    assert_eq!(dataset.kind, LabelKind::Multi);
+    assert_eq!((ids(&dataset.train), ids(&dataset.validation)), (vec!["A", "C"], vec!["B"]));
+    let video = &dataset.train[0];
+    assert_eq!((video.range, video.classes()), (TimeRange::ALL, vec![0, 1]));
+    let range = |start, end| TimeRange { start: Duration::from_millis(start), end: Some(Duration::from_millis(end)) };
+    let ranges: Vec<TimeRange> = video.labels.iter().map(|label| label.range).collect();
+    assert_eq!(ranges, [range(11_900, 21_200), range(0, 12_600), range(30_000, 31_000)]);
+}
+
+#[test]
+fn overlapping_segments_of_activitynet_are_one_video_where_it_may_show_several() {
+    let json = r#"an.json={"database": {
+        "abc": {"subset": "training", "annotations": [
+            {"segment": [1, 2], "label": "run"}, {"segment": [1, 2], "label": "walk"}, {"segment": [3, 4], "label": "run"}]},
+        "def": {"subset": "training", "annotations": [{"segment": [1, 2], "label": "walk"}]},
+        "ghi": {"subset": "validation", "annotations": [{"segment": [1, 2], "label": "walk"}]}}}"#;
+    let folder = folder(&[json, "abc.mp4", "def.mp4", "ghi.mp4"]);
+    let spec = DataSpec { labels: LabelMode::Multi, ..DataSpec::new(folder.path().join("an.json")) };
+    let dataset = Dataset::open(&spec).expect("a dataset");
+    assert_eq!((ids(&dataset.train), dataset.train[0].labels.len()), (vec!["abc", "def"], 3));
+    assert!(dataset.warnings.is_empty(), "{:?}", dataset.warnings);
+}
+
+#[test]
+fn tables_may_list_several_labels_and_their_weights() {
+    let videos = ["1.mp4", "2.mp4", "3.mp4"];
+    let with = |table: &str| open(&[&[table][..], &videos].concat()).map_err(|error| error.to_string());
+    for table in [
+        "train.csv=path,labels\n1.mp4,run;jump\n2.mp4,jump\n3.mp4,run\n",
+        "train.csv=path,tags\n1.mp4,run | jump\n2.mp4,jump\n3.mp4,run\n",
+        r#"train.json=[{"path": "1.mp4", "labels": ["run", "jump"]}, {"path": "2.mp4", "labels": ["jump"]}, {"path": "3.mp4", "labels": ["run"]}]"#,
+    ] {
+        let dataset = with(table).expect("a dataset");
+        let first =
+            dataset.train.iter().chain(&dataset.validation).find(|example| example.id == "1.mp4").expect("a video");
+        assert_eq!(
+            (dataset.kind, shown(&dataset, first)),
+            (LabelKind::Multi, vec![("run", 1.0), ("jump", 1.0)]),
+            "{table}"
+        );
+    }
+    let soft = "train.csv=path,labels\n1.mp4,run=0.7;jump=0.3\n2.mp4,jump\n3.mp4,run=0.5;jump=0.5\n";
+    let dataset = with(soft).expect("a dataset");
+    let first = dataset.train.iter().chain(&dataset.validation).find(|example| example.id == "1.mp4").expect("a video");
+    assert_eq!((dataset.kind, shown(&dataset, first)), (LabelKind::Soft, vec![("run", 0.7), ("jump", 0.3)]));
+    let uneven = soft.replace("0.5;", "0.9;");
+    assert_eq!(with(&uneven).expect("a dataset").kind, LabelKind::Multi, "they do not add up to 1");
+    let error = read_as(&[&uneven, "1.mp4", "2.mp4", "3.mp4"], LabelMode::Single).expect_err("weights").to_string();
+    assert!(error.starts_with("weights of labels don't add up to 1: 3.mp4."), "{error}");
+    let error = with("train.csv=path,labels\n1.mp4,run=7\n2.mp4,jump\n").expect_err("a weight");
+    assert!(error.ends_with("train.csv:2: found the weight 7 of a label; allowed is 0 to 1"), "{error}");
+}
+
+#[test]
+fn lists_may_have_several_numbers() {
+    for list in ["train.txt=1.mp4 0 2\n2.mp4 1\n3.mp4 1 2\n", "train.txt=1.mp4,0,2\n2.mp4,1\n3.mp4,1,2\n"] {
+        let dataset = open(&[list, "1.mp4", "2.mp4", "3.mp4"]).expect("a dataset");
+        assert_eq!((dataset.kind, dataset.classes.len()), (LabelKind::Multi, 3));
+    }
+}
+
+#[test]
+fn actions_of_charades_are_examples_where_a_video_shows_one_class() {
     let head = "id,subject,scene,quality,relevance,verified,script,objects,descriptions,actions,length\n";
     let train = format!("Charades_v1_train.csv={head}A,s,k,6,7,Yes,\"a, b\",o,d,c092 11.90 21.20;c147 0.00 12.60,24\n");
     let test = format!("Charades_v1_test.csv={head}B,s,k,6,7,Yes,x,o,d,c092 0.00 2.00,24\nC,s,k,6,7,Yes,x,o,d,,24\n");
     let classes = "Charades_v1_classes.txt=c092 Watching a laptop\nc147 Sitting at a table\n";
-    let dataset = open(&[&train, &test, classes, "Charades_v1_480/A.mp4", "Charades_v1_480/B.mp4"]).expect("a dataset");
+    let files = [&train, &test, classes, "Charades_v1_480/A.mp4", "Charades_v1_480/B.mp4"];
+    let dataset = read_as(&files, LabelMode::Single).expect("a dataset");
     assert_eq!(labels(&dataset, Split::Train), ["Watching a laptop", "Sitting at a table"]);
     let range = TimeRange { start: Duration::from_millis(11_900), end: Some(Duration::from_millis(21_200)) };
     assert_eq!(dataset.train[0].range, range);
@@ -112,8 +199,6 @@ fn lists_of_paths_and_numbers_are_read_with_and_without_names() {
         let named = [&all[..], &["label_map.txt=run\nwalk\n"]].concat();
         assert_eq!(labels(&open(&named).expect("a dataset"), Split::Train), ["run", "walk", "walk"]);
     }
-    let error = refusal(&["a.txt=1.mp4 0 2\n2.mp4 1\n", "1.mp4", "2.mp4"], "a.txt");
-    assert_eq!(error, "DIR/a.txt:1: found several classes of one video; expected one: \"1.mp4 0 2\"");
 }
 
 #[test]

@@ -54,7 +54,8 @@ pub(super) fn read(path: &Path, json: Value, files: &VideoFiles, gathered: &mut 
                 without_length += 1;
                 continue;
             };
-            let labelled = Labelled { id: format!("{id}#{number}"), label, split: Some(subset.into()), range };
+            let labelled =
+                Labelled { id: format!("{id}#{number}"), label, split: Some(subset.into()), range, weight: 1.0 };
             gathered.look_up(files, &[format!("v_{id}"), id.clone()], labelled);
         }
     }

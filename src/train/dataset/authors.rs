@@ -74,7 +74,8 @@ pub(super) fn read(path: &Path, json: Value, files: &VideoFiles, gathered: &mut 
             unlabelled += 1;
             continue;
         };
-        let labelled = Labelled { id: id.clone(), label, split: Some(subset.into()), range: TimeRange::ALL };
+        let labelled =
+            Labelled { id: id.clone(), label, split: Some(subset.into()), range: TimeRange::ALL, weight: 1.0 };
         gathered.look_up(files, &[id], labelled);
     }
     gathered.classes = document.labels;

@@ -6,7 +6,8 @@
 //! Charades_v1_classes.txt   c000 Holding some clothes
 //! ```
 //!
-//! The videos are `46GP8.*`. Each action is an example. The test list becomes the validation split: there is no third one.
+//! The videos are `46GP8.*`. A video shows several actions, each at its time; trained on one label, each action is an example.
+//! The test list becomes the validation split: there is no third one.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -65,11 +66,12 @@ pub(super) fn read(path: &Path, text: &str, files: &VideoFiles, gathered: &mut G
             }
             let label = names.get(code).map_or(code, String::as_str).to_owned();
             let range = TimeRange { start, end: Some(end) };
-            let labelled = Labelled { id: format!("{id}#{action}"), label, split, range };
+            let labelled = Labelled { id: format!("{id}#{action}"), label, split, range, weight: 1.0 };
             gathered.look_up(files, std::slice::from_ref(&id), labelled);
         }
     }
     gathered.warn_of_unlabelled(unlabelled);
     gathered.has_overlaps = true;
+    gathered.has_several = true;
     Ok(())
 }

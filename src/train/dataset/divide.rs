@@ -44,9 +44,7 @@ impl Division<'_> {
         let (mut single, mut unlisted) = (Vec::new(), 0);
         // Of videos with parts of several classes.
         let mut known: HashMap<PathBuf, Split> = HashMap::new();
-        for examples in classes {
-            let Some(first) = examples.first() else { continue };
-            let class = first.class;
+        for (class, examples) in classes.into_iter().enumerate().filter(|(_, examples)| !examples.is_empty()) {
             let mut parts: BTreeMap<Split, Vec<Example>> = BTreeMap::new();
             let mut rest = Vec::new();
             for example in examples {

@@ -93,8 +93,19 @@ pub enum DatasetError {
         example: String,
     },
     /// The same video with two labels.
-    #[error("labelled as more than one class: {0}")]
+    #[error("labelled as more than one class: {0}. Models that are trained with --loss bce know several")]
     TwoLabels(Listing),
+    /// Weights that are no parts of 1, where a video shows one class.
+    #[error("weights of labels don't add up to 1: {0}. With `train --loss bce` they need not")]
+    Weights(Listing),
+    /// Sources of which some have one label a video and others several.
+    #[error("videos of {several} show several classes, those of {one} one: --loss says how to read both")]
+    DifferentLabels {
+        /// A source with several.
+        several: String,
+        /// A source with one.
+        one: String,
+    },
     /// The same video in two splits.
     #[error("in more than one split: {0}")]
     TwoSplits(Listing),

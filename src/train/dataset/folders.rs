@@ -194,7 +194,7 @@ fn add(dir: &Path, label: &str, split: Option<Split>, videos: Vec<&PathBuf>, gat
     gathered.see_class(split, label);
     for video in videos {
         let id = video.strip_prefix(dir).unwrap_or(video).display().to_string();
-        let labelled = Labelled { id, label: label.to_owned(), split, range: TimeRange::ALL };
+        let labelled = Labelled { id, label: label.to_owned(), split, range: TimeRange::ALL, weight: 1.0 };
         gathered.found.push((labelled, video.clone()));
     }
 }

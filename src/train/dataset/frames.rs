@@ -18,7 +18,7 @@ use super::folders::name_of;
 use crate::video::{Extent, VideoError};
 
 /// Frames a second, which folders don't tell.
-const FRAME_RATE: u32 = 25;
+pub(in crate::train) const FRAME_RATE: u32 = 25;
 
 /// How pictures are encoded, by their file names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,22 +1,26 @@
 //! What all formats have in common: labelled names become examples, once the files are found and all is checked.
 
+mod several;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 
 use super::copies::warning_of_copies;
 use super::divide::Division;
 use super::error::{DatasetError, Listing};
-use super::{DataSpec, Dataset, Example, Split, SplitRule};
+use super::{DataSpec, Dataset, Example, LabelKind, Split, SplitRule};
 use crate::video::TimeRange;
 
 /// A labelled name.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Labelled {
     pub(super) id: String,
     pub(super) label: String,
     /// `None` where the format has no splits.
     pub(super) split: Option<Split>,
     pub(super) range: TimeRange,
+    /// How much of it, from 0 to 1; 1 unless the format says otherwise.
+    pub(super) weight: f32,
 }
 
 /// All that a format says.
@@ -36,6 +40,8 @@ pub(super) struct Gathered {
     pub(super) in_folders: bool,
     /// Examples are parts of videos, and two labels may be of the same part.
     pub(super) has_overlaps: bool,
+    /// Videos show several classes, as the format says.
+    pub(super) has_several: bool,
     /// A file of each folder of a class without videos.
     pub(super) others: Vec<PathBuf>,
     /// Classes of each split, those without videos included.
@@ -53,6 +59,7 @@ impl Gathered {
             missing: Vec::new(),
             in_folders: false,
             has_overlaps: false,
+            has_several: false,
             others: Vec::new(),
             seen: BTreeMap::new(),
             warnings: Vec::new(),
@@ -78,23 +85,25 @@ impl Gathered {
             self.seen.entry(labelled.split).or_default().insert(labelled.label.clone());
         }
         self.refuse_nothing_found()?;
-        if self.has_overlaps {
-            self.leave_out_overlaps();
+        let kind = self.label_kind(spec.labels);
+        if kind == LabelKind::Single {
+            if self.has_overlaps {
+                self.leave_out_overlaps();
+            }
+            self.drop_duplicates()?;
         }
-        self.drop_duplicates()?;
         let classes = self.class_order(spec)?;
         self.compare_splits()?;
         let numbers: HashMap<&str, usize> = classes.iter().enumerate().map(|(i, class)| (class.as_str(), i)).collect();
-        let mut dataset = Dataset { classes: classes.clone(), root: self.videos.clone(), ..Dataset::default() };
-        let mut unsplit: Vec<Vec<Example>> = vec![Vec::new(); classes.len()];
-        for (Labelled { id, label, split, range }, video) in std::mem::take(&mut self.found) {
-            let example = Example { id, video, class: numbers[label.as_str()], range };
+        let mut dataset = Dataset { classes: classes.clone(), root: self.videos.clone(), kind, ..Dataset::default() };
+        let mut undivided = Vec::new();
+        for (split, example) in self.examples(kind, &numbers)? {
             match split {
                 Some(split) => dataset.split_mut(split).push(example),
-                None => unsplit[example.class].push(example),
+                None => undivided.push(example),
             }
         }
-        self.divide(unsplit, spec, &mut dataset)?;
+        self.divide(undivided, spec, &mut dataset)?;
         self.refuse_empty_classes(&dataset)?;
         self.warnings.extend(warning_of_copies(&dataset));
         self.report_missing(&mut dataset);
@@ -104,18 +113,16 @@ impl Gathered {
     /// Sets a part apart for validation where the data names none, and says so where nobody asked for it.
     fn divide(
         &mut self,
-        mut unsplit: Vec<Vec<Example>>,
+        mut undivided: Vec<Example>,
         spec: &DataSpec,
         dataset: &mut Dataset,
     ) -> Result<(), DatasetError> {
-        let has_no_splits = unsplit.iter().any(|examples| !examples.is_empty());
+        let has_no_splits = !undivided.is_empty();
         let fraction = spec.validation_fraction;
         let trains_alone = !has_no_splits && dataset.validation.is_empty() && !dataset.train.is_empty();
         let sets_apart = trains_alone && fraction > 0.0 && spec.split_rule == SplitRule::Stem;
         if sets_apart {
-            for example in std::mem::take(&mut dataset.train) {
-                unsplit[example.class].push(example);
-            }
+            undivided.append(&mut dataset.train);
         }
         if has_no_splits || sets_apart {
             let division = Division {
@@ -125,7 +132,8 @@ impl Gathered {
                 root: &self.videos,
                 spares_single_videos: sets_apart,
             };
-            self.warnings.extend(division.divide(unsplit, dataset)?);
+            let by_class = several::by_rarest_class(undivided, dataset.classes.len());
+            self.warnings.extend(division.divide(by_class, dataset)?);
         }
         let (train, validation) = (dataset.train.len(), dataset.validation.len());
         if train > 0 && validation == 0 {
@@ -165,7 +173,9 @@ impl Gathered {
         self.found.retain(|(labelled, video)| labels[&(video.clone(), labelled.range)].len() == 1);
         let left_out = before - self.found.len();
         if left_out > 0 {
-            self.warnings.push(format!("{left_out} segment(s) have more than one label and are left out"));
+            self.warnings.push(format!(
+                "{left_out} segment(s) have more than one label and are left out; `train --loss bce` takes several labels"
+            ));
         }
     }
 
@@ -254,8 +264,8 @@ impl Gathered {
             (true, true) => Split::Test,
         };
         let mut counts = vec![0usize; dataset.classes.len()];
-        for example in dataset.split(split) {
-            counts[example.class] += 1;
+        for label in dataset.split(split).iter().flat_map(|example| &example.labels) {
+            counts[label.class] += 1;
         }
         let empty: Vec<String> =
             (0..counts.len()).filter(|&i| counts[i] == 0).map(|i| dataset.classes[i].clone()).collect();

@@ -47,7 +47,7 @@ pub(super) fn read(folder: &Path, split: u32, videos: &Path) -> Result<Gathered,
             };
             let stem = Path::new(file.trim()).file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let (id, label) = (format!("{label}/{stem}"), label.clone());
-            let labelled = Labelled { id, label, split: Some(split), range: TimeRange::ALL };
+            let labelled = Labelled { id, label, split: Some(split), range: TimeRange::ALL, weight: 1.0 };
             gathered.look_up(&files, &[stem], labelled);
         }
     }

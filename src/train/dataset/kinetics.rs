@@ -61,7 +61,7 @@ pub(super) fn read(source: &Path, tables: &[PathBuf], videos: &Path) -> Result<G
             });
             let split = known.transpose()?.or_else(|| split_of_file(table));
             let timed = timed(&youtube_id, time_start, time_end);
-            let labelled = Labelled { id: timed.clone(), label, split, range: TimeRange::ALL };
+            let labelled = Labelled { id: timed.clone(), label, split, range: TimeRange::ALL, weight: 1.0 };
             gathered.look_up(&files, &[timed, youtube_id], labelled);
         }
     }
@@ -112,7 +112,7 @@ pub(super) fn read_json(
         if let Some([start, end]) = segment {
             stems.insert(0, timed(&id, start, end));
         }
-        gathered.look_up(files, &stems, Labelled { id, label, split, range: TimeRange::ALL });
+        gathered.look_up(files, &stems, Labelled { id, label, split, range: TimeRange::ALL, weight: 1.0 });
     }
     gathered.warn_of_unlabelled(unlabelled);
     Ok(())

@@ -4,6 +4,7 @@
 //! clips/1.mp4 3            path and class
 //! clips/1.mp4,3            the same with a comma; the class may have a name
 //! frames/1 120 3           folder of frames, number of frames, class
+//! clips/1.mp4 3 7 12       several classes
 //! ```
 //!
 //! Numbers count from 0. Their names are in `label_map.txt`, `classes.txt` or `labels.txt` beside the list, or `--classes`.
@@ -22,11 +23,12 @@ const CLASS_LISTS: [&str; 3] = ["label_map.txt", "classes.txt", "labels.txt"];
 /// A line's video and its label.
 struct Entry<'a> {
     video: &'a str,
+    /// Or several, by blanks or commas.
     label: &'a str,
+    several: bool,
 }
 
 const NEITHER: &str = "expected a video and its class";
-const SEVERAL: &str = "found several classes of one video; expected one";
 
 /// What a line is; the error says why it is none of a list.
 fn entry(line: &str) -> Result<Entry<'_>, &'static str> {
@@ -39,11 +41,10 @@ fn entry(line: &str) -> Result<Entry<'_>, &'static str> {
             _ => line.rsplit_once(separator).unwrap_or_default(),
         };
         let (video, label) = (video.trim().trim_matches('"'), label.trim().trim_matches('"'));
-        if label.contains(separator) && all_numbers(label, separator) {
-            return Err(SEVERAL);
-        }
-        let fits = !video.is_empty() && !label.is_empty() && (is_number(label) || is_video(Path::new(video)));
-        return if fits { Ok(Entry { video, label }) } else { Err(NEITHER) };
+        let several = label.contains(separator) && all_numbers(label, separator);
+        let is_label = is_number(label) || several || is_video(Path::new(video));
+        let fits = !video.is_empty() && !label.is_empty() && is_label;
+        return if fits { Ok(Entry { video, label, several }) } else { Err(NEITHER) };
     }
     // Names with blanks, and classes with blanks, are told apart by the ending of the video.
     let mut blanks = line.match_indices(' ').map(|(at, _)| at);
@@ -51,20 +52,16 @@ fn entry(line: &str) -> Result<Entry<'_>, &'static str> {
     if let Some(at) = after_video {
         let (video, label) = (&line[..at], line[at..].trim());
         let several = label.split_whitespace().count() > 1 && label.split_whitespace().all(is_number);
-        return match (several, label.is_empty()) {
-            (true, _) => Err(SEVERAL),
-            (_, true) => Err(NEITHER),
-            _ => Ok(Entry { video, label }),
-        };
+        return if label.is_empty() { Err(NEITHER) } else { Ok(Entry { video, label, several }) };
     }
     let words: Vec<&str> = line.split_whitespace().collect();
     match words.as_slice() {
         [.., frames, label] if words.len() > 2 && is_number(frames) && is_number(label) => {
             let video = line.trim_end_matches(label).trim_end().trim_end_matches(frames).trim_end();
-            Ok(Entry { video, label })
+            Ok(Entry { video, label, several: false })
         }
         [.., label] if words.len() > 1 && is_number(label) => {
-            Ok(Entry { video: line.trim_end_matches(label).trim_end(), label })
+            Ok(Entry { video: line.trim_end_matches(label).trim_end(), label, several: false })
         }
         _ => Err(NEITHER),
     }
@@ -78,12 +75,10 @@ fn lines(text: &str) -> impl Iterator<Item = (u64, &str)> {
 /// Whether `text` is such a list, by its first lines.
 pub(super) fn matches(text: &str) -> bool {
     const LOOKED_AT: usize = 50;
-    // A list of several classes is one too; that it can't be used is said when it is read.
-    let fits = |line| matches!(entry(line), Ok(_) | Err(SEVERAL));
     let mut some = false;
     lines(text).take(LOOKED_AT).all(|(_, line)| {
         some = true;
-        fits(line)
+        entry(line).is_ok()
     }) && some
 }
 
@@ -96,9 +91,19 @@ pub(super) fn read(path: &Path, text: &str, files: &VideoFiles, gathered: &mut G
             line: Some(line),
             detail: format!("{why}: {text:?}"),
         };
-        let Entry { video, label } = entry(text).map_err(malformed)?;
-        let labelled = Labelled { id: video.to_owned(), label: label.to_owned(), split, range: TimeRange::ALL };
-        gathered.look_up_path(files, video, labelled);
+        let Entry { video, label, several } = entry(text).map_err(malformed)?;
+        let labels: Vec<&str> = match several {
+            true => {
+                label.split(|c: char| c.is_whitespace() || ",;".contains(c)).filter(|part| !part.is_empty()).collect()
+            }
+            false => vec![label],
+        };
+        gathered.has_several |= several;
+        for label in labels {
+            let label = label.to_owned();
+            let labelled = Labelled { id: video.to_owned(), label, split, range: TimeRange::ALL, weight: 1.0 };
+            gathered.look_up_path(files, video, labelled);
+        }
     }
     Ok(())
 }

@@ -14,7 +14,9 @@ mod folders;
 mod frames;
 mod gather;
 mod hmdb51;
+mod join;
 mod kinetics;
+mod label;
 mod lists;
 mod lookup;
 mod mirrored;
@@ -24,11 +26,13 @@ mod split_list;
 mod table;
 mod ucf101;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 pub use check::{CheckDepth, Finding, Unreadable};
 pub use error::{DatasetError, Listing};
 pub(crate) use folders::is_video;
+pub use label::{Label, LabelKind, LabelMode};
 pub use mirrored::{Mirrored, mirrored_classes};
 pub use split_list::SPLIT_FILE;
 pub(super) use split_list::SplitList;
@@ -37,8 +41,8 @@ pub use table::Columns;
 use tracing::warn;
 
 use crate::video::{Source, TimeRange, VideoError};
-pub(super) use frames::FrameFolder;
 pub use frames::frames_as_video;
+pub(super) use frames::{FRAME_RATE, FrameFolder};
 
 /// Where labelled videos are.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,6 +62,8 @@ pub struct DataSpec {
     pub split_rule: SplitRule,
     /// Which columns of a table say what; those with the usual names if `None`.
     pub columns: Option<Columns>,
+    /// Whether a video may show several classes.
+    pub labels: LabelMode,
 }
 
 /// By what videos are divided into training and validation where the data has no splits.
@@ -82,6 +88,7 @@ impl DataSpec {
             split: 1,
             split_rule: SplitRule::Stem,
             columns: None,
+            labels: LabelMode::Auto,
         }
     }
 }
@@ -105,22 +112,42 @@ pub struct Dataset {
     pub missing: Vec<String>,
     /// What a person should know, in sentences; also logged.
     pub warnings: Vec<String>,
+    /// What examples are labelled with.
+    pub kind: LabelKind,
 }
 
 /// One labelled video, or a part of one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Example {
     /// Name within the dataset: that of the annotations, or the path below the dataset's folder.
     pub id: String,
     /// The file, or the folder that holds a video's frames as pictures.
     pub video: PathBuf,
-    /// Index into [`Dataset::classes`].
-    pub class: usize,
+    /// What it shows: one label, but for those that [`Dataset::kind`] says have more. Several may have none at all.
+    pub labels: Vec<Label>,
     /// The labelled part.
     pub range: TimeRange,
 }
 
 impl Example {
+    /// An example of one class.
+    pub fn of_class(id: String, video: PathBuf, class: usize, range: TimeRange) -> Self {
+        Self { id, video, labels: vec![Label::of(class)], range }
+    }
+
+    /// The classes that it shows at least half of, at any time, in their order.
+    pub fn classes(&self) -> Vec<usize> {
+        let shown = self.labels.iter().filter(|label| label.weight >= 0.5).map(|label| label.class);
+        shown.collect::<BTreeSet<usize>>().into_iter().collect()
+    }
+
+    /// The class that it shows the most of, the first of equal ones; `None` without labels.
+    pub fn main_class(&self) -> Option<usize> {
+        let heavier = |most: &'_ Label, next: &'_ Label| next.weight > most.weight;
+        let main = self.labels.iter().reduce(|most, next| if heavier(most, next) { next } else { most });
+        main.map(|label| label.class)
+    }
+
     /// Where its bytes are. Those of a folder of frames are put together here, as a Motion JPEG of all of them.
     pub fn source(&self) -> Result<Source, VideoError> {
         Ok(if self.video.is_dir() {
@@ -168,6 +195,17 @@ impl Dataset {
         let dataset = recognise::read(spec)?.into_dataset(spec)?;
         dataset.warnings.iter().for_each(|warning| warn!("{warning}"));
         Ok(dataset)
+    }
+
+    /// Opens several sources as one dataset. Gives how many training examples are of each, one source after the other.
+    pub fn open_all(specs: &[DataSpec]) -> Result<(Self, Vec<usize>), DatasetError> {
+        if let [only] = specs {
+            let dataset = Self::open(only)?;
+            let count = dataset.train.len();
+            return Ok((dataset, vec![count]));
+        }
+        let sources: Vec<Self> = specs.iter().map(Self::open).collect::<Result<_, _>>()?;
+        join::join(specs.iter().map(|spec| spec.annotations.as_path()).zip(sources).collect())
     }
 
     /// The examples of a split.

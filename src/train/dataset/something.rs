@@ -54,7 +54,7 @@ pub(super) fn read_json(
             unlabelled += 1;
             continue;
         };
-        let labelled = Labelled { id: id.clone(), label, split, range: TimeRange::ALL };
+        let labelled = Labelled { id: id.clone(), label, split, range: TimeRange::ALL, weight: 1.0 };
         gathered.look_up(files, &[id], labelled);
     }
     gathered.warn_of_unlabelled(unlabelled);
@@ -76,7 +76,7 @@ pub(super) fn read_text(
         };
         let (id, label) = text.split_once(';').ok_or_else(malformed)?;
         let (id, label) = (id.trim().to_owned(), label.trim().to_owned());
-        let labelled = Labelled { id: id.clone(), label, split, range: TimeRange::ALL };
+        let labelled = Labelled { id: id.clone(), label, split, range: TimeRange::ALL, weight: 1.0 };
         gathered.look_up(files, &[id], labelled);
     }
     Ok(())

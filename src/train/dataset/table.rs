@@ -5,7 +5,8 @@
 //! clips/1.mp4,run,train
 //! ```
 //!
-//! Beside the path and the label there may be a split, and the start and end of the labelled part in seconds.
+//! Beside the path and the label there may be a split, and the start and end of the labelled part in seconds. Instead of a label
+//! there may be `labels`: several separated by `;` or `|`, or a JSON list of them, each with a weight if it has one: `run=0.7;walk=0.3`.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -31,18 +32,20 @@ pub struct Columns {
 enum Role {
     Path,
     Label,
+    Labels,
     Split,
     Start,
     End,
 }
 
 impl Role {
-    const ALL: [Self; 5] = [Self::Path, Self::Label, Self::Split, Self::Start, Self::End];
+    const ALL: [Self; 6] = [Self::Path, Self::Label, Self::Labels, Self::Split, Self::Start, Self::End];
 
     fn name(self) -> &'static str {
         match self {
             Self::Path => "path",
             Self::Label => "label",
+            Self::Labels => "labels",
             Self::Split => "split",
             Self::Start => "start",
             Self::End => "end",
@@ -91,6 +94,7 @@ impl Role {
                 "class_id",
                 "class_index",
             ],
+            Self::Labels => &["labels", "classes", "tags", "actions", "categories", "label_weights"],
             Self::Split => &["split", "subset", "set", "partition", "part", "usage"],
             Self::Start => &["start", "start_time", "time_start", "t_start", "start_sec", "start_seconds", "begin"],
             Self::End => &["end", "end_time", "time_end", "t_end", "end_sec", "end_seconds", "stop"],
@@ -105,7 +109,9 @@ impl FromStr for Columns {
     fn from_str(text: &str) -> Result<Self, String> {
         let mut names = BTreeMap::new();
         for pair in text.split(',') {
-            let allowed = || "allowed is path=COLUMN,label=COLUMN, and split, start and end besides".to_owned();
+            let allowed = || {
+                "allowed is path=COLUMN,label=COLUMN (or labels=COLUMN), and split, start and end besides".to_owned()
+            };
             let (role, name) = pair.split_once('=').ok_or_else(allowed)?;
             let role = Role::ALL.into_iter().find(|known| known.name() == role.trim()).ok_or_else(allowed)?;
             names.insert(role, name.trim().to_owned());
@@ -141,7 +147,8 @@ impl Columns {
                 layout.insert(role, place);
             }
         }
-        Ok((layout.contains_key(&Role::Path) && layout.contains_key(&Role::Label)).then_some(layout))
+        let has_label = layout.contains_key(&Role::Label) || layout.contains_key(&Role::Labels);
+        Ok((layout.contains_key(&Role::Path) && has_label).then_some(layout))
     }
 }
 
@@ -215,11 +222,16 @@ impl Table {
             let malformed = |detail: String| DatasetError::Malformed { path: path.to_owned(), line, detail };
             let value =
                 |role: Role| layout.get(&role).and_then(|&place| row.get(place)).map_or("", String::as_str).trim();
-            let (video, label) = (value(Role::Path), value(Role::Label));
+            let video = value(Role::Path);
             if video.is_empty() {
                 return Err(malformed("a row has no video".to_owned()));
             }
-            if label.is_empty() {
+            let labels = match value(Role::Label) {
+                "" => several(value(Role::Labels)).map_err(malformed)?,
+                label => vec![(label.to_owned(), 1.0)],
+            };
+            gathered.has_several |= labels.len() > 1;
+            if labels.is_empty() {
                 unlabelled += 1;
                 continue;
             }
@@ -242,12 +254,41 @@ impl Table {
             if range.end.is_some_and(|end| end <= range.start) {
                 return Err(malformed("the labelled part ends before it begins".to_owned()));
             }
-            let labelled = Labelled { id: video.to_owned(), label: label.to_owned(), split, range };
-            gathered.look_up_path(files, video, labelled);
+            for (label, weight) in labels {
+                let labelled = Labelled { id: video.to_owned(), label, split, range, weight };
+                gathered.look_up_path(files, video, labelled);
+            }
         }
         gathered.warn_of_unlabelled(unlabelled);
         Ok(())
     }
+}
+
+/// The labels of a cell and their weights: `run;jump`, `run=0.7|walk=0.3`, `["run", "jump"]` or `{"run": 0.7, "walk": 0.3}`. The error
+/// says what is wrong.
+fn several(cell: &str) -> Result<Vec<(String, f32)>, String> {
+    let weight = |weight: f64| match (0.0..=1.0).contains(&weight) {
+        true => Ok(weight as f32),
+        false => Err(format!("found the weight {weight} of a label; allowed is 0 to 1")),
+    };
+    match serde_json::from_str::<Value>(cell) {
+        Ok(Value::Array(items)) => {
+            let text = |item: Value| if let Value::String(text) = item { text } else { item.to_string() };
+            return Ok(items.into_iter().map(|item| (text(item), 1.0)).collect());
+        }
+        Ok(Value::Object(weights)) => {
+            let number =
+                |value: &Value| value.as_f64().ok_or_else(|| format!("found the weight {value}; expected a number"));
+            return weights.iter().map(|(label, value)| Ok((label.clone(), weight(number(value)?)?))).collect();
+        }
+        _ => {}
+    }
+    let parts = cell.split([';', '|']).map(str::trim).filter(|part| !part.is_empty());
+    let label = |part: &str| match part.rsplit_once('=').map(|(label, number)| (label.trim(), number.trim().parse())) {
+        Some((label, Ok(number))) => Ok((label.to_owned(), weight(number)?)),
+        _ => Ok((part.to_owned(), 1.0)),
+    };
+    parts.map(label).collect()
 }
 
 /// Classes that are numbers: named by the list that goes with them, or in the order of the numbers.

@@ -58,7 +58,7 @@ pub(super) fn read(folder: &Path, split: u32, videos: &Path) -> Result<Gathered,
             }
             let stem = Path::new(file).file_stem().unwrap_or_default().to_string_lossy().into_owned();
             let (id, label) = (format!("{label}/{stem}"), label.to_owned());
-            let labelled = Labelled { id, label, split: Some(part), range: TimeRange::ALL };
+            let labelled = Labelled { id, label, split: Some(part), range: TimeRange::ALL, weight: 1.0 };
             gathered.look_up(&files, &[stem], labelled);
         }
     }
