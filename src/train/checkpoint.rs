@@ -12,6 +12,7 @@ use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
 use super::schedule::Plateau;
+use super::settings::Settings;
 use crate::model::file::{ModelFileError, read_metadata, write_whole};
 use crate::model::spec::{ClipSpec, ModelSpec};
 
@@ -77,11 +78,13 @@ pub struct Tally {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Best {
-    /// Its number, from 0.
-    epoch: u64,
+    /// Its number, from 0; `None` in checkpoints of the first versions.
+    #[serde(default)]
+    epoch: Option<u64>,
     /// Validation clips whose best score was their label's.
     correct: u64,
-    /// Mean accuracy of the classes.
+    /// Mean accuracy of the classes, or where clips show several mean average precision.
+    #[serde(default)]
     mean_class_bits: u64,
     loss_bits: u64,
 }
@@ -93,6 +96,8 @@ pub enum Metric {
     Accuracy,
     /// A higher mean of the classes' accuracies, each counting alike however many clips it has.
     MeanClassAccuracy,
+    /// A higher mean of the classes' average precisions, where clips show several classes.
+    MeanAveragePrecision,
     /// A lower loss.
     Loss,
 }
@@ -102,6 +107,7 @@ impl fmt::Display for Metric {
         f.write_str(match self {
             Self::Accuracy => "accuracy",
             Self::MeanClassAccuracy => "mean class accuracy",
+            Self::MeanAveragePrecision => "mean average precision",
             Self::Loss => "loss",
         })
     }
@@ -138,9 +144,14 @@ impl Tally {
 
 impl Best {
     /// The result of epoch `epoch`, counted from 0.
-    pub fn of(tally: &Tally, mean_class_accuracy: Option<f64>, epoch: u64) -> Self {
-        let mean_class_bits = mean_class_accuracy.unwrap_or_else(|| tally.accuracy()).to_bits();
-        Self { epoch, correct: tally.correct, mean_class_bits, loss_bits: tally.loss().to_bits() }
+    pub fn of(tally: &Tally, mean_over_classes: Option<f64>, epoch: u64) -> Self {
+        let mean_class_bits = mean_over_classes.unwrap_or_else(|| tally.accuracy()).to_bits();
+        Self { epoch: Some(epoch), correct: tally.correct, mean_class_bits, loss_bits: tally.loss().to_bits() }
+    }
+
+    /// Its number, from 1.
+    pub fn epoch(&self) -> Option<u64> {
+        self.epoch.map(|epoch| epoch + 1)
     }
 
     /// Whether this epoch is better than another one: by the metric, or as good by it at a lower loss.
@@ -149,7 +160,7 @@ impl Best {
         let mean = |of: &Self| f64::from_bits(of.mean_class_bits);
         let ordering = match metric {
             Metric::Accuracy => self.correct.cmp(&other.correct),
-            Metric::MeanClassAccuracy => mean(self).total_cmp(&mean(other)),
+            Metric::MeanClassAccuracy | Metric::MeanAveragePrecision => mean(self).total_cmp(&mean(other)),
             Metric::Loss => Ordering::Equal,
         };
         ordering.is_gt() || (ordering.is_eq() && loss < other_loss)
@@ -237,7 +248,13 @@ impl Progress {
 
     fn of_metadata(metadata: Option<&HashMap<String, String>>) -> Result<Self, CheckpointError> {
         let progress = metadata.and_then(|entries| entries.get(PROGRESS_KEY)).ok_or(CheckpointError::NoProgress)?;
-        Ok(serde_json::from_str(progress)?)
+        let mut progress: Self = serde_json::from_str(progress)?;
+        // One whose number nobody wrote down is taken for the latest, so that an early end waits long enough.
+        let latest = progress.epoch.saturating_sub(1);
+        if let Some(best) = &mut progress.best {
+            best.epoch.get_or_insert(latest);
+        }
+        Ok(progress)
     }
 
     /// A training before its first step.
@@ -247,11 +264,13 @@ impl Progress {
 
     /// Epochs that are over since the best one.
     pub fn epochs_since_best(&self) -> u64 {
-        self.best.map_or(0, |best| self.epoch.saturating_sub(best.epoch + 1))
+        let best = self.best.and_then(|best| best.epoch);
+        best.map_or(0, |best| self.epoch.saturating_sub(best + 1))
     }
 
     /// Refuses to go on with another network or other settings than the run began with.
-    pub fn check(&self, spec: &ModelSpec, settings: &BTreeMap<String, String>) -> Result<(), CheckpointError> {
+    /// Other words of earlier versions for the same settings are no difference.
+    pub fn check(&self, spec: &ModelSpec, settings: &Settings) -> Result<(), CheckpointError> {
         let differs = |setting: &str, found: String, wanted: String| CheckpointError::Settings {
             setting: setting.to_owned(),
             found,
@@ -269,11 +288,8 @@ impl Progress {
             };
             return Err(differs("list of classes", found, wanted));
         }
-        for (setting, wanted) in settings {
-            let found = self.settings.get(setting).map_or("not set", String::as_str);
-            if found != wanted {
-                return Err(differs(setting, found.to_owned(), wanted.clone()));
-            }
+        if let Some((setting, found, wanted)) = settings.difference(&self.settings) {
+            return Err(differs(&setting, found, wanted));
         }
         if self.spec.clip != spec.clip || self.spec.preprocessing != spec.preprocessing {
             let text = |spec: &ModelSpec| {
