@@ -3,11 +3,11 @@
 use std::time::{Duration, Instant};
 
 use candle_core::Device;
-use candle_nn::loss;
 use serde::Serialize;
 
 use crate::model::file::Model;
 use crate::train::loader::{Epoch, Loader, LoaderError};
+use crate::train::loss::{Criterion, LossConfig};
 use crate::train::network::{BeginAt, Network};
 
 /// How many clips come from a loader of which every batch is taken at once.
@@ -67,11 +67,12 @@ pub fn time_loading(loader: &Loader, time: Duration) -> Result<LoadTiming, LoadB
 pub fn time_feeding(loader: &Loader, model: &Model, time: Duration) -> Result<FeedTiming, LoadBenchError> {
     candle_conv3d::keep_freed_memory();
     let network = Network::new(model, &BeginAt::First, false, &Device::Cpu)?;
+    let criterion = Criterion::new(&LossConfig::default(), &Device::Cpu)?;
     let mut batches = Batches::new(loader)?;
     let mut step = || -> Result<(), LoadBenchError> {
         let batch = batches.next()?;
         let pass = network.train(&batch.clips)?;
-        let loss = loss::cross_entropy(&pass.logits, &batch.labels)?;
+        let loss = criterion.loss(&pass.logits, &batch.labels)?.mean()?;
         pass.backward(&loss)?;
         Ok(())
     };

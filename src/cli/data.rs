@@ -1,19 +1,20 @@
 //! Arguments that say where labelled videos are, shared by the subcommands that train.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::bail;
 use clap::{Args, ValueEnum};
 
-use crate::train::dataset::{Columns, DataSpec, Dataset, DatasetError, SplitRule};
+use crate::train::dataset::{Columns, DataSpec, Dataset, LabelMode, SplitRule};
 
 /// Labelled videos.
 #[derive(Debug, Clone, Args)]
 pub(super) struct DataArgs {
     /// Labelled videos: a folder of class folders (with or without train, val and test above them), or annotations: of Kinetics,
     /// ActivityNet, 3D-ResNets-PyTorch, UCF-101, HMDB-51, Something-Something, Jester, Charades, lists of mmaction2 or SlowFast,
-    /// or any table with named columns (docs/datasets.md has samples)
-    #[arg(long, value_name = "PATH", help_heading = "Data")]
-    data: PathBuf,
+    /// or any table with named columns (docs/datasets.md has samples). `train` and `evaluate` take several: give it once for each
+    #[arg(long, value_name = "PATH", required = true, help_heading = "Data")]
+    data: Vec<PathBuf>,
 
     /// Where the videos of annotations are; beside the annotations if absent
     #[arg(long, value_name = "DIR", help_heading = "Data")]
@@ -35,7 +36,7 @@ pub(super) struct DataArgs {
     #[arg(long, value_enum, value_name = "RULE", default_value = "stem", help_heading = "Data")]
     split_by: SplitArg,
 
-    /// Columns of a table: path=COLUMN,label=COLUMN, and split, start and end (seconds) besides; the usual names are known
+    /// Columns of a table: path=COLUMN,label=COLUMN (labels=COLUMN for several separated by `;` or `|`), and split, start and end (seconds) besides; the usual names are known
     #[arg(long, value_name = "ROLE=COLUMN,...", help_heading = "Data")]
     columns: Option<Columns>,
 }
@@ -47,9 +48,19 @@ enum SplitArg {
 }
 
 impl DataArgs {
-    pub(super) fn spec(&self) -> DataSpec {
+    /// Each source, read so where videos have several labels.
+    pub(super) fn specs(&self, labels: LabelMode) -> Vec<DataSpec> {
+        self.data.iter().map(|annotations| DataSpec { labels, ..self.spec(annotations) }).collect()
+    }
+
+    /// The sources in words.
+    pub(super) fn names(&self) -> String {
+        self.data.iter().map(|data| data.display().to_string()).collect::<Vec<_>>().join(", ")
+    }
+
+    fn spec(&self, annotations: &Path) -> DataSpec {
         DataSpec {
-            annotations: self.data.clone(),
+            annotations: annotations.to_owned(),
             videos: self.videos.clone(),
             classes: self.classes.clone(),
             validation_fraction: self.validation_fraction,
@@ -59,10 +70,13 @@ impl DataArgs {
                 SplitArg::Name => SplitRule::FileName,
             },
             columns: self.columns.clone(),
+            labels: LabelMode::Auto,
         }
     }
 
-    pub(super) fn open(&self) -> Result<Dataset, DatasetError> {
-        Dataset::open(&self.spec())
+    /// The only source, of commands that take one.
+    pub(super) fn open(&self) -> anyhow::Result<Dataset> {
+        let [only] = self.data.as_slice() else { bail!("this command takes one --data, not {}", self.data.len()) };
+        Ok(Dataset::open(&self.spec(only))?)
     }
 }

@@ -1,7 +1,10 @@
 //! `kinetoscope train`.
 
 mod classes;
+mod data;
+mod loss;
 mod recipe;
+mod seeds;
 mod watch;
 
 use std::path::{Path, PathBuf};
@@ -13,28 +16,27 @@ use anyhow::{Context, bail};
 use candle_conv3d::Precision;
 use candle_core::Device;
 use clap::Args as ClapArgs;
-use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 
 use super::data::DataArgs;
 use super::model::{self, EngineArgs, PrecisionArg};
 use crate::engine::DeviceRequest;
 use crate::model::file::Model;
+use crate::model::scores::{Activation, ScoreFunction};
 use crate::model::spec::ClipSpec;
 use crate::train::augment::Augment;
-use crate::train::checkpoint::Progress;
-use crate::train::dataset::{CheckDepth, DataSpec, Dataset, Example, Finding, Listing, Split, SplitRule};
+use crate::train::dataset::{CheckDepth, Dataset, Example, Finding, LabelKind, Split};
 use crate::train::distributed::{Alone, Collective, CollectiveError, Tcp};
 use crate::train::find_rate::{self, Rates};
-use crate::train::loader::{Loader, LoaderOptions, Shard};
+use crate::train::loader::{CachedClips, Loader, LoaderOptions, Shard};
 use crate::train::memory::{self, StepShape};
 use crate::train::network;
 use crate::train::optimizer::OptimizerConfig;
+use crate::train::report::EpochRecord;
 use crate::train::sgd::SgdConfig;
-use crate::train::trainer::{
-    BEST_FILE, BatchSource, CHECKPOINT_FILE, LAST_FILE, Outcome, Start, TrainOptions, Trainer,
-};
+use crate::train::trainer::{BEST_FILE, BatchSource, LAST_FILE, Outcome, Start, TrainOptions, Trainer};
 use classes::ClassCounts;
+use data::{Data, SourceArgs};
 use recipe::{InputArgs, NetworkArgs, RecipeArgs};
 pub(super) use watch::Signals;
 use watch::{Terminal, Work};
@@ -49,6 +51,9 @@ pub(super) struct Args {
     #[command(flatten)]
     data: DataArgs,
 
+    #[command(flatten)]
+    sources: SourceArgs,
+
     /// Folder for the results, made if it is not there
     #[arg(long, value_name = "DIR", required_unless_present = "check")]
     out: Option<PathBuf>,
@@ -61,6 +66,10 @@ pub(super) struct Args {
     /// fastest, and train nothing
     #[arg(long, conflicts_with_all = ["check", "resume"])]
     find_lr: bool,
+
+    /// Train once with each of these seeds, into OUT/seed-N, and print the best epochs with their mean and standard deviation
+    #[arg(long, value_name = "N,...", value_delimiter = ',', conflicts_with_all = ["check", "find_lr", "seed"])]
+    seeds: Vec<u64>,
 
     /// Go on with the run in OUT; begin if there is none
     #[arg(long)]
@@ -126,57 +135,85 @@ struct WorldArgs {
 
 pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
     if args.check {
-        let dataset = args.data.open().context("the data can't be used")?;
+        let Data { dataset, .. } = data::open(&args.data, &args.recipe, None).context("the data can't be used")?;
         return check(&dataset, usize::from(args.loader_threads));
     }
-    let out = args.out.as_deref().context("--out is missing")?;
-    let dataset = open_data(&args, out).context("the data can't be used")?;
+    let out = args.out.clone().context("--out is missing")?;
     let signals = Signals::listen("saving after this step")?;
+    rayon::ThreadPoolBuilder::new().num_threads(args.engine.threads()).build_global().context("can't start threads")?;
+    if args.seeds.is_empty() {
+        return Ok(train(&args, &out, &signals)?.code);
+    }
+    seeds::run(args, &out, &signals)
+}
+
+/// How a training ended.
+struct Ended {
+    code: ExitCode,
+    /// It was told to stop.
+    stopped: bool,
+    /// The best epoch, if there was one.
+    best: Option<EpochRecord>,
+}
+
+fn train(args: &Args, out: &Path, signals: &Signals) -> anyhow::Result<Ended> {
+    let opened = data::open(&args.data, &args.recipe, args.resume.then_some(out)).context("the data can't be used")?;
+    let dataset = &opened.dataset;
     let augment = args.input.augment(&dataset.classes);
-    let counts = ClassCounts::of(&dataset);
-    let class_weights = args.recipe.class_weights(&dataset.classes, counts.train())?;
-    let model = starting_model(&args, &dataset, out)?;
+    let counts = ClassCounts::of(dataset);
+    args.recipe.check_labels(dataset.kind)?;
+    let class_weights = args.recipe.class_weights(dataset, counts.train())?;
+    let shares = args.sources.shares(&opened, &args.recipe)?;
+    let model = starting_model(args, dataset, out)?;
     let device = parse_device(&args.device)?;
     let precision = choose_precision(args.precision, &device)?;
     if device.is_cpu() {
         candle_conv3d::keep_freed_memory();
     }
-    rayon::ThreadPoolBuilder::new().num_threads(args.engine.threads()).build_global().context("can't start threads")?;
-
     let WorldArgs { rank, world_size, .. } = args.world;
-    let train = loader(&args, &model, &dataset.train, augment.clone(), Shard { rank, world_size });
+    let cache = args.sources.cache()?;
+    let train = LoaderOptions {
+        shares,
+        cache: cache.clone(),
+        ..loader_options(args, dataset, dataset.train.len(), augment.clone(), Shard { rank, world_size })
+    };
+    let train = loader(&model, &dataset.train, train);
     // Each process validates its own part, none twice.
     let part: Vec<Example> = dataset.validation.iter().skip(rank).step_by(world_size).cloned().collect();
-    let validation = loader(&args, &model, &part, Augment::NONE, Shard::ALL);
+    let validation = loader_options(args, dataset, part.len(), Augment::NONE, Shard::ALL);
+    let validation = LoaderOptions { cache: cache.map(|cache| CachedClips { clips: 1, ..cache }), ..validation };
+    let validation = loader(&model, &part, validation);
 
-    let mut options = args.recipe.options(BatchSource::batches_per_epoch(&train), args.network.fine_tunes(), device);
+    let batches = BatchSource::batches_per_epoch(&train);
+    let mut options = args.recipe.options(batches, args.network.fine_tunes(), dataset.kind, device);
     options.precision = precision;
     options.begin_at = options.begin_at.named(&model.spec.architecture)?;
     options.loss.class_weights = class_weights;
     options.checkpoint_interval = Duration::from_secs(args.checkpoint_minutes.saturating_mul(60));
     for (name, value) in [
-        (DATA_SETTING, data_setting(&dataset)),
         ("batch size", args.recipe.batch_size().to_string()),
         ("seed", args.recipe.seed().to_string()),
-        ("augmentation", augment.to_string()),
         ("sampler", if args.recipe.balances() { "balanced" } else { "all" }.to_owned()),
     ] {
-        options.settings.insert(name.to_owned(), value);
+        options.settings.set(name, value);
     }
+    args.sources.describe(&opened, &mut options.settings);
+    options.settings.set_with_earlier("augmentation", augment.to_string(), augment.earlier_texts());
 
     if options.device.is_cpu() {
-        check_memory(&args, &model, &options)?;
+        check_memory(args, &model, &options)?;
     }
 
     if args.find_lr {
-        return tell_rate(&model, &options, &train, out, &signals);
+        let code = tell_rate(&model, &options, &train, out, signals)?;
+        return Ok(Ended { code, stopped: false, best: None });
     }
     let start = if args.resume { Start::Resume } else { Start::New };
     let collective = match args.world.join(signals.token()) {
         Ok(collective) => collective,
         Err(CollectiveError::Stopped) => {
             eprintln!("kinetoscope: stopped before the training began");
-            return Ok(signals.exit_code());
+            return Ok(Ended { code: signals.exit_code(), stopped: true, best: None });
         }
         Err(error) => return Err(error.into()),
     };
@@ -197,6 +234,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
             dataset.classes.len()
         );
         println!("{}", counts.line());
+        match dataset.kind {
+            LabelKind::Single => {}
+            LabelKind::Soft => println!("labels are parts of classes that add up to 1 (soft labels)"),
+            LabelKind::Multi => println!("videos may show several classes: the model will answer with sigmoids"),
+        }
         println!("{recipe}");
         if let (Some(warning), false) = (counts.warning(), args.recipe.knows_of_imbalance()) {
             eprintln!("kinetoscope: warning: {warning}");
@@ -224,11 +266,11 @@ pub(super) fn run(args: Args) -> anyhow::Result<ExitCode> {
                 }
                 println!("trained {} and {}", out.join(BEST_FILE).display(), out.join(LAST_FILE).display());
             }
-            Ok(ExitCode::SUCCESS)
+            Ok(Ended { code: ExitCode::SUCCESS, stopped: false, best: trainer.best_record() })
         }
         Outcome::Stopped => {
             eprintln!("kinetoscope: stopped and saved; --resume goes on");
-            Ok(signals.exit_code())
+            Ok(Ended { code: signals.exit_code(), stopped: true, best: trainer.best_record() })
         }
     }
 }
@@ -260,56 +302,14 @@ fn tell_rate(
     Ok(ExitCode::SUCCESS)
 }
 
-/// What tells the data of a run from others, among its settings.
-const DATA_SETTING: &str = "data";
-
-fn data_setting(dataset: &Dataset) -> String {
-    format!("{} examples, digest {}", dataset.train.len(), digest(dataset))
-}
-
-/// The data. A run that is resumed goes on with the split that it began with, by whatever rule that was made, and with its
-/// classes.
-fn open_data(args: &Args, out: &Path) -> anyhow::Result<Dataset> {
-    let dataset = args.data.open()?;
-    let begun = if args.resume { Progress::read(&out.join(CHECKPOINT_FILE))? } else { None };
-    let Some(progress) = begun else { return Ok(dataset) };
-    refuse_other_classes(&progress.spec.labels, &dataset.classes, out)?;
-    let was = progress.settings.get(DATA_SETTING);
-    if was != Some(&data_setting(&dataset)) {
-        // The older rule may refuse what the newer one takes, and then it was not the run's.
-        let spec = DataSpec { split_rule: SplitRule::FileName, ..args.data.spec() };
-        if let Ok(by_name) = Dataset::open(&spec)
-            && was == Some(&data_setting(&by_name))
-        {
-            println!("the split is that of the run's beginning, by names with their endings");
-            return Ok(by_name);
-        }
-    }
-    Ok(dataset)
-}
-
-fn refuse_other_classes(run: &[String], data: &[String], out: &Path) -> anyhow::Result<()> {
-    let only_in = |these: &[String], those: &[String]| {
-        Listing(these.iter().filter(|class| !those.contains(class)).cloned().collect::<Vec<_>>())
-    };
-    let (added, gone) = (only_in(data, run), only_in(run, data));
-    match (added.0.is_empty(), gone.0.is_empty()) {
-        (true, true) => Ok(()),
-        (false, true) => bail!("the data has classes that the run in {} has not: {added}", out.display()),
-        (true, false) => bail!("the data lacks classes of the run in {}: {gone}", out.display()),
-        (false, false) => {
-            bail!("the data has other classes than the run in {}: {added}, and not {gone}", out.display())
-        }
-    }
-}
-
 /// The network to begin with: that of a model file, with a new last layer for other classes, or a new one.
 fn starting_model(args: &Args, dataset: &Dataset, out: &Path) -> anyhow::Result<Model> {
     let seed = args.recipe.seed();
     let name = args.network.name_or(out);
     let Some(init) = args.network.init() else {
         let clip = args.input.clip(ClipSpec::default());
-        let spec = args.network.spec(name, dataset.classes.clone(), clip, args.input.preprocessing()?)?;
+        let mut spec = args.network.spec(name, dataset.classes.clone(), clip, args.input.preprocessing()?)?;
+        spec.scores = score_function(dataset);
         return network::from_scratch(spec, seed).context("no such network");
     };
     let model = model::load(Some(init))?;
@@ -318,6 +318,8 @@ fn starting_model(args: &Args, dataset: &Dataset, out: &Path) -> anyhow::Result<
     args.network.describe(&mut spec, name, &format!("{} version {}", model.spec.name, model.spec.version));
     spec.labels.clone_from(&dataset.classes);
     spec.clip = args.input.clip(spec.clip);
+    // A temperature is that of other weights.
+    spec.scores = score_function(dataset);
     if same_classes {
         return Ok(Model::new(spec, model.tensors)?);
     }
@@ -325,21 +327,34 @@ fn starting_model(args: &Args, dataset: &Dataset, out: &Path) -> anyhow::Result<
     Ok(network::with_head(model, spec, seed)?)
 }
 
-fn loader(args: &Args, model: &Model, examples: &[Example], augment: Augment, shard: Shard) -> Loader {
+fn score_function(dataset: &Dataset) -> ScoreFunction {
+    let activation = match dataset.kind {
+        LabelKind::Single | LabelKind::Soft => Activation::Softmax,
+        LabelKind::Multi => Activation::Sigmoid,
+    };
+    ScoreFunction { activation, ..ScoreFunction::default() }
+}
+
+fn loader(model: &Model, examples: &[Example], options: LoaderOptions) -> Loader {
+    Loader::new(Arc::from(examples), model.spec.clip, model.spec.preprocessing, options)
+}
+
+/// For so many examples of `dataset`.
+fn loader_options(args: &Args, dataset: &Dataset, examples: usize, augment: Augment, shard: Shard) -> LoaderOptions {
     let batch_size = args.recipe.batch_size();
-    let options = LoaderOptions {
+    LoaderOptions {
         batch_size,
         threads: usize::from(args.loader_threads),
         prefetch_batches: usize::from(args.prefetch),
         seed: args.recipe.seed(),
         // A last batch of few clips would move weights and statistics as much as a whole one.
-        drop_last: augment.train && examples.len() >= batch_size * shard.world_size,
+        drop_last: augment.train && examples >= batch_size * shard.world_size,
         balanced: augment.train && args.recipe.balances(),
+        parts_of: (dataset.kind != LabelKind::Single).then_some(dataset.classes.len()),
         augment,
         shard,
         ..LoaderOptions::default()
-    };
-    Loader::new(Arc::from(examples), model.spec.clip, model.spec.preprocessing, options)
+    }
 }
 
 /// Refuses a training whose first step would take more memory than there is, with the options that take less.
@@ -413,15 +428,6 @@ fn check(dataset: &Dataset, threads: usize) -> anyhow::Result<ExitCode> {
         eprintln!("kinetoscope: warning: {warning}");
     }
     Ok(if findings.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// Tells one dataset from another, and the same one at another place not.
-fn digest(dataset: &Dataset) -> String {
-    let mut digest = Sha256::new();
-    for Example { id, class, range, .. } in dataset.train.iter().chain(&dataset.validation) {
-        digest.update(format!("{id}\n{class}\n{range:?}\n"));
-    }
-    digest.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 fn parse_device(name: &str) -> anyhow::Result<Device> {

@@ -92,6 +92,20 @@ impl Augment {
     /// Nothing random: for validation.
     pub const NONE: Self = Self { train: false, crop: TrainCrop::Center, flip: false, color_jitter: None };
 
+    /// What earlier versions wrote into checkpoints for the same.
+    pub fn earlier_texts(&self) -> Vec<String> {
+        let mut words = match self.crop {
+            TrainCrop::CornerMultiScale => "a corner or the middle at one of five scales".to_owned(),
+            TrainCrop::RandomResized { .. } => "a random area and aspect ratio".to_owned(),
+            TrainCrop::Center => "the middle".to_owned(),
+        };
+        words += if self.flip { ", half of the clips mirrored" } else { ", no clips mirrored" };
+        if let Some(ColorJitter { brightness, contrast, saturation }) = self.color_jitter {
+            words += &format!(", brightness {brightness}, contrast {contrast} and saturation {saturation} varied");
+        }
+        vec![format!("{self:?}"), words]
+    }
+
     /// Draws the variation of the clip at `position` of the epoch's order.
     pub fn draw(&self, seed: u64, epoch: u64, position: u64) -> Variation {
         let mut draws = Draws::new(seed, "clip", epoch, position);
@@ -135,6 +149,19 @@ impl Variation {
         let starts = video.frames.saturating_sub(span) + 1;
         let first_frame = ((self.time * starts as f64) as u64).min(starts - 1);
         Choice { first_frame, crop: self.crop(f64::from(video.width), f64::from(video.height)) }
+    }
+
+    /// The same colours and mirroring of the clip that `other` takes.
+    pub(super) fn of_clip(self, other: &Self) -> Self {
+        Self { time: other.time, crop: other.crop, draws: other.draws, ..self }
+    }
+
+    /// What tells the clip from others of the same video, in a text.
+    pub(super) fn clip_text(&self) -> String {
+        match self.crop {
+            TrainCrop::Center => format!("{:?} {:?}", self.time, self.crop),
+            crop => format!("{:?} {crop:?} {:?}", self.time, self.draws),
+        }
     }
 
     fn crop(&self, width: f64, height: f64) -> Crop {
@@ -237,6 +264,13 @@ mod tests {
 
     fn extent(frames: u64) -> Extent {
         Extent { frames, width: 340, height: 256 }
+    }
+
+    #[test]
+    fn texts_of_the_first_versions_are_known() {
+        let texts = Augment { flip: false, ..Augment::PAPER }.earlier_texts();
+        assert_eq!(texts[0], "Augment { train: true, crop: CornerMultiScale, flip: false, color_jitter: None }");
+        assert_eq!(texts[1], "a corner or the middle at one of five scales, no clips mirrored");
     }
 
     /// How often each of `n` outcomes comes in 10,000 draws.

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
-use super::loss::{Criterion, Labels};
+use super::loss::Criterion;
 use super::network::Network;
 use super::optimizer::{Optimizer, clip_norm};
 use super::report::{self, ReportError};
@@ -69,7 +69,7 @@ pub fn find(
         }
         let batch = batch?;
         let clips = batch.clips.to_device(&options.device)?;
-        let labels = Labels::Classes(batch.labels.to_device(&options.device)?);
+        let labels = batch.labels.to_device(&options.device)?;
         let pass = network.train(&clips)?;
         let mean = criterion.loss(&pass.logits, &labels)?.mean()?;
         let loss = f64::from(mean.to_scalar::<f32>()?);

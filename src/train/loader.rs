@@ -6,8 +6,11 @@
 //! Everything random about a batch depends on `(seed, epoch, position)` alone. So batches are the same whatever the number
 //! of threads, and the same again when an epoch is begun in its midst.
 
+mod order;
+
 use std::collections::BTreeMap;
 use std::fs::File;
+use std::ops::Range;
 use std::panic::{self, AssertUnwindSafe};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,17 +23,20 @@ use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use super::augment::{Augment, Draws, Variation};
-use super::dataset::{Example, FrameFolder, Unreadable};
+use super::clip_cache::{ClipCache, ClipKey};
+use super::dataset::{Example, FRAME_RATE, FrameFolder, Unreadable};
+use super::loss::Labels;
 use crate::model::spec::{ClipSpec, Preprocessing};
 use crate::video::{Choice, Clip, DecodeOptions, Extent, Source, TimeRange, VideoError, decode_chosen_clip};
+pub use order::Share;
 
 /// Clips for one step.
 #[derive(Debug, Clone)]
 pub struct Batch {
     /// `(n, 3, t, h, w)`, f32, normalised, on the CPU.
     pub clips: Tensor,
-    /// Class of each clip, `(n)`, u32.
-    pub labels: Tensor,
+    /// What each clip shows, on the CPU.
+    pub labels: Labels,
     /// Which example each clip is of.
     pub examples: Vec<usize>,
 }
@@ -55,8 +61,23 @@ pub struct LoaderOptions {
     /// Takes as many examples of each class in an epoch: those of rare classes several times, some of frequent ones not.
     /// Only where [`Augment::train`] is set.
     pub balanced: bool,
+    /// How much of an epoch each source of examples is; each example once if empty. Only where [`Augment::train`] is set.
+    pub shares: Vec<Share>,
+    /// Where decoded clips are kept, if they are.
+    pub cache: Option<CachedClips>,
+    /// The number of classes where clips show parts of several, or several at a time. `None` where each shows one.
+    pub parts_of: Option<usize>,
     /// How long a file that can't be read is tried again, a minute; a volume may be away for a while.
     pub patience: Duration,
+}
+
+/// Clips that are decoded once and read from disk from then on.
+#[derive(Debug, Clone)]
+pub struct CachedClips {
+    /// Where they are.
+    pub cache: Arc<ClipCache>,
+    /// Different clips of a video that training takes in turn, at least 1: an epoch takes the next one of each.
+    pub clips: u64,
 }
 
 /// One of several processes that train together. Each sees other examples, and as many batches as the others: where examples
@@ -86,6 +107,9 @@ impl Default for LoaderOptions {
             shard: Shard::ALL,
             drop_last: false,
             balanced: false,
+            shares: Vec::new(),
+            cache: None,
+            parts_of: None,
             patience: Duration::from_secs(60),
         }
     }
@@ -287,9 +311,10 @@ struct Maker {
     waited: AtomicU64,
 }
 
-/// A clip, normalised `(3, t, h, w)`, and its example.
+/// A clip, normalised `(3, t, h, w)`, its time in the video, and its example.
 struct Made {
     clip: Vec<f32>,
+    time: Range<Duration>,
     example: usize,
 }
 
@@ -317,24 +342,12 @@ impl Maker {
             return order;
         }
         let mut draws = Draws::new(self.options.seed, "order", epoch, 0);
-        shuffle(&mut order, &mut draws);
-        if self.options.balanced { self.balanced(&order, &mut draws) } else { order }
-    }
-
-    /// As many examples, of each class as many as of the others (but for one), each class's in turn in the order given.
-    fn balanced(&self, order: &[usize], draws: &mut Draws) -> Vec<usize> {
-        let mut of_class: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-        order.iter().for_each(|&example| of_class.entry(self.examples[example].class).or_default().push(example));
-        // Which classes have one more differs from epoch to epoch.
-        let mut classes: Vec<Vec<usize>> = of_class.into_values().collect();
-        shuffle(&mut classes, draws);
-        let place = |place: usize| {
-            let class = &classes[place % classes.len()];
-            class[place / classes.len() % class.len()]
-        };
-        let mut balanced: Vec<usize> = (0..order.len()).map(place).collect();
-        shuffle(&mut balanced, draws);
-        balanced
+        order::shuffle(&mut order, &mut draws);
+        match self.options.shares.as_slice() {
+            [] if self.options.balanced => order::balanced(&self.examples, &order, &mut draws),
+            [] => order,
+            shares => order::shared(shares, &order, &mut draws),
+        }
     }
 
     /// The clip of the example that stands at `position` of an epoch's order, or in training of the first of its substitutes that
@@ -346,7 +359,6 @@ impl Maker {
         position: usize,
         cancel: &CancellationToken,
     ) -> Result<Slot, LoaderError> {
-        let variation = self.options.augment.draw(self.options.seed, epoch, position as u64);
         let substitutes = if self.options.augment.train { usize::MAX } else { 1 };
         // Which can't be read, rather than decoded.
         let mut away: Vec<(usize, VideoError)> = Vec::new();
@@ -354,11 +366,12 @@ impl Maker {
             if lock(&self.unreadable).contains_key(&example) {
                 continue;
             }
+            let variation = self.variation(epoch, position, example);
             match self.decode_with_patience(example, &variation, cancel) {
-                Ok(clip) => {
+                Ok((clip, time)) => {
                     // Others can be read, so it is these files.
                     away.into_iter().for_each(|(example, error)| self.note_unreadable(example, error));
-                    return Ok(Slot::Made(Made { clip, example }));
+                    return Ok(Slot::Made(Made { clip, time, example }));
                 }
                 Err(VideoError::Cancelled) => return Ok(Slot::Cancelled),
                 Err(error) if is_outage(&error) => away.push((example, error)),
@@ -379,6 +392,20 @@ impl Maker {
         }
     }
 
+    /// How the clip of an example is taken. Where clips are cached, an example has so many, which the epochs take in turn; how
+    /// they are mirrored and coloured is drawn each time.
+    fn variation(&self, epoch: u64, position: usize, example: usize) -> Variation {
+        let LoaderOptions { augment, seed, cache, .. } = &self.options;
+        let drawn = augment.draw(*seed, epoch, position as u64);
+        match cache {
+            Some(CachedClips { clips, .. }) => {
+                let turn = epoch % (*clips).max(1);
+                drawn.of_clip(&augment.draw(*seed, turn, example as u64))
+            }
+            None => drawn,
+        }
+    }
+
     /// The error of an epoch without clips, if any video was tried.
     fn nothing_readable(&self) -> Option<LoaderError> {
         let unreadable = lock(&self.unreadable);
@@ -393,7 +420,7 @@ impl Maker {
         example: usize,
         variation: &Variation,
         cancel: &CancellationToken,
-    ) -> Result<Vec<f32>, VideoError> {
+    ) -> Result<(Vec<f32>, Range<Duration>), VideoError> {
         const FIRST_PAUSE: Duration = Duration::from_millis(100);
         const LONGEST_PAUSE: Duration = Duration::from_secs(5);
         let (mut pause, mut was_away) = (FIRST_PAUSE, false);
@@ -448,9 +475,9 @@ impl Maker {
         example: usize,
         variation: &Variation,
         cancel: &CancellationToken,
-    ) -> Result<Vec<f32>, VideoError> {
+    ) -> Result<(Vec<f32>, Range<Duration>), VideoError> {
         let example = &self.examples[example];
-        let clip = self.decode_rgb(example, variation, cancel);
+        let clip = self.cached_rgb(example, variation, cancel);
         // A file that can't be read to its end looks like a broken one to FFmpeg.
         let mut clip = clip.map_err(|error| match error.is_input_fault() {
             true => reading_error(&example.video).unwrap_or(error),
@@ -459,7 +486,26 @@ impl Maker {
         if let Some(colors) = variation.colors {
             colors.apply(&mut clip.rgb);
         }
-        Ok(normalise(&clip.rgb, self.clip.size, variation.flip, &self.lookup))
+        Ok((normalise(&clip.rgb, self.clip.size, variation.flip, &self.lookup), clip.start..clip.end))
+    }
+
+    /// From the cache, or decoded and kept there.
+    fn cached_rgb(
+        &self,
+        example: &Example,
+        variation: &Variation,
+        cancel: &CancellationToken,
+    ) -> Result<Clip, VideoError> {
+        let decode = || self.decode_rgb(example, variation, cancel);
+        let Some(CachedClips { cache, .. }) = &self.options.cache else { return decode() };
+        let rest = (example.range, variation.clip_text(), self.clip, self.preprocessing);
+        let Some(key) = ClipKey::of(&example.video, &rest) else { return decode() };
+        if let Some(clip) = cache.get(&key).filter(|clip| clip.rgb.len() == self.clip.rgb_len()) {
+            return Ok(clip);
+        }
+        let clip = decode()?;
+        cache.put(&key, &clip);
+        Ok(clip)
     }
 
     fn decode_rgb(
@@ -481,7 +527,26 @@ impl Maker {
         let Choice { first_frame, crop } = choose(frames.extent()?);
         let span = (self.clip.frames.max(1) as u64 - 1) * self.clip.temporal_stride.max(1) as u64 + 1;
         let bytes = frames.range(first_frame..first_frame.saturating_add(span))?;
-        decode(&Source::Bytes(bytes), &|_| Choice { first_frame: 0, crop })
+        let clip = decode(&Source::Bytes(bytes), &|_| Choice { first_frame: 0, crop })?;
+        let before = Duration::from_secs_f64(first_frame as f64 / f64::from(FRAME_RATE));
+        Ok(Clip { start: clip.start + before, end: clip.end + before, ..clip })
+    }
+
+    /// What clips show, of videos with several labels at their times.
+    fn labels(&self, clips: &[Made]) -> Labels {
+        let Some(classes) = self.options.parts_of else {
+            let class = |made: &Made| self.examples[made.example].main_class().unwrap_or(0) as u32;
+            let labels: Vec<u32> = clips.iter().map(class).collect();
+            return Labels::Classes(
+                Tensor::from_vec(labels, clips.len(), &Device::Cpu).expect("a label for each clip"),
+            );
+        };
+        let mut parts = vec![0.0f32; clips.len() * classes];
+        for (row, made) in parts.chunks_exact_mut(classes).zip(clips) {
+            let shown = self.examples[made.example].labels.iter().filter(|label| overlaps(label.range, &made.time));
+            shown.for_each(|label| row[label.class] = row[label.class].max(label.weight));
+        }
+        Labels::Parts(Tensor::from_vec(parts, (clips.len(), classes), &Device::Cpu).expect("a row for each clip"))
     }
 
     fn note_unreadable(&self, example: usize, error: VideoError) {
@@ -498,10 +563,9 @@ impl Maker {
     }
 }
 
-fn shuffle<T>(items: &mut [T], draws: &mut Draws) {
-    for i in (1..items.len()).rev() {
-        items.swap(i, draws.below(i as u64 + 1) as usize);
-    }
+/// Whether a clip shows anything of a labelled part.
+fn overlaps(range: TimeRange, clip: &Range<Duration>) -> bool {
+    range.start < clip.end && range.end.is_none_or(|end| end > clip.start)
 }
 
 /// Whether a video could not be read, by no fault of its own: its folder may be away, files or memory exhausted.
@@ -639,7 +703,7 @@ impl Shared {
     fn batch(&self, clips: Vec<Made>) -> Batch {
         let ClipSpec { frames, size, .. } = self.maker.clip;
         let examples: Vec<usize> = clips.iter().map(|made| made.example).collect();
-        let labels: Vec<u32> = examples.iter().map(|&example| self.maker.examples[example].class as u32).collect();
+        let labels = self.maker.labels(&clips);
         let mut pixels = Vec::with_capacity(clips.len() * frames * size * size * 3);
         for made in clips {
             pixels.extend_from_slice(&made.clip);
@@ -647,7 +711,7 @@ impl Shared {
         let shape = (examples.len(), 3, frames, size, size);
         Batch {
             clips: Tensor::from_vec(pixels, shape, &Device::Cpu).expect("every clip has the spec's shape"),
-            labels: Tensor::from_vec(labels, examples.len(), &Device::Cpu).expect("a label for each clip"),
+            labels,
             examples,
         }
     }

@@ -1,7 +1,9 @@
-//! What is minimised: cross entropy over the classes, with classes that weigh more than others, smoothed labels, and clips
-//! that are mixed of two.
+//! What is minimised: cross entropy over the classes, or binary cross entropy of each class where clips show several; with classes
+//! that weigh more than others, smoothed labels, and clips that are mixed of two.
 
-use candle_core::{D, Device, Result, Tensor};
+use std::fmt;
+
+use candle_core::{D, DType, Device, Result, Tensor};
 use candle_nn::loss::cross_entropy;
 use candle_nn::ops::log_softmax;
 
@@ -10,15 +12,38 @@ use super::augment::Draws;
 /// How the loss of a clip is computed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LossConfig {
-    /// How much each class counts; all alike if `None`.
+    /// Of which scores.
+    pub kind: LossKind,
+    /// How much each class counts; all alike if `None`. Of binary cross entropy, how much a clip that shows the class counts
+    /// beside one that doesn't (PyTorch's `pos_weight`).
     pub class_weights: Option<Vec<f32>>,
-    /// Part of each label that is spread evenly over all classes, from 0 to less than 1.
+    /// Part of each label that is spread evenly over all classes, from 0 to less than 1. Of cross entropy only.
     pub label_smoothing: f64,
 }
 
-/// Computes losses as `torch.nn.CrossEntropyLoss(weight, label_smoothing)` does.
+/// Which loss.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum LossKind {
+    /// Cross entropy of the softmax: a clip shows one class, or parts of several that add up to 1.
+    #[default]
+    CrossEntropy,
+    /// The mean over classes of the binary cross entropy of their sigmoids: a clip shows any number of classes.
+    BinaryCrossEntropy,
+}
+
+impl fmt::Display for LossKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::CrossEntropy => "cross entropy",
+            Self::BinaryCrossEntropy => "binary cross entropy",
+        })
+    }
+}
+
+/// Computes losses as `torch.nn.CrossEntropyLoss(weight, label_smoothing)` and `torch.nn.BCEWithLogitsLoss(pos_weight)` do.
 #[derive(Debug)]
 pub struct Criterion {
+    kind: LossKind,
     /// `(1, classes)`.
     class_weights: Option<Tensor>,
     label_smoothing: f64,
@@ -29,8 +54,39 @@ pub struct Criterion {
 pub enum Labels {
     /// One class each, `(n)`, u32.
     Classes(Tensor),
-    /// Parts of classes, `(n, classes)`, f32; those of a clip add up to one.
+    /// Parts of classes, `(n, classes)`, f32, 0 to 1; those of a clip add up to one where it shows one class.
     Parts(Tensor),
+}
+
+impl Labels {
+    /// The same on a device.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(match self {
+            Self::Classes(classes) => Self::Classes(classes.to_device(device)?),
+            Self::Parts(parts) => Self::Parts(parts.to_device(device)?),
+        })
+    }
+
+    /// Parts of `classes` classes, `(n, classes)`.
+    pub fn parts(&self, classes: usize) -> Result<Tensor> {
+        match self {
+            Self::Classes(labels) => one_hot(labels, classes),
+            Self::Parts(parts) => Ok(parts.clone()),
+        }
+    }
+
+    /// How many clips have their highest logit at their class; of several, at one that no other is more of.
+    pub fn count_correct(&self, logits: &Tensor) -> Result<u64> {
+        let best = logits.detach().argmax(1)?;
+        let hits = match self {
+            Self::Classes(classes) => best.eq(classes)?,
+            Self::Parts(parts) => {
+                let of_best = parts.gather(&best.unsqueeze(1)?, 1)?.squeeze(1)?;
+                (of_best.ge(&parts.max(1)?)?.to_dtype(DType::F32)? * of_best.gt(0f32)?.to_dtype(DType::F32)?)?
+            }
+        };
+        Ok(hits.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()? as u64)
+    }
 }
 
 /// The loss of a batch.
@@ -54,19 +110,39 @@ impl Criterion {
     pub fn new(config: &LossConfig, device: &Device) -> Result<Self> {
         let row = |weights: &Vec<f32>| Tensor::from_slice(weights, (1, weights.len()), device);
         let class_weights = config.class_weights.as_ref().map(row).transpose()?;
-        Ok(Self { class_weights, label_smoothing: config.label_smoothing })
+        Ok(Self { kind: config.kind, class_weights, label_smoothing: config.label_smoothing })
     }
 
     /// The loss of `logits` `(n, classes)`.
     pub fn loss(&self, logits: &Tensor, labels: &Labels) -> Result<Loss> {
+        match self.kind {
+            LossKind::CrossEntropy => self.cross_entropy(logits, labels),
+            LossKind::BinaryCrossEntropy => self.binary_cross_entropy(logits, labels),
+        }
+    }
+
+    fn binary_cross_entropy(&self, logits: &Tensor, labels: &Labels) -> Result<Loss> {
+        let (clips, classes) = logits.dims2()?;
+        let shown = labels.parts(classes)?;
+        // Minus the logarithm of the sigmoid's complement, ln(1 + exp(x)), without overflow; that of the sigmoid is less by x.
+        let of_absent = (logits.relu()? + (logits.abs()?.neg()?.exp()? + 1.0)?.log()?)?;
+        let of_shown = (&of_absent - logits)?;
+        let of_shown = match &self.class_weights {
+            Some(weights) => of_shown.broadcast_mul(weights)?,
+            None => of_shown,
+        };
+        let losses = ((&shown * of_shown)? + (shown.affine(-1.0, 1.0)? * of_absent)?)?;
+        Ok(Loss { sum: (losses.sum_all()? / classes as f64)?, weight: clips as f64 })
+    }
+
+    fn cross_entropy(&self, logits: &Tensor, labels: &Labels) -> Result<Loss> {
         let (clips, classes) = logits.dims2()?;
         let parts = match labels {
             Labels::Classes(labels) if self.class_weights.is_none() && self.label_smoothing == 0.0 => {
                 let sum = (cross_entropy(logits, labels)? * clips as f64)?;
                 return Ok(Loss { sum, weight: clips as f64 });
             }
-            Labels::Classes(labels) => one_hot(labels, classes)?,
-            Labels::Parts(parts) => parts.clone(),
+            labels => labels.parts(classes)?,
         };
         let weight = match &self.class_weights {
             Some(weights) => f64::from(parts.broadcast_mul(weights)?.sum_all()?.to_scalar::<f32>()?),
@@ -84,7 +160,7 @@ impl Criterion {
 
 fn one_hot(labels: &Tensor, classes: usize) -> Result<Tensor> {
     let classes = Tensor::arange(0, classes as u32, labels.device())?;
-    labels.unsqueeze(1)?.broadcast_eq(&classes.unsqueeze(0)?)?.to_dtype(candle_core::DType::F32)
+    labels.unsqueeze(1)?.broadcast_eq(&classes.unsqueeze(0)?)?.to_dtype(DType::F32)
 }
 
 /// Weights by which classes of few examples count as much as those of many: all examples divided by the number of classes
@@ -92,6 +168,16 @@ fn one_hot(labels: &Tensor, classes: usize) -> Result<Tensor> {
 pub fn balanced_weights(counts: &[usize]) -> Vec<f32> {
     let (total, present) = (counts.iter().sum::<usize>(), counts.iter().filter(|&&count| count > 0).count());
     let weight = |&count: &usize| if count == 0 { 0.0 } else { total as f64 / (present * count) as f64 };
+    counts.iter().map(|count| weight(count) as f32).collect()
+}
+
+/// Weights by which, of `total` examples, those that show a class count as much as those that don't, where each may show several:
+/// examples without the class divided by those with it. 1 for a class without examples.
+pub fn balanced_positive_weights(counts: &[usize], total: usize) -> Vec<f32> {
+    let weight = |&count: &usize| match (count, total.saturating_sub(count)) {
+        (0, _) | (_, 0) => 1.0,
+        (with, without) => without as f64 / with as f64,
+    };
     counts.iter().map(|count| weight(count) as f32).collect()
 }
 
@@ -105,19 +191,19 @@ pub struct Mix {
 }
 
 impl Mix {
-    /// Clips `(n, 3, t, h, w)` and labels `(n)` of one of `classes` as they are mixed by what `draws` says. With both kinds,
+    /// Clips `(n, 3, t, h, w)` and labels of `classes` classes as they are mixed by what `draws` says. With both kinds,
     /// half of the batches is mixed by each.
     pub(super) fn apply(
         self,
         clips: &Tensor,
-        labels: &Tensor,
+        labels: &Labels,
         classes: usize,
         draws: &mut Draws,
     ) -> Result<(Tensor, Labels)> {
         let count = clips.dim(0)?;
         let Self { mixup, cutmix } = self;
         if count < 2 || (mixup == 0.0 && cutmix == 0.0) {
-            return Ok((clips.clone(), Labels::Classes(labels.clone())));
+            return Ok((clips.clone(), labels.clone()));
         }
         let cuts = cutmix > 0.0 && (mixup == 0.0 || draws.unit() < 0.5);
         let part = beta(if cuts { cutmix } else { mixup }, draws);
@@ -141,7 +227,7 @@ impl Mix {
         } else {
             (((clips * part)? + (other_clips * (1.0 - part))?)?, part)
         };
-        let own = one_hot(labels, classes)?;
+        let own = labels.parts(classes)?;
         let theirs = own.index_select(&others, 0)?;
         Ok((mixed, Labels::Parts(((own * part)? + (theirs * (1.0 - part))?)?)))
     }
@@ -208,10 +294,51 @@ mod tests {
         let labels = [0, 2, 2];
         for (weights, smoothing) in [([1.0; 3], 0.0), ([1.0; 3], 0.1), ([3.0, 0.5, 1.5], 0.0), ([3.0, 0.5, 1.5], 0.2)] {
             let class_weights = (weights != [1.0; 3]).then(|| weights.map(|weight| weight as f32).to_vec());
-            let config = LossConfig { class_weights, label_smoothing: smoothing };
+            let config = LossConfig { class_weights, label_smoothing: smoothing, ..LossConfig::default() };
             let (actual, expected) = (mean(&config, &labels), defined(weights, smoothing, &labels.map(|l| l as usize)));
             assert!((f64::from(actual) - expected).abs() < 1e-6, "{weights:?}, {smoothing}: {actual}, not {expected}");
         }
+    }
+
+    #[test]
+    fn binary_cross_entropy_is_that_of_pytorch() {
+        let shown = [[1.0f32, 0.0, 1.0], [0.0, 0.25, 0.0], [0.0, 0.0, 0.0]];
+        let labels = Labels::Parts(Tensor::new(&shown, &Device::Cpu).unwrap());
+        for weights in [None, Some(vec![3.0f32, 0.5, 1.5])] {
+            let kind = LossKind::BinaryCrossEntropy;
+            let config = LossConfig { kind, class_weights: weights.clone(), label_smoothing: 0.0 };
+            let logits = Tensor::new(&LOGITS, &Device::Cpu).unwrap();
+            let actual = Criterion::new(&config, &Device::Cpu).unwrap().loss(&logits, &labels).unwrap().mean().unwrap();
+            let one = |(clip, class): (usize, usize)| {
+                let (logit, shown) = (f64::from(LOGITS[clip][class]), f64::from(shown[clip][class]));
+                let weight = weights.as_ref().map_or(1.0, |weights| f64::from(weights[class]));
+                weight * shown * (1.0 + (-logit).exp()).ln() + (1.0 - shown) * (1.0 + logit.exp()).ln()
+            };
+            let expected = (0..9).map(|place| one((place / 3, place % 3))).sum::<f64>() / 9.0;
+            let actual = f64::from(actual.to_scalar::<f32>().unwrap());
+            assert!((actual - expected).abs() < 1e-6, "{weights:?}: {actual}, not {expected}");
+        }
+        let far = Tensor::new(&[[1000f32, -1000.0]], &Device::Cpu).unwrap();
+        let wrong = Labels::Parts(Tensor::new(&[[0f32, 1.0]], &Device::Cpu).unwrap());
+        let config = LossConfig { kind: LossKind::BinaryCrossEntropy, ..LossConfig::default() };
+        let loss = Criterion::new(&config, &Device::Cpu).unwrap().loss(&far, &wrong).unwrap();
+        assert_eq!(loss.sum.to_scalar::<f32>().unwrap(), 1000.0);
+    }
+
+    #[test]
+    fn clip_of_several_classes_is_right_if_its_best_logit_is_of_one_of_them() {
+        let logits = Tensor::new(&LOGITS, &Device::Cpu).unwrap();
+        let correct = |labels: Labels| labels.count_correct(&logits).unwrap();
+        assert_eq!(correct(Labels::Classes(Tensor::new(&[0u32, 1, 1], &Device::Cpu).unwrap())), 2);
+        let several = [[1.0f32, 0.0, 1.0], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]];
+        assert_eq!(correct(Labels::Parts(Tensor::new(&several, &Device::Cpu).unwrap())), 1);
+        let soft = [[0.6f32, 0.4, 0.0], [0.3, 0.7, 0.0], [0.5, 0.3, 0.2]];
+        assert_eq!(correct(Labels::Parts(Tensor::new(&soft, &Device::Cpu).unwrap())), 2);
+    }
+
+    #[test]
+    fn examples_that_show_a_class_weigh_as_much_as_those_that_do_not() {
+        assert_eq!(balanced_positive_weights(&[2, 8, 0, 10], 10), [4.0, 0.25, 1.0, 1.0]);
     }
 
     #[test]
@@ -227,7 +354,7 @@ mod tests {
         let colors = [0.0f32, 1.0, 10.0];
         let pixels: Vec<f32> = colors.iter().flat_map(|&color| vec![color; 3 * 2 * 16 * 16]).collect();
         let clips = Tensor::from_vec(pixels, (3, 3, 2, 16, 16), &Device::Cpu).unwrap();
-        let labels = Tensor::new(&[0u32, 1, 2], &Device::Cpu).unwrap();
+        let labels = Labels::Classes(Tensor::new(&[0u32, 1, 2], &Device::Cpu).unwrap());
         for (kind, mix) in [("mixup", Mix { mixup: 0.8, cutmix: 0.0 }), ("cutmix", Mix { mixup: 0.0, cutmix: 1.0 })] {
             for seed in 0..20 {
                 let (mixed, parts) = mix.apply(&clips, &labels, 3, &mut Draws::new(seed, "mix", 0, 0)).unwrap();
@@ -243,8 +370,8 @@ mod tests {
         }
         let alone = clips.narrow(0, 0, 1).unwrap();
         let mix = Mix { mixup: 0.5, cutmix: 0.5 };
-        let (_, labels) =
-            mix.apply(&alone, &labels.narrow(0, 0, 1).unwrap(), 3, &mut Draws::new(1, "mix", 0, 0)).unwrap();
+        let one = Labels::Classes(Tensor::new(&[0u32], &Device::Cpu).unwrap());
+        let (_, labels) = mix.apply(&alone, &one, 3, &mut Draws::new(1, "mix", 0, 0)).unwrap();
         assert!(matches!(labels, Labels::Classes(_)), "one clip has nothing to be mixed with");
     }
 

@@ -19,6 +19,8 @@ mod average;
 #[cfg(feature = "video")]
 pub mod checkpoint;
 #[cfg(feature = "video")]
+pub mod clip_cache;
+#[cfg(feature = "video")]
 pub mod dataset;
 #[cfg(feature = "video")]
 pub mod distributed;
@@ -42,6 +44,8 @@ pub mod prepare;
 pub mod report;
 #[cfg(feature = "video")]
 pub mod schedule;
+#[cfg(feature = "video")]
+pub mod settings;
 pub mod sgd;
 #[cfg(feature = "video")]
 pub mod trainer;

@@ -395,3 +395,176 @@ fn learning_rates_are_tried_and_drawn() {
     assert!(table.starts_with("learning_rate,loss\n0.00001,") && table.lines().count() > 20, "{table}");
     assert!(out.join("learning-rates.png").exists() && !out.join(CHECKPOINT_FILE).exists());
 }
+
+/// Videos that show red, blue or both halves, listed with several labels.
+fn several_labels(media: &Media) -> PathBuf {
+    let mut table = "path,labels,split\n".to_owned();
+    for (name, top, bottom, labels) in [
+        ("red", "0xff3020", "0xff3020", "red"),
+        ("blue", "0x2040ff", "0x2040ff", "blue"),
+        ("both", "0xff3020", "0x2040ff", "red;blue"),
+    ] {
+        for number in 0..4 {
+            let noise = 10 + number;
+            let args = format!(
+                "-f lavfi -i color={top}:size=48x24:rate=25 -f lavfi -i color={bottom}:size=48x24:rate=25 -filter_complex \
+                 vstack,noise=alls={noise}:allf=t -frames:v 12 -pix_fmt yuv420p"
+            );
+            media.make(&format!("several/{name}-{number}.mp4"), &args);
+            let split = if number == 0 { "val" } else { "train" };
+            table += &format!("{name}-{number}.mp4,{labels},{split}\n");
+        }
+    }
+    std::fs::write(media.path("several/videos.csv"), table).unwrap();
+    media.path("several")
+}
+
+#[test]
+fn videos_of_several_labels_are_trained_evaluated_and_classified_by_sigmoids() {
+    let media = Media::new();
+    std::fs::create_dir_all(media.path("several")).unwrap();
+    let (data, out) = (several_labels(&media), media.path("out"));
+    let trained = run(&mut train(&data, &out, &["--epochs", "20"]));
+    assert_success(&trained);
+    let printed = text(&trained.stdout);
+    assert!(printed.contains("videos may show several classes") && printed.contains("mAP"), "{printed}");
+    let history = std::fs::read_to_string(out.join("history.csv")).unwrap();
+    let last: Vec<&str> = history.lines().last().unwrap().split(',').collect();
+    assert!(last[6].is_empty() && !last[7].is_empty(), "mean average precision and no mean class accuracy: {history}");
+
+    let model = out.join(BEST_FILE);
+    let model = model.to_str().unwrap();
+    let evaluated = run(&mut kinetoscope(&["evaluate", "--data", data.to_str().unwrap(), "--model", model, "--json"]));
+    assert_success(&evaluated);
+    let summary: serde_json::Value = serde_json::from_slice(&evaluated.stdout).unwrap();
+    assert_eq!((&summary["multi_label"], &summary["videos"]["total"]), (&true.into(), &3.into()), "{summary}");
+    assert!(summary["mean_average_precision"].as_f64().unwrap() > 0.9, "{summary}");
+    let both = data.join("both-0.mp4");
+    let answer = run(&mut kinetoscope(&["classify", both.to_str().unwrap(), "--model", model, "--json"]));
+    let answer: serde_json::Value = serde_json::from_slice(&answer.stdout).unwrap();
+    let score = |place: usize| answer["labels"][place]["score"].as_f64().unwrap();
+    assert_eq!(answer["multi_label"], true);
+    assert!(score(0) > 0.5 && score(1) > 0.5, "both are shown: {answer}");
+
+    let refused = run(&mut train(&data, &media.path("new"), &["--label-smoothing", "0.1"]));
+    assert!(text(&refused.stderr).contains("--label-smoothing is for one label a video"), "{}", text(&refused.stderr));
+    let refused = run(&mut train(&data, &media.path("new"), &["--loss", "cross-entropy"]));
+    assert!(text(&refused.stderr).contains("labelled as more than one class: both-"), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn checkpoint_with_the_texts_of_an_older_version_is_resumed() {
+    let media = Media::new();
+    let (data, out) = (dataset(&media), media.path("out"));
+    assert_success(&run(&mut train(&data, &out, &["--epochs", "1"])));
+    let path = out.join(CHECKPOINT_FILE);
+    let mut checkpoint = Checkpoint::read(&path).unwrap().unwrap();
+    let settings = &mut checkpoint.progress.settings;
+    for added in [
+        "loss",
+        "mixup",
+        "cutmix",
+        "label smoothing",
+        "class weights",
+        "gradient clipping",
+        "average of weights",
+        "metric of the best epoch",
+        "sampler",
+        "weights of the data",
+        "cached clips of a video",
+        "precision",
+    ] {
+        assert!(settings.remove(added).is_some(), "{added}");
+    }
+    for (name, text) in [
+        (
+            "optimizer",
+            "Sgd(SgdConfig { learning_rate: 0.02, momentum: 0.9, dampening: 0.0, nesterov: false, weight_decay: 0.001 })",
+        ),
+        ("schedule", "Constant"),
+        ("augmentation", "Augment { train: true, crop: CornerMultiScale, flip: true, color_jitter: None }"),
+    ] {
+        assert!(settings.insert(name.to_owned(), text.to_owned()).is_some(), "{name}");
+    }
+    checkpoint.write(&path).unwrap();
+    let resumed = run(&mut train(&data, &out, &["--epochs", "2", "--resume"]));
+    assert_success(&resumed);
+    assert!(text(&resumed.stdout).contains("going on in epoch 2"), "{}", text(&resumed.stdout));
+
+    checkpoint.progress.settings.insert("schedule".to_owned(), "Plateau { patience: 10, gamma: 0.1 }".to_owned());
+    checkpoint.write(&path).unwrap();
+    let refused = run(&mut train(&data, &out, &["--epochs", "3", "--resume"]));
+    let words = "its schedule is Plateau { patience: 10, gamma: 0.1 }, now it is constant";
+    assert!(text(&refused.stderr).contains(words), "{}", text(&refused.stderr));
+}
+
+#[test]
+fn several_sources_are_trained_on_in_their_shares() {
+    let media = Media::new();
+    let (data, out) = (dataset(&media), media.path("out"));
+    let second = media.path("more/red");
+    std::fs::create_dir_all(media.path("more/green")).unwrap();
+    std::fs::create_dir_all(&second).unwrap();
+    for number in 0..2 {
+        for (class, color) in [("red", "0xff3020"), ("green", "0x20d040")] {
+            let args =
+                format!("-f lavfi -i color={color}:size=48x40:rate=25 -frames:v {} -pix_fmt yuv420p", 8 + number);
+            media.make(&format!("more/{class}/{number}.mp4"), &args);
+        }
+    }
+    let more = media.path("more");
+    let with = |weights: &str, out: &Path| {
+        run(&mut train(&data, out, &["--data", more.to_str().unwrap(), "--data-weights", weights, "--epochs", "1"]))
+    };
+    let trained = with("1,3", &out);
+    assert_success(&trained);
+    let model = Model::read(&out.join(LAST_FILE)).unwrap();
+    assert_eq!(model.spec.labels, ["blue", "green", "red"]);
+    let refused = with("1", &media.path("new"));
+    assert!(text(&refused.stderr).contains("--data-weights has 1 weights for 2 --data"), "{}", text(&refused.stderr));
+    let changed = run(&mut train(&data, &out, &["--data", more.to_str().unwrap(), "--epochs", "1", "--resume"]));
+    assert!(
+        text(&changed.stderr).contains("its weights of the data is 1, 3, now it is none"),
+        "{}",
+        text(&changed.stderr)
+    );
+}
+
+#[test]
+fn cached_clips_give_the_same_weights_as_decoded_ones() {
+    let media = Media::new();
+    let (data, cache) = (dataset(&media), media.path("cache"));
+    let with = |name: &str| {
+        let out = media.path(name);
+        let cached = ["--cache", cache.to_str().unwrap(), "--cache-clips", "2", "--epochs", "4"];
+        assert_success(&run(&mut train(&data, &out, &cached)));
+        values(&out.join(LAST_FILE))
+    };
+    let first = with("first");
+    let clips = || {
+        std::fs::read_dir(&cache)
+            .unwrap()
+            .filter(|file| file.as_ref().unwrap().path().extension().is_some_and(|e| e == "clip"))
+            .count()
+    };
+    // Six training videos of two clips each, and two validation videos.
+    assert_eq!(clips(), 14);
+    assert!(first == with("second"), "what was read is what was decoded");
+    assert_eq!(clips(), 14);
+}
+
+#[test]
+fn several_seeds_are_summed_up() {
+    let media = Media::new();
+    let (data, out) = (dataset(&media), media.path("out"));
+    let trained = run(&mut train(&data, &out, &["--epochs", "1", "--seeds", "3,4"]));
+    assert_success(&trained);
+    let printed = text(&trained.stdout);
+    assert!(printed.contains("standard deviation") && printed.contains("seed 4, 2 of 2"), "{printed}");
+    assert_eq!(std::fs::read_to_string(out.join("seeds.csv")).unwrap().lines().count(), 3);
+    assert!(values(&out.join("seed-3").join(LAST_FILE)) != values(&out.join("seed-4").join(LAST_FILE)));
+    let again = run(&mut train(&data, &out, &["--epochs", "1", "--seeds", "3,4", "--resume"]));
+    assert_success(&again);
+    let summed = |output: &str| output.lines().rev().take(5).map(str::to_owned).collect::<Vec<_>>();
+    assert_eq!(summed(&text(&again.stdout)), summed(&printed));
+}

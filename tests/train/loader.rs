@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 use candle_core::Tensor;
 use kinetoscope::model::spec::{ClipSpec, Preprocessing};
 use kinetoscope::train::augment::{Augment, ColorJitter, TrainCrop};
-use kinetoscope::train::dataset::Example;
+use kinetoscope::train::dataset::{Example, Label};
 use kinetoscope::train::loader::{Batch, Loader, LoaderError, LoaderOptions, Shard};
+use kinetoscope::train::loss::Labels;
 use kinetoscope::video::{Choice, Crop, DecodeOptions, Source, TimeRange, decode_chosen_clip};
 
 use crate::media::{Media, decode, decode_with};
@@ -24,8 +25,7 @@ fn video(media: &Media, name: &str, frames: usize) -> PathBuf {
 }
 
 fn examples(videos: impl IntoIterator<Item = PathBuf>) -> Arc<[Example]> {
-    let example =
-        |(i, video): (usize, PathBuf)| Example { id: i.to_string(), video, class: i % 3, range: TimeRange::ALL };
+    let example = |(i, video): (usize, PathBuf)| Example::of_class(i.to_string(), video, i % 3, TimeRange::ALL);
     videos.into_iter().enumerate().map(example).collect()
 }
 
@@ -46,11 +46,19 @@ fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().and_then(|flat| flat.to_vec1()).expect("f32 on the CPU")
 }
 
+/// Of clips that show one class.
+fn classes(batch: &Batch) -> Vec<u32> {
+    match &batch.labels {
+        Labels::Classes(classes) => classes.to_vec1().expect("labels"),
+        Labels::Parts(parts) => panic!("clips show one class: {parts}"),
+    }
+}
+
 fn assert_same(a: &[Batch], b: &[Batch]) {
     assert_eq!(a.len(), b.len());
     for (a, b) in a.iter().zip(b) {
         assert_eq!(a.examples, b.examples);
-        assert_eq!(a.labels.to_vec1::<u32>().expect("labels"), b.labels.to_vec1::<u32>().expect("labels"));
+        assert_eq!(classes(a), classes(b));
         assert!(values(&a.clips) == values(&b.clips), "pixels differ");
     }
 }
@@ -108,7 +116,7 @@ fn balanced_epochs_show_as_many_examples_of_each_class() {
     let mut examples = seven(&media).to_vec();
     // Six of one class, one of another.
     for (place, example) in examples.iter_mut().enumerate() {
-        example.class = usize::from(place == 3);
+        example.labels = vec![Label::of(usize::from(place == 3))];
     }
     let examples: Arc<[Example]> = examples.into();
     let loader = loader(&examples, LoaderOptions { batch_size: 7, balanced: true, ..Default::default() });
@@ -135,7 +143,7 @@ fn batch_has_shape_labels_and_normalised_pixels() {
         [[4, 3, 8, 32, 32], [3, 3, 8, 32, 32]]
     );
     assert_eq!(order(&batches), [0, 1, 2, 3, 4, 5, 6], "validation goes in order");
-    assert_eq!(batches[1].labels.to_vec1::<u32>().expect("labels"), [1, 2, 0]);
+    assert_eq!(classes(&batches[1]), [1, 2, 0]);
     // Pixel by pixel what decoding gives, by the model's preprocessing.
     let choose = |_| Choice { first_frame: 14, crop: Crop::Center };
     let source = Source::Path(examples[6].video.clone());
@@ -211,7 +219,7 @@ fn unreadable_video_is_replaced_and_listed() {
         assert_eq!(batch.examples.len(), 6);
         assert!((0..4).all(|good| batch.examples.contains(&good)) && batch.examples.iter().all(|&example| example < 4));
         let labels: Vec<u32> = batch.examples.iter().map(|&example| example as u32 % 3).collect();
-        assert_eq!(batch.labels.to_vec1::<u32>().expect("labels"), labels, "labels are those of the substitutes");
+        assert_eq!(classes(batch), labels, "labels are those of the substitutes");
     }
     let (again, _) = with(4);
     assert_same(&batches, &again);
@@ -432,4 +440,31 @@ fn box_is_the_part_of_the_frame_that_it_says() {
     assert_eq!([(3, 3), (108, 108)].map(|(x, y)| pixel(top_right, x, y)), [1, 1]);
     assert_eq!([(3, 3), (108, 108)].map(|(x, y)| pixel(bottom_right, x, y)), [2, 2]);
     assert!(decode(&path).is_ok());
+}
+
+#[test]
+fn clip_of_several_labels_shows_those_of_its_time() {
+    let media = Media::new();
+    // Two seconds; the first clip is of frames 0 to 7, the middle one of 21 to 28.
+    let video = video(&media, "two-seconds.mp4", 50);
+    let during = |start: f64, end: f64| TimeRange {
+        start: Duration::from_secs_f64(start),
+        end: Some(Duration::from_secs_f64(end)),
+    };
+    let label = |class, weight, range| Label { class, weight, range };
+    let example = Example {
+        id: "a".to_owned(),
+        video,
+        labels: vec![
+            label(0, 1.0, during(0.0, 0.8)),
+            label(1, 1.0, during(0.9, 1.5)),
+            label(2, 0.5, TimeRange::ALL),
+            label(3, 1.0, during(1.3, 2.0)),
+        ],
+        range: TimeRange::ALL,
+    };
+    let options = LoaderOptions { augment: Augment::NONE, parts_of: Some(5), ..LoaderOptions::default() };
+    let batches = batches(&loader(&Arc::from([example]), options), 0, 0);
+    let Labels::Parts(parts) = &batches[0].labels else { panic!("parts") };
+    assert_eq!(parts.to_vec2::<f32>().expect("rows"), [[0.0, 1.0, 0.5, 0.0, 0.0]]);
 }

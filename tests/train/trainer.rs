@@ -12,7 +12,7 @@ use kinetoscope::model::spec::{ClipSpec, ModelSpec, Preprocessing};
 use kinetoscope::train::checkpoint::{Checkpoint, Metric};
 use kinetoscope::train::distributed::{Alone, Collective, CollectiveError, Tcp};
 use kinetoscope::train::loader::{Batch, LoaderError};
-use kinetoscope::train::loss::{LossConfig, Mix};
+use kinetoscope::train::loss::{Labels, LossConfig, Mix};
 use kinetoscope::train::network::{self, BeginAt};
 use kinetoscope::train::optimizer::OptimizerConfig;
 use kinetoscope::train::report::EpochRecord;
@@ -61,7 +61,7 @@ impl Noise {
             let labels: Vec<u32> = (start..start + len).map(|clip| (clip % CLASSES) as u32).collect();
             Batch {
                 clips: all.narrow(0, start, len).unwrap().contiguous().unwrap(),
-                labels: Tensor::from_vec(labels, len, &Device::Cpu).unwrap(),
+                labels: Labels::Classes(Tensor::from_vec(labels, len, &Device::Cpu).unwrap()),
                 examples: (start..start + len).collect(),
             }
         };
@@ -172,7 +172,8 @@ fn resumed_run_ends_as_one_that_never_stopped() {
         for (accumulate, adamw, varied) in [(1, false, false), (2, false, false), (1, true, false), (2, false, true)] {
             let mut options = options(4);
             if varied {
-                options.loss = LossConfig { class_weights: Some(vec![1.0, 2.0, 0.5, 1.0]), label_smoothing: 0.1 };
+                let class_weights = Some(vec![1.0, 2.0, 0.5, 1.0]);
+                options.loss = LossConfig { class_weights, label_smoothing: 0.1, ..LossConfig::default() };
                 options.mix = Mix { mixup: 0.4, cutmix: 1.0 };
                 options.clip_norm = Some(1.0);
                 options.average_decay = Some(0.9);

@@ -1,6 +1,6 @@
 //! How many videos each class has, and what follows where those are very different.
 
-use crate::train::dataset::{Dataset, Example, Split};
+use crate::train::dataset::{Dataset, Example, LabelKind, Split};
 
 /// How many times as many videos the largest class has as the smallest before it is told.
 const IMBALANCE: usize = 5;
@@ -12,12 +12,14 @@ pub(super) struct ClassCounts<'a> {
     classes: &'a [String],
     /// In the order of [`Split::ALL`].
     counts: [Vec<usize>; 3],
+    kind: LabelKind,
 }
 
 impl<'a> ClassCounts<'a> {
     pub(super) fn of(dataset: &'a Dataset) -> Self {
         let classes = dataset.classes.len();
-        Self { classes: &dataset.classes, counts: Split::ALL.map(|split| count(dataset.split(split), classes)) }
+        let counts = Split::ALL.map(|split| count(dataset.split(split), classes));
+        Self { classes: &dataset.classes, counts, kind: dataset.kind }
     }
 
     /// Training videos of each class.
@@ -54,6 +56,12 @@ impl<'a> ClassCounts<'a> {
         let (most, fewest) = (self.train()[largest], self.train()[smallest]);
         (most >= IMBALANCE * fewest.max(1)).then(|| {
             let (largest, smallest) = (&self.classes[largest], &self.classes[smallest]);
+            if self.kind == LabelKind::Multi {
+                return format!(
+                    "the class {largest} has {most} training videos, {smallest} has {fewest}: --class-weights balanced lets the \
+                     videos that show a class count as much as those that don't"
+                );
+            }
             format!(
                 "the class {largest} has {most} training videos, {smallest} has {fewest}: a network does well to always say \
                  {largest}. --class-weights balanced or --sampler balanced let rare classes count as much, --best \
@@ -72,7 +80,7 @@ impl<'a> ClassCounts<'a> {
 
 fn count(examples: &[Example], classes: usize) -> Vec<usize> {
     let mut counts = vec![0; classes];
-    examples.iter().for_each(|example| counts[example.class] += 1);
+    examples.iter().flat_map(|example| &example.labels).for_each(|label| counts[label.class] += 1);
     counts
 }
 
@@ -82,12 +90,8 @@ mod tests {
     use crate::video::TimeRange;
 
     fn dataset(counts: &[usize]) -> Dataset {
-        let example = |class: usize| Example {
-            id: String::new(),
-            video: std::path::PathBuf::new(),
-            class,
-            range: TimeRange::default(),
-        };
+        let example =
+            |class: usize| Example::of_class(String::new(), std::path::PathBuf::new(), class, TimeRange::default());
         let train = counts.iter().enumerate().flat_map(|(class, &count)| std::iter::repeat_n(class, count));
         Dataset {
             classes: (0..counts.len()).map(|class| format!("class {class}")).collect(),

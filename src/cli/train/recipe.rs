@@ -2,11 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, bail};
+use anyhow::bail;
 use candle_core::Device;
 use clap::{Args, ValueEnum};
 use tracing::warn;
 
+use super::loss::{ClassWeightsArg, LossArg};
 use crate::cli::model::ShortcutArg;
 use crate::convert::read_preprocessing;
 use crate::hub::ModelSource;
@@ -14,8 +15,8 @@ use crate::model::scores::ScoreFunction;
 use crate::model::spec::{ClipSpec, ModelSpec, Preprocessing};
 use crate::train::augment::{Augment, ColorJitter, TrainCrop};
 use crate::train::checkpoint::Metric;
-use crate::train::dataset::{Listing, Mirrored, mirrored_classes};
-use crate::train::loss::{LossConfig, Mix, balanced_weights};
+use crate::train::dataset::{Dataset, LabelKind, LabelMode, Listing, Mirrored, mirrored_classes};
+use crate::train::loss::{LossConfig, LossKind, Mix};
 use crate::train::network::BeginAt;
 use crate::train::optimizer::OptimizerConfig;
 use crate::train::schedule::Schedule;
@@ -325,6 +326,11 @@ pub(super) struct RecipeArgs {
     #[arg(long, value_name = "EPOCHS")]
     warmup_epochs: Option<u64>,
 
+    /// What is minimised: `cross-entropy` where a video shows one class, `bce` (binary cross entropy) where it may show several,
+    /// as those of Charades do. If absent as the labels of the data are, which is said
+    #[arg(long, value_enum, value_name = "LOSS")]
+    loss: Option<LossArg>,
+
     /// Part of each label that is spread evenly over all classes
     #[arg(long, value_name = "PART", value_parser = part_below_one)]
     label_smoothing: Option<f64>,
@@ -355,9 +361,9 @@ pub(super) struct RecipeArgs {
     #[arg(long, value_enum, default_value = "all")]
     sampler: SamplerArg,
 
-    /// What makes an epoch's model the best one
-    #[arg(long, value_enum, default_value = "accuracy")]
-    best: BestArg,
+    /// What makes an epoch's model the best one; if absent accuracy, or mean-average-precision where videos have several labels
+    #[arg(long, value_enum, value_name = "METRIC")]
+    best: Option<BestArg>,
 
     /// Stop after so many epochs without a better one
     #[arg(long, value_name = "EPOCHS", value_parser = clap::value_parser!(u64).range(1..))]
@@ -401,23 +407,10 @@ enum BestArg {
     Accuracy,
     /// The highest mean of the classes' accuracies
     MeanClassAccuracy,
+    /// The highest mean of the classes' average precisions (mAP), where videos have several labels
+    MeanAveragePrecision,
     /// The lowest validation loss
     Loss,
-}
-
-/// `--class-weights`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum ClassWeightsArg {
-    Balanced,
-    File(PathBuf),
-}
-
-impl std::str::FromStr for ClassWeightsArg {
-    type Err = std::convert::Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(if text == "balanced" { Self::Balanced } else { Self::File(text.into()) })
-    }
 }
 
 /// A kind of training.
@@ -507,6 +500,10 @@ impl RecipeArgs {
         self.seed
     }
 
+    pub(super) fn set_seed(&mut self, seed: u64) {
+        self.seed = seed;
+    }
+
     pub(super) fn balances(&self) -> bool {
         self.sampler == SamplerArg::Balanced
     }
@@ -516,17 +513,46 @@ impl RecipeArgs {
         self.balances() || self.class_weights.is_some()
     }
 
-    /// Weights of `classes` that have so many training videos each.
-    pub(super) fn class_weights(&self, classes: &[String], counts: &[usize]) -> anyhow::Result<Option<Vec<f32>>> {
-        Ok(match &self.class_weights {
-            None => None,
-            Some(ClassWeightsArg::Balanced) => Some(balanced_weights(counts)),
-            Some(ClassWeightsArg::File(path)) => Some(read_class_weights(path, classes)?),
-        })
+    /// Weights of the classes of `dataset`, which have so many training videos each.
+    pub(super) fn class_weights(&self, dataset: &Dataset, counts: &[usize]) -> anyhow::Result<Option<Vec<f32>>> {
+        self.class_weights.as_ref().map(|weights| weights.of(dataset, counts)).transpose()
+    }
+
+    /// How labels are read where a video has several.
+    pub(super) fn label_mode(&self) -> LabelMode {
+        self.loss.map_or(LabelMode::Auto, LossArg::label_mode)
+    }
+
+    /// Refuses what makes no sense for labels of this kind.
+    pub(super) fn check_labels(&self, kind: LabelKind) -> anyhow::Result<()> {
+        let is_multi = kind == LabelKind::Multi;
+        if is_multi && self.label_smoothing.is_some_and(|part| part > 0.0) {
+            bail!("--label-smoothing is for one label a video; with several, none is spread over the others");
+        }
+        if is_multi && self.balances() {
+            bail!("--sampler balanced is for one label a video; --class-weights balanced does the like for several");
+        }
+        match self.best {
+            Some(BestArg::MeanClassAccuracy) if is_multi => {
+                bail!(
+                    "--best mean-class-accuracy is for one label a video; for several there is mean-average-precision"
+                )
+            }
+            Some(BestArg::MeanAveragePrecision) if !is_multi => {
+                bail!("--best mean-average-precision is for several labels a video (--loss bce)")
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Options for epochs of so many batches.
-    pub(super) fn options(&self, batches_per_epoch: usize, fine_tunes: bool, device: Device) -> TrainOptions {
+    pub(super) fn options(
+        &self,
+        batches_per_epoch: usize,
+        fine_tunes: bool,
+        kind: LabelKind,
+        device: Device,
+    ) -> TrainOptions {
         let mut preset = self.preset.unwrap_or(PresetArg::Paper).values();
         if self.preset.is_none() && fine_tunes {
             preset.lr /= 10.0;
@@ -558,18 +584,22 @@ impl RecipeArgs {
             backbone_factor: self.backbone_lr_factor.unwrap_or(preset.backbone_lr_factor),
             begin_at: self.begin_at.clone().unwrap_or(preset.begin_at),
             frozen_norm: self.freeze_norm.unwrap_or(preset.freeze_norm),
-            loss: LossConfig {
-                class_weights: None,
-                label_smoothing: self.label_smoothing.unwrap_or(preset.label_smoothing),
+            loss: match kind {
+                LabelKind::Multi => LossConfig { kind: LossKind::BinaryCrossEntropy, ..LossConfig::default() },
+                LabelKind::Single | LabelKind::Soft => LossConfig {
+                    label_smoothing: self.label_smoothing.unwrap_or(preset.label_smoothing),
+                    ..LossConfig::default()
+                },
             },
             mix: Mix { mixup: self.mixup, cutmix: self.cutmix },
             seed: self.seed,
             clip_norm: self.clip_grad_norm,
             average_decay: self.ema,
-            best_by: match self.best {
-                BestArg::Accuracy => Metric::Accuracy,
-                BestArg::MeanClassAccuracy => Metric::MeanClassAccuracy,
-                BestArg::Loss => Metric::Loss,
+            best_by: match (self.best, kind) {
+                (None, LabelKind::Multi) | (Some(BestArg::MeanAveragePrecision), _) => Metric::MeanAveragePrecision,
+                (None | Some(BestArg::Accuracy), _) => Metric::Accuracy,
+                (Some(BestArg::MeanClassAccuracy), _) => Metric::MeanClassAccuracy,
+                (Some(BestArg::Loss), _) => Metric::Loss,
             },
             early_stop: self.early_stop.or(preset.early_stop),
             ..TrainOptions::new(epochs, accumulate, optimizer, schedule, device)
@@ -601,7 +631,10 @@ impl RecipeArgs {
         if options.frozen_norm {
             add("; batch norms keep their statistics".to_owned());
         }
-        let LossConfig { class_weights, label_smoothing } = &options.loss;
+        let LossConfig { kind, class_weights, label_smoothing } = &options.loss;
+        if *kind == LossKind::BinaryCrossEntropy {
+            add("; binary cross entropy of each class, since videos may show several".to_owned());
+        }
         if *label_smoothing > 0.0 {
             add(format!("; labels smoothed by {label_smoothing}"));
         }
@@ -630,42 +663,7 @@ impl RecipeArgs {
     }
 }
 
-/// The weights in a file of lines `CLASS,WEIGHT`, in the order of `classes`.
-fn read_class_weights(path: &Path, classes: &[String]) -> anyhow::Result<Vec<f32>> {
-    let name = path.display();
-    let mut reader = csv::ReaderBuilder::new()
-        .has_headers(false)
-        .trim(csv::Trim::All)
-        .from_path(path)
-        .with_context(|| format!("can't read the class weights {name}"))?;
-    let mut weights = vec![None; classes.len()];
-    for (line, row) in (1..).zip(reader.records()) {
-        let row = row.with_context(|| format!("can't read the class weights {name}"))?;
-        let (Some(class), Some(weight), None) = (row.get(0), row.get(1), row.get(2)) else {
-            bail!("{name}, line {line}: expected is CLASS,WEIGHT");
-        };
-        let weight = match weight.parse::<f32>() {
-            Ok(weight) if weight.is_finite() && weight >= 0.0 => weight,
-            // A line of headings.
-            _ if line == 1 && !classes.iter().any(|known| known == class) => continue,
-            _ => bail!("{name}, line {line}: the weight is {weight:?}; allowed are numbers from 0 on"),
-        };
-        let Some(place) = classes.iter().position(|known| known == class) else {
-            bail!("{name}, line {line}: the data has no class {class:?}");
-        };
-        weights[place] = Some(weight);
-    }
-    let weight = |(class, weight): (&String, Option<f32>)| {
-        weight.with_context(|| format!("{name} has no weight for the class {class:?}"))
-    };
-    let weights: Vec<f32> = classes.iter().zip(weights).map(weight).collect::<anyhow::Result<_>>()?;
-    if weights.iter().all(|&weight| weight == 0.0) {
-        bail!("{name}: all weights are 0");
-    }
-    Ok(weights)
-}
-
-fn positive(text: &str) -> Result<f64, String> {
+pub(super) fn positive(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
         _ => Err("allowed are numbers above 0".to_owned()),

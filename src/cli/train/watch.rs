@@ -139,7 +139,7 @@ impl Observer for Terminal {
         self.bar = None;
         if self.speaks {
             if !std::mem::replace(&mut self.has_header, true) {
-                println!("{}", EpochRecord::TABLE_HEADER);
+                println!("{}", record.table_header());
             }
             println!("{record}");
         }

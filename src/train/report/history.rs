@@ -10,8 +10,12 @@ use super::{EpochRecord, ReportError, at};
 use crate::replacement::write_whole;
 
 const HEADER: &str = "epoch,learning_rate,train_loss,train_accuracy,validation_loss,validation_accuracy,\
-                      validation_mean_class_accuracy,clips_per_second,waited_fraction,elapsed_seconds";
-/// Of earlier versions, whose epochs are numbered from 0.
+                      validation_mean_class_accuracy,validation_mean_average_precision,clips_per_second,waited_fraction,\
+                      elapsed_seconds";
+/// Of versions that knew no average precision.
+const EARLIER_HEADER: &str = "epoch,learning_rate,train_loss,train_accuracy,validation_loss,validation_accuracy,\
+                              validation_mean_class_accuracy,clips_per_second,waited_fraction,elapsed_seconds";
+/// Of the first versions, whose epochs are numbered from 0.
 const FORMER_HEADER: &str = "epoch,learning_rate,train_loss,train_accuracy,validation_loss,validation_accuracy,\
                              clips_per_second,waited_fraction,elapsed_seconds";
 
@@ -67,10 +71,11 @@ impl History {
             let optional = |value: Option<f64>| value.map_or_else(String::new, |value| value.to_string());
             let (loss, accuracy) = (optional(record.validation_loss), optional(record.validation_accuracy));
             let mean_class = optional(record.validation_mean_class_accuracy);
+            let precision = optional(record.validation_mean_average_precision);
             let elapsed = record.elapsed.as_secs_f64();
             let row = writeln!(
                 text,
-                "{epoch},{learning_rate},{train_loss},{train_accuracy},{loss},{accuracy},{mean_class},\
+                "{epoch},{learning_rate},{train_loss},{train_accuracy},{loss},{accuracy},{mean_class},{precision},\
                  {clips_per_second},{waited_fraction},{elapsed}"
             );
             row.expect("strings take all text");
@@ -85,6 +90,7 @@ fn parse(text: &str) -> Result<Vec<EpochRecord>, (usize, String)> {
     let parse_row = match lines.next() {
         None => return Ok(Vec::new()),
         Some((_, HEADER)) => parse_row,
+        Some((_, EARLIER_HEADER)) => parse_earlier_row,
         Some((_, FORMER_HEADER)) => parse_former_row,
         Some(_) => return Err((1, HEADER.to_owned())),
     };
@@ -93,10 +99,19 @@ fn parse(text: &str) -> Result<Vec<EpochRecord>, (usize, String)> {
     rows.collect()
 }
 
-fn parse_former_row(line: &str) -> Option<EpochRecord> {
+/// With columns that were not known yet left empty after the first `columns`.
+fn parse_shorter_row(line: &str, columns: usize, unknown: &[&str]) -> Option<EpochRecord> {
     let fields: Vec<&str> = line.split(',').collect();
-    let (results, times) = fields.split_at_checked(6)?;
-    let record = parse_row(&[results, &[""], times].concat().join(","))?;
+    let (results, times) = fields.split_at_checked(columns)?;
+    parse_row(&[results, unknown, times].concat().join(","))
+}
+
+fn parse_earlier_row(line: &str) -> Option<EpochRecord> {
+    parse_shorter_row(line, 7, &[""])
+}
+
+fn parse_former_row(line: &str) -> Option<EpochRecord> {
+    let record = parse_shorter_row(line, 6, &["", ""])?;
     Some(EpochRecord { epoch: record.epoch + 1, ..record })
 }
 
@@ -110,6 +125,7 @@ fn parse_row(line: &str) -> Option<EpochRecord> {
         loss,
         accuracy,
         mean_class,
+        precision,
         clips_per_second,
         waited,
         elapsed,
@@ -127,6 +143,7 @@ fn parse_row(line: &str) -> Option<EpochRecord> {
         validation_loss: optional(loss)?,
         validation_accuracy: optional(accuracy)?,
         validation_mean_class_accuracy: optional(mean_class)?,
+        validation_mean_average_precision: optional(precision)?,
         clips_per_second: number(clips_per_second)?,
         waited_fraction: number(waited)?,
         elapsed: Duration::try_from_secs_f64(number(elapsed)?).ok()?,
@@ -162,6 +179,8 @@ mod tests {
         fs::write(&path, format!("{FORMER_HEADER}\n0,0.1,2,0.5,1.5,0.25,12.5,0.015,83\n")).unwrap();
         let expected = EpochRecord { validation_mean_class_accuracy: None, train_loss: 2.0, ..record(1) };
         assert_eq!(History::open(&path, true).unwrap().records(), [expected]);
+        fs::write(&path, format!("{EARLIER_HEADER}\n1,0.1,1,0.5,1.5,0.25,0.125,12.5,0.015,83\n")).unwrap();
+        assert_eq!(History::open(&path, true).unwrap().records(), [record(1)]);
     }
 
     #[test]

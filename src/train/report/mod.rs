@@ -46,6 +46,8 @@ pub struct EpochRecord {
     pub validation_accuracy: Option<f64>,
     /// Mean over the classes of the accuracy of their validation clips; `None` if there was no validation.
     pub validation_mean_class_accuracy: Option<f64>,
+    /// Mean over the classes of the average precision of the validation clips, where those show several classes.
+    pub validation_mean_average_precision: Option<f64>,
     /// Training speed.
     pub clips_per_second: f64,
     /// Part of the training time that went into waiting for data, from 0 to 1.
@@ -55,11 +57,24 @@ pub struct EpochRecord {
 }
 
 impl EpochRecord {
-    /// What stands above the rows that records are displayed as.
+    /// What stands above the rows that records are displayed as, where clips show one class.
     pub const TABLE_HEADER: &str = concat!(
         "        learning   train    train   valid.    valid.    a class   clips    waited\n",
         " epoch      rate    loss accuracy     loss  accuracy  (in mean)      /s  for data      time"
     );
+    /// The same where clips show several classes: a clip is right if its best label is one of them.
+    pub const MULTI_LABEL_HEADER: &str = concat!(
+        "        learning   train    train   valid.    valid.     valid.   clips    waited\n",
+        " epoch      rate    loss     hits     loss      hits        mAP      /s  for data      time"
+    );
+
+    /// The header that belongs to this record.
+    pub fn table_header(&self) -> &'static str {
+        match self.validation_mean_average_precision {
+            Some(_) => Self::MULTI_LABEL_HEADER,
+            None => Self::TABLE_HEADER,
+        }
+    }
 }
 
 /// A row of the table below [`EpochRecord::TABLE_HEADER`].
@@ -76,7 +91,7 @@ impl fmt::Display for EpochRecord {
             percent(self.train_accuracy),
             or_dash(self.validation_loss.map(|loss| format!("{loss:.4}"))),
             or_dash(self.validation_accuracy.map(percent)),
-            or_dash(self.validation_mean_class_accuracy.map(percent)),
+            or_dash(self.validation_mean_class_accuracy.or(self.validation_mean_average_precision).map(percent)),
             self.clips_per_second,
             percent(self.waited_fraction),
             clock(self.elapsed),
@@ -172,6 +187,7 @@ impl Report {
             ("epoch/loss", record.validation_loss),
             ("epoch/accuracy", record.validation_accuracy),
             ("epoch/mean_class_accuracy", record.validation_mean_class_accuracy),
+            ("epoch/mean_average_precision", record.validation_mean_average_precision),
         ];
         let validation: Vec<_> = validation.into_iter().filter_map(|(tag, value)| Some((tag, value?))).collect();
         if !validation.is_empty() {
@@ -193,7 +209,8 @@ impl Report {
     /// pictures in TensorBoard.
     pub(super) fn pictures(&mut self, epoch: u64, validated: &Validated, spec: &ModelSpec) -> Result<(), ReportError> {
         let strips: Vec<Strip> = validated.shown.iter().map(|shown| Strip::of_frame(shown, &spec.labels)).collect();
-        let confusion = confusion_picture(&validated.confusion, &spec.labels);
+        let has_confusion = !spec.scores.is_multi_label();
+        let confusion = has_confusion.then(|| confusion_picture(&validated.confusion, &spec.labels)).flatten();
         let pictures = [("epoch/confusion", confusion), ("epoch/examples", strips_picture(&strips))];
         for (tag, picture) in pictures {
             // One that would be too large for anybody to open is left out.
@@ -254,6 +271,7 @@ mod tests {
             validation_loss: Some(1.5),
             validation_accuracy: Some(0.25),
             validation_mean_class_accuracy: Some(0.125),
+            validation_mean_average_precision: None,
             clips_per_second: 12.5,
             waited_fraction: 0.015,
             elapsed: Duration::from_secs(83),
@@ -306,6 +324,7 @@ mod tests {
         assert_eq!(row, "     3       0.1  0.5000   50.00%   1.5000    25.00%     12.50%    12.5     1.50%      1:23");
         let header = EpochRecord::TABLE_HEADER.lines().last().unwrap();
         assert_eq!(row.len(), header.len());
+        assert_eq!(row.len(), EpochRecord::MULTI_LABEL_HEADER.lines().last().unwrap().len());
         let without = EpochRecord {
             validation_loss: None,
             validation_accuracy: None,

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use candle_nn::loss::cross_entropy;
 use sha2::{Digest, Sha256};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
@@ -18,7 +17,7 @@ use super::checkpoint::{Best, Checkpoint, CheckpointError, Progress, Tally};
 use super::distributed::{Collective, CollectiveError};
 use super::loader::{Batch, Loader, LoaderError};
 use super::lock::{FolderLock, LockError};
-use super::loss::Criterion;
+use super::loss::{Criterion, Labels, LossConfig};
 use super::network::Network;
 use super::optimizer::Optimizer;
 use super::report::{EpochRecord, Report, ReportError};
@@ -193,6 +192,8 @@ pub struct Trainer {
     network: Network,
     optimizer: Optimizer,
     criterion: Criterion,
+    /// That of validation: of the same kind, nothing weighted or smoothed.
+    plain_criterion: Criterion,
     average: Option<Average>,
     scheduler: Scheduler,
     progress: Progress,
@@ -247,6 +248,8 @@ impl Trainer {
             .with_precision(options.precision);
         let mut optimizer = Optimizer::new(network.backbone_and_head(), &options.optimizer, options.backbone_factor)?;
         let criterion = Criterion::new(&options.loss, &options.device)?;
+        let plain = LossConfig { kind: options.loss.kind, ..LossConfig::default() };
+        let plain_criterion = Criterion::new(&plain, &options.device)?;
         let mut average = options.average_decay.map(|decay| Average::new(&network, decay)).transpose()?;
         let initial = options.optimizer.learning_rate();
         let mut scheduler = Scheduler::new(options.schedule.clone(), initial, options.warmup_steps);
@@ -257,9 +260,10 @@ impl Trainer {
                     average.restore(&checkpoint.average)?;
                 }
                 scheduler.restore(checkpoint.progress.plateau);
-                checkpoint.progress
+                // In the words of this version.
+                Progress { settings: settings.texts(), ..checkpoint.progress }
             }
-            None => Progress::new(spec, settings, scheduler.state()),
+            None => Progress::new(spec, settings.texts(), scheduler.state()),
         };
         if writes && lock.is_none() {
             lock = Some(FolderLock::take(out)?);
@@ -281,6 +285,7 @@ impl Trainer {
             network,
             optimizer,
             criterion,
+            plain_criterion,
             average,
             scheduler,
             progress,
@@ -297,6 +302,12 @@ impl Trainer {
     /// Where the training is.
     pub fn progress(&self) -> &Progress {
         &self.progress
+    }
+
+    /// The epoch that is the best so far, of process 0.
+    pub fn best_record(&self) -> Option<EpochRecord> {
+        let epoch = self.progress.best.as_ref()?.epoch()?;
+        self.report.as_ref()?.records().iter().find(|record| record.epoch == epoch).copied()
     }
 
     /// Trains until all epochs are over or `stop` is cancelled, which is looked at between steps. Nothing is validated if
@@ -443,7 +454,7 @@ impl Trainer {
             let batch = batch?;
             let (clips, labels) = self.on_device(&batch)?;
             let logits = self.network.evaluate(&clips)?;
-            let loss = f64::from(cross_entropy(&logits, &labels)?.to_scalar::<f32>()?);
+            let loss = f64::from(self.plain_criterion.loss(&logits, &labels)?.mean()?.to_scalar::<f32>()?);
             validated.add(&batch, &logits, loss, |example| validation.name(example))?;
             observer.batch(batch.examples.len() as u64, loss);
         }
@@ -488,7 +499,7 @@ impl Trainer {
             self.check_validation_loss(validated.tally.loss(), learning_rate)?;
         }
         self.scheduler.note(judged.loss());
-        let result = Best::of(&judged, has_validation.then(|| validated.mean_class_accuracy()).flatten(), epoch);
+        let result = Best::of(&judged, has_validation.then(|| validated.mean_over_classes()).flatten(), epoch);
         let better = match &self.progress.best {
             Some(best) if has_validation => result.beats(best, self.options.best_by),
             _ => true,
@@ -506,6 +517,7 @@ impl Trainer {
             validation_loss: has_validation.then(|| validated.tally.loss()),
             validation_accuracy: has_validation.then(|| validated.tally.accuracy()),
             validation_mean_class_accuracy: validated.mean_class_accuracy(),
+            validation_mean_average_precision: validated.mean_average_precision(),
             clips_per_second: trained.clips as f64 / training_time.as_secs_f64().max(1e-3),
             waited_fraction: trained.waited_milliseconds as f64 / trained.milliseconds.max(1) as f64,
             elapsed: training_time + validation_time,
@@ -631,7 +643,7 @@ impl Trainer {
         Ok(number(&digest.finalize()))
     }
 
-    fn on_device(&self, batch: &Batch) -> candle_core::Result<(Tensor, Tensor)> {
+    fn on_device(&self, batch: &Batch) -> candle_core::Result<(Tensor, Labels)> {
         Ok((batch.clips.to_device(&self.options.device)?, batch.labels.to_device(&self.options.device)?))
     }
 }

@@ -11,7 +11,6 @@ use crate::train::augment::Draws;
 use crate::train::checkpoint::{Progress, Tally};
 use crate::train::loader::{Batch, LoaderError};
 use crate::train::optimizer::clip_norm;
-use crate::train::validation::count_correct;
 
 impl Trainer {
     /// One step of the weights. Gives whether any of the processes was told to stop. An error before weights change leaves
@@ -76,7 +75,7 @@ impl Trainer {
         let mean = loss_of_batch.mean()?;
         let loss = f64::from(mean.to_scalar::<f32>()?);
         self.check_loss(loss, learning_rate)?;
-        let correct = count_correct(&pass.logits, &labels)?;
+        let correct = labels.count_correct(&pass.logits)?;
         // Parts may have different sizes: their sums are added, and divided by all clips at the end.
         let backward = if sum.alone { mean } else { loss_of_batch.sum };
         sum.add(pass.backward(&backward)?, loss_of_batch.weight, &self.network.trained())?;
