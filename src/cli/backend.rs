@@ -138,6 +138,7 @@ pub(super) enum Backend {
 /// A model of this machine.
 pub(super) struct Local {
     pub(super) model: Arc<ModelSpec>,
+    models: Arc<Repository>,
     app: App,
     spool: SpoolOptions,
 }
@@ -158,26 +159,31 @@ const CLIPS_AHEAD: usize = 16;
 
 impl Backend {
     pub(super) async fn start(args: &BackendArgs) -> anyhow::Result<Self> {
-        let limits = args.limits.limits();
-        let spool =
-            SpoolOptions { max_bytes: limits.max_bytes, directory: args.spool.clone(), ..SpoolOptions::default() };
         if let Some(server) = &args.server {
+            let spool = spool_options(args);
             let client = args.connection.connect(server).await?;
             let (timeout, retries) = (args.timeout.map(Into::into), args.retries);
             return Ok(Self::Server(Box::new(Server { client, timeout, retries, spool })));
         }
+        Self::start_here(args, args.model.as_ref())
+    }
+
+    /// Runs a model on this machine, whatever the arguments say of servers; the built-in one if none is named.
+    pub(super) fn start_here(args: &BackendArgs, source: Option<&ModelSource>) -> anyhow::Result<Self> {
+        let (limits, spool) = (args.limits.limits(), spool_options(args));
         let threads = args.engine.threads();
         let metrics = Arc::new(Metrics::default());
         let devices = args.device.choose()?;
         let config = EngineConfig::new(threads, devices.default_max_batch());
-        let engine = Engine::start_on(&devices, model::load(args.model.as_ref())?, config, &metrics)?;
+        let engine = Engine::start_on(&devices, model::load(source)?, config, &metrics)?;
         let pool = PoolOptions { threads, open_videos: args.concurrency.into() };
         let isolation = args.decode_isolation.within(&limits);
         let classifier = Classifier::new(limits, isolation, pool, Arc::clone(&metrics));
         let model = Arc::clone(engine.spec());
-        let services = Services { classifier, models: Arc::new(Repository::of(vec![engine])), metrics };
+        let models = Arc::new(Repository::of(vec![engine]));
+        let services = Services { classifier, models: Arc::clone(&models), metrics };
         let options = AppOptions { max_requests: args.concurrency.into(), ..AppOptions::default() };
-        Ok(Self::Local(Box::new(Local { model, app: App::local(services, options), spool })))
+        Ok(Self::Local(Box::new(Local { model, models, app: App::local(services, options), spool })))
     }
 
     /// Classifies a file, what comes through a pipe, or what a URI names, and lets `watch` see how far that is.
@@ -197,6 +203,11 @@ impl Backend {
 }
 
 impl Local {
+    /// What runs the model.
+    pub(super) fn engine(&self) -> anyhow::Result<Arc<Engine>> {
+        self.models.served().engines().next().cloned().context("the model has ended")
+    }
+
     async fn classify(
         &self,
         name: &Path,
@@ -318,6 +329,11 @@ fn explain(error: AppError) -> anyhow::Error {
         Some(detail) => anyhow::anyhow!(detail),
         None => error.into(),
     }
+}
+
+fn spool_options(args: &BackendArgs) -> SpoolOptions {
+    let max_bytes = args.limits.limits().max_bytes;
+    SpoolOptions { max_bytes, directory: args.spool.clone(), ..SpoolOptions::default() }
 }
 
 /// Whether an argument is a URI and no file of this machine.

@@ -124,3 +124,117 @@ fn a_class_that_the_model_lacks_and_an_empty_split_end_it_before_work() {
     assert!(lacking.contains("does not have 1 of the 3 classes: \"juggling_chainsaws\""), "{lacking}");
     assert!(!lacking.contains("broken.mp4"), "nothing was decoded: {lacking}");
 }
+
+/// Six videos where the built-in model puts them, but for one.
+fn noisy_dataset(media: &Media) -> PathBuf {
+    let labels: Value = serde_json::from_slice(&run(&["inspect", "--json"]).stdout).unwrap();
+    let labels: Vec<&str> = labels["labels"].as_array().unwrap().iter().map(|label| label.as_str().unwrap()).collect();
+    for number in 0..6 {
+        let source = ["testsrc2", "smptebars", "mandelbrot"][number % 3];
+        let args = format!("-f lavfi -i {source}=size=160x120:rate=25 -frames:v {} -pix_fmt yuv420p", 20 + 4 * number);
+        let video = media.make(&format!("{number}.mp4"), &args);
+        let answer = run(&["classify", video.to_str().unwrap(), "--json"]);
+        let answer: Value = serde_json::from_slice(&answer.stdout).unwrap();
+        let best = answer["labels"][0]["label"].as_str().unwrap();
+        let class = if number == 5 { labels.iter().find(|&&label| label != best).unwrap() } else { best };
+        std::fs::create_dir_all(media.path("noisy").join(class)).unwrap();
+        std::fs::rename(&video, media.path("noisy").join(class).join(format!("{number}.mp4"))).unwrap();
+    }
+    media.path("noisy")
+}
+
+fn evaluate(data: &Path, args: &[&str]) -> (Value, String) {
+    let output = run(&[&["evaluate", "--data", data.to_str().unwrap(), "--split", "all", "--json"], args].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    (serde_json::from_slice(&output.stdout).unwrap(), text(&output.stderr).to_owned())
+}
+
+#[test]
+fn clips_and_crops_are_as_many_as_asked_for() {
+    let media = Media::new();
+    let data = noisy_dataset(&media);
+    let (summary, _) = evaluate(&data, &["--clips", "2", "--crops", "3"]);
+    assert_eq!((&summary["videos"]["total"], &summary["clips"]["total"]), (&6.into(), &36.into()), "{summary}");
+    assert_eq!((&summary["clips_per_video"], &summary["crops"]), (&2.into(), &3.into()));
+    let output = run(&["evaluate", "--data", data.to_str().unwrap(), "--crops", "3"]);
+    assert_eq!(output.status.code(), Some(2), "crops are of some clips: {}", text(&output.stderr));
+}
+
+#[test]
+fn one_view_of_a_video_of_one_clip_is_what_serving_sees() {
+    let media = Media::new();
+    let labels: Value = serde_json::from_slice(&run(&["inspect", "--json"]).stdout).unwrap();
+    for place in 0..2 {
+        let folder = format!("short/{}", labels["labels"][place].as_str().unwrap());
+        std::fs::create_dir_all(media.path(&folder)).unwrap();
+        media.make(
+            &format!("{folder}/{place}.mp4"),
+            "-f lavfi -i testsrc2=size=160x120:rate=25 -frames:v 16 -pix_fmt yuv420p",
+        );
+    }
+    let of = |args: &[&str]| {
+        let out = media.path("results");
+        evaluate(&media.path("short"), &[&["--out", out.to_str().unwrap()], args].concat());
+        serde_json::from_slice::<Value>(&std::fs::read(out.join("results.json")).unwrap()).unwrap()
+    };
+    assert_eq!(of(&[])["results"], of(&["--clips", "1"])["results"]);
+}
+
+#[test]
+fn calibrated_model_tells_its_temperature_and_keeps_the_order_of_classes() {
+    let media = Media::new();
+    let data = noisy_dataset(&media);
+    let (calibrated, page) = (media.path("calibrated.safetensors"), media.path("page.html"));
+    let (file, page_file) = (calibrated.to_str().unwrap(), page.to_str().unwrap());
+    let (summary, errors) = evaluate(&data, &["--calibrate", file, "--report", page_file]);
+    assert!(errors.contains("6 videos only"), "{errors}");
+    let temperature = summary["fitted"]["temperature"].as_f64().unwrap();
+    let loss = |of: &Value| of["negative_log_likelihood"].as_f64().unwrap();
+    assert!(loss(&summary["fitted"]["calibration"]) < loss(&summary["calibration"]), "{summary}");
+
+    let inspected: Value = serde_json::from_slice(&run(&["inspect", file, "--json"]).stdout).unwrap();
+    assert_eq!(inspected["scores"], serde_json::json!({"activation": "softmax", "temperature": temperature}));
+    let (again, _) = evaluate(&data, &["--model", file]);
+    assert!((loss(&again["calibration"]) - loss(&summary["fitted"]["calibration"])).abs() < 1e-4, "{again}");
+    assert_eq!(again["scores"]["temperature"], temperature);
+
+    let folder = std::fs::read_dir(&data).unwrap().next().unwrap().unwrap().path();
+    let video = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap().path();
+    let answer = |model: &[&str]| -> Value {
+        serde_json::from_slice(&run(&[&["classify", video.to_str().unwrap(), "--json"], model].concat()).stdout)
+            .unwrap()
+    };
+    let (plain, cooled) = (answer(&[]), answer(&["--model", file]));
+    assert_eq!((plain.get("temperature"), cooled["temperature"].as_f64()), (None, Some(temperature)));
+    assert_ne!(plain["labels"][0]["score"], cooled["labels"][0]["score"]);
+
+    let html = std::fs::read_to_string(&page).unwrap();
+    assert_eq!(html.matches("<article>").count(), 1);
+    assert!(html.contains("data:image/png;base64,") && !html.contains("http:") && !html.contains("https:"));
+}
+
+#[test]
+fn models_are_compared_on_the_same_videos() {
+    let media = Media::new();
+    let data = noisy_dataset(&media);
+    let out = media.path("out");
+    evaluate(&data, &["--out", out.to_str().unwrap()]);
+    let results = out.join("results.json");
+    let (summary, _) = evaluate(&data, &["--compare", results.to_str().unwrap()]);
+    let comparison = &summary["comparison"];
+    assert_eq!((&comparison["videos"], &comparison["difference"]), (&6.into(), &0.0.into()), "{summary}");
+    assert_eq!((&comparison["only_first"], &comparison["p_value"]), (&0.into(), &1.0.into()));
+
+    // The same answers, all wrong.
+    let mut wrong: Value = serde_json::from_slice(&std::fs::read(&results).unwrap()).unwrap();
+    for labels in wrong["results"].as_object_mut().unwrap().values_mut() {
+        labels[0]["label"] = "nothing".into();
+    }
+    std::fs::write(&results, wrong.to_string()).unwrap();
+    let (summary, _) = evaluate(&data, &["--compare", results.to_str().unwrap()]);
+    assert_eq!(summary["comparison"]["difference"], summary["videos"]["top_1"]);
+    assert_eq!(summary["comparison"]["other_accuracy"], 0.0);
+
+    let output = run(&["evaluate", "--data", data.to_str().unwrap(), "--split", "all", "--compare", "none.json"]);
+    assert!(text(&output.stderr).contains("can't read none.json"), "{}", text(&output.stderr));
+}

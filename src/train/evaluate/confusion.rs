@@ -17,6 +17,11 @@ pub fn draw(confusion: &Confusion, names: &[String], path: &Path) -> io::Result<
     canvas.ok_or_else(|| io::Error::other("the picture would be too large"))?.save(path)
 }
 
+/// The same as the bytes of a PNG file.
+pub fn png(confusion: &Confusion, names: &[String]) -> io::Result<Vec<u8>> {
+    picture(confusion, names).ok_or_else(|| io::Error::other("the picture would be too large"))?.png()
+}
+
 /// The picture; `None` if it would be too large.
 pub(in crate::train) fn picture(confusion: &Confusion, names: &[String]) -> Option<Canvas> {
     Layout::new(confusion, names).draw(confusion, names)

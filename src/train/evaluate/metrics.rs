@@ -27,11 +27,12 @@ pub struct Rates {
 }
 
 impl Accuracy {
-    /// Counts one prediction: classes, best first. All of them if there are fewer than five.
-    pub fn add(&mut self, truth: usize, best_first: &[usize]) {
+    /// Counts one prediction: classes, best first. All of them if there are fewer than five. Of several right classes, one of
+    /// them has to be there.
+    pub fn add(&mut self, truths: &[usize], best_first: &[usize]) {
         self.total += 1;
-        self.top_1 += u64::from(best_first.first() == Some(&truth));
-        self.top_5 += u64::from(best_first.iter().take(5).any(|&class| class == truth));
+        self.top_1 += u64::from(best_first.first().is_some_and(|best| truths.contains(best)));
+        self.top_5 += u64::from(best_first.iter().take(5).any(|class| truths.contains(class)));
     }
 
     /// Counts what another one counted too.
@@ -50,6 +51,45 @@ impl Accuracy {
         let (top_1, top_5) = (rate(self.top_1), rate(self.top_5));
         Some(Rates { total: self.total, top_1, top_5, average: (top_1 + top_5) / 2.0 })
     }
+}
+
+/// For which videos a class was predicted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Detection {
+    /// Videos of the class for which it was.
+    pub hits: u64,
+    /// Videos of others for which it was.
+    pub false_alarms: u64,
+    /// Videos of the class for which it was not.
+    pub misses: u64,
+}
+
+impl Detection {
+    /// Counts one video.
+    pub fn add(&mut self, is_shown: bool, is_predicted: bool) {
+        self.hits += u64::from(is_shown && is_predicted);
+        self.false_alarms += u64::from(!is_shown && is_predicted);
+        self.misses += u64::from(is_shown && !is_predicted);
+    }
+
+    /// The part of its predictions that is right; `None` if it was never predicted.
+    pub fn precision(&self) -> Option<f64> {
+        part(self.hits, self.hits + self.false_alarms)
+    }
+
+    /// The part of its videos that was found; `None` if it has none.
+    pub fn recall(&self) -> Option<f64> {
+        part(self.hits, self.hits + self.misses)
+    }
+
+    /// The harmonic mean of precision and recall, 0 without hits; `None` for a class without videos that was never predicted.
+    pub fn f1(&self) -> Option<f64> {
+        part(2 * self.hits, 2 * self.hits + self.false_alarms + self.misses)
+    }
+}
+
+fn part(count: u64, of: u64) -> Option<f64> {
+    (of > 0).then(|| count as f64 / of as f64)
 }
 
 /// How often each class was taken for each.
@@ -118,7 +158,7 @@ mod tests {
 
     fn accuracy(predictions: &[(usize, &[usize])]) -> Accuracy {
         let mut accuracy = Accuracy::default();
-        predictions.iter().for_each(|(truth, best_first)| accuracy.add(*truth, best_first));
+        predictions.iter().for_each(|(truth, best_first)| accuracy.add(&[*truth], best_first));
         accuracy
     }
 
@@ -151,6 +191,21 @@ mod tests {
         assert_eq!(Accuracy::default().rates(), None);
         // A video without an answer is wrong.
         assert_eq!(accuracy(&[(0, &[])]), Accuracy { total: 1, top_1: 0, top_5: 0 });
+    }
+
+    #[test]
+    fn precision_recall_and_f1_are_those_of_scikit_learn() {
+        let detection = Detection { hits: 2, false_alarms: 1, misses: 3 };
+        assert_eq!(
+            (detection.precision(), detection.recall(), detection.f1()),
+            (Some(2.0 / 3.0), Some(0.4), Some(0.5))
+        );
+        // Never predicted: scikit-learn has a precision of 0 and a warning, F1 is 0.
+        let missed = Detection { misses: 3, ..Detection::default() };
+        assert_eq!((missed.precision(), missed.recall(), missed.f1()), (None, Some(0.0), Some(0.0)));
+        let wrong = Detection { false_alarms: 3, ..Detection::default() };
+        assert_eq!((wrong.precision(), wrong.recall(), wrong.f1()), (Some(0.0), None, Some(0.0)));
+        assert_eq!(Detection::default().f1(), None);
     }
 
     #[test]

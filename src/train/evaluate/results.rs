@@ -4,13 +4,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use serde::Serialize;
+use std::path::{Path, PathBuf};
 
-use super::Evaluation;
+use serde::{Deserialize, Serialize};
+
+use super::{Answer, Evaluation};
 use crate::video::TimeRange;
-
-/// Labels a video, as many as the authors' code writes.
-const LABELS: usize = 10;
 
 /// The file's content; serialised as JSON.
 #[derive(Debug, Serialize)]
@@ -31,11 +30,63 @@ impl<'a> ResultFile<'a> {
     /// its annotations.
     pub fn new(evaluation: &'a Evaluation, ids: &'a [String]) -> Self {
         let results = evaluation.answers().map(|(example, answer)| {
-            let best = answer.video.iter().take(LABELS);
+            let best = answer.video.iter().take(Answer::BEST);
             let labels = best.map(|best| LabelScore { label: evaluation.name(best.class), score: best.score });
             (ids[example].as_str(), labels.collect())
         });
         Self { version: "VERSION 1.3", results: results.collect(), external_data: BTreeMap::new() }
+    }
+}
+
+/// What an earlier evaluation wrote.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EarlierResults {
+    /// The best label of each video by its id.
+    best: HashMap<String, String>,
+}
+
+/// Why the results of an earlier evaluation can't be used.
+#[derive(Debug, thiserror::Error)]
+pub enum EarlierResultsError {
+    /// The file can't be read.
+    #[error("can't read {}: {error}", .path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// Another file.
+    #[error("{} is no results.json of `kinetoscope evaluate --out`: {error}", .path.display())]
+    Format {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit.
+        error: serde_json::Error,
+    },
+}
+
+impl EarlierResults {
+    /// Reads a `results.json`.
+    pub fn read(path: &Path) -> Result<Self, EarlierResultsError> {
+        #[derive(Deserialize)]
+        struct File {
+            results: HashMap<String, Vec<Label>>,
+        }
+        #[derive(Deserialize)]
+        struct Label {
+            label: String,
+        }
+        let text = std::fs::read(path).map_err(|error| EarlierResultsError::Io { path: path.to_owned(), error })?;
+        let file: File = serde_json::from_slice(&text)
+            .map_err(|error| EarlierResultsError::Format { path: path.to_owned(), error })?;
+        let best = |(id, labels): (String, Vec<Label>)| Some((id, labels.into_iter().next()?.label));
+        Ok(Self { best: file.results.into_iter().filter_map(best).collect() })
+    }
+
+    /// The best label of a video; `None` if it had no answer.
+    pub fn best(&self, id: &str) -> Option<&str> {
+        self.best.get(id).map(String::as_str)
     }
 }
 
@@ -56,24 +107,30 @@ pub fn ids_with_times(examples: &[(&str, TimeRange)]) -> Vec<String> {
 mod tests {
     use std::time::Duration;
 
-    use super::super::{Answer, Score};
     use super::*;
+    use crate::model::scores::Activation;
 
     #[test]
     fn the_file_has_the_ten_best_labels_as_the_dataset_spells_them() {
         let labels: Vec<String> = (0..12).map(|class| format!("class {class}")).collect();
         let dataset = ["class_3".to_owned()];
-        let mut evaluation = Evaluation::new(&dataset, &[0, 0], &labels).unwrap();
-        let video = (0..12).map(|class| Score { class: 11 - class, score: 0.5 }).collect();
-        evaluation.add(1, Answer { video, clips: Vec::new(), partial: false, frames: 16 });
+        let mut evaluation = Evaluation::new(&dataset, &[vec![0], vec![0]], &labels, Activation::Softmax).unwrap();
+        evaluation.add(1, Answer::of_scores((0..12).map(|class| class as f32 / 16.0).collect()));
         let ids = ["never answered".to_owned(), "v_1".to_owned()];
         let file = serde_json::to_value(ResultFile::new(&evaluation, &ids)).unwrap();
         let results = file["results"].as_object().unwrap();
         assert_eq!(results.len(), 1);
         let best = results["v_1"].as_array().unwrap();
         assert_eq!(best.len(), 10);
-        assert_eq!(best[0], serde_json::json!({"label": "class 11", "score": 0.5}));
+        assert_eq!(best[0], serde_json::json!({"label": "class 11", "score": 0.6875}));
         assert_eq!(best[8]["label"], "class_3");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results.json");
+        std::fs::write(&path, file.to_string()).unwrap();
+        let read = EarlierResults::read(&path).unwrap();
+        assert_eq!((read.best("v_1"), read.best("v_2")), (Some("class 11"), None));
+        std::fs::write(&path, "{}").unwrap();
+        assert!(EarlierResults::read(&path).unwrap_err().to_string().contains("is no results.json"));
         assert!(file["version"].is_string() && file["external_data"].is_object());
     }
 

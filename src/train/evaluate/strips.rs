@@ -60,10 +60,10 @@ impl Strip {
             name: name.clone(),
             rgb: Some((0..side * side).flat_map(pixel).copied().collect()),
             size: side,
-            truth: labels[*truth].clone(),
+            truth: truth.iter().map(|&class| labels[class].as_str()).collect::<Vec<_>>().join(", "),
             predicted: labels[*predicted].clone(),
             score: *score,
-            right: truth == predicted,
+            right: truth.contains(predicted),
         }
     }
 }
@@ -72,6 +72,17 @@ impl Strip {
 pub fn draw(strips: &[Strip], path: &Path) -> io::Result<()> {
     let canvas = picture(strips).ok_or_else(|| io::Error::other("the picture would be too large"))?;
     canvas.save(path)
+}
+
+/// Frames `(n, size, size, 3)` side by side as the bytes of a PNG file; `None` if there are none, or too many.
+pub fn side_by_side(rgb: &[u8], size: usize) -> Option<Vec<u8>> {
+    let count = rgb.len() / (size * size * 3);
+    let width = (count * (size + GAP)).checked_sub(GAP)?;
+    let mut canvas = Canvas::new(width as u32, size as u32)?;
+    for (place, frame) in rgb.chunks_exact(size * size * 3).enumerate() {
+        canvas.picture(frame, (size as u32, size as u32), ((place * (size + GAP)) as i32, 0));
+    }
+    canvas.png().ok()
 }
 
 /// The picture; `None` if it would be too large.
