@@ -461,6 +461,87 @@ def write_step(name, case):
     save(name, tensors, dict(architecture=case["arch"], classes=case["classes"], seed=case["seed"], preprocessing="2020"))
 
 
+def write_losses(name, case):
+    """Losses of torch.nn.functional and their gradients, of logits and labels of the counter."""
+    tensors = {}
+    clips, classes = 6, 5
+    logits = 3 * counter_uniform(3, "logits", clips * classes).reshape(clips, classes)
+    one = torch.tensor([0, 4, 2, 2, 1, 3])
+    others = one.roll(1)
+    weight = torch.from_numpy(1.5 + counter_uniform(3, "weights", classes))
+    several = torch.from_numpy((counter_uniform(3, "several", clips * classes) > 0).astype(np.float32).reshape(clips, classes))
+    # Mixup and CutMix of each clip with the one before it: labels are parts of both.
+    mixed = 0.7 * F.one_hot(one, classes) + 0.3 * F.one_hot(others, classes)
+    for key, (kind, settings) in case.items():
+        labels = dict(one=one, mixed=mixed, several=several)[kind]
+        settings = dict(settings)
+        for setting in ("weight", "pos_weight"):
+            if setting in settings:
+                settings[setting] = weight
+        variable = torch.from_numpy(logits.copy()).requires_grad_()
+        loss = F.binary_cross_entropy_with_logits if kind == "several" else F.cross_entropy
+        value = loss(variable, labels, **settings)
+        value.backward()
+        tensors[f"{key}.loss"] = np.array([value.item()], np.float32)
+        tensors[f"{key}.gradient"] = variable.grad.numpy().copy()
+    tensors["several"] = several.numpy()
+    save(name, tensors, dict(case))
+
+
+def write_recipe(name, case):
+    """Five steps with warm-up and cosine, smoothed labels, clipped gradients and an average of the weights: rates and losses, and
+    of the average the last layer, the first statistics and the mean size of every tensor. In f64, rounded once."""
+    net = ResNet3d(case["arch"], case["classes"])
+    fill(net, case["seed"])
+    net = net.double().train()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, weight_decay=0.001)
+    warmup = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.5, total_iters=1)
+    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=3)
+    schedule = torch.optim.lr_scheduler.SequentialLR(optimizer, [warmup, cosine], milestones=[2])
+
+    def average(old, new, count):
+        step = int(count) - 1
+        decay = min(0.9, (1 + step) / (10 + step))
+        return decay * old + (1 - decay) * new
+
+    averaged = torch.optim.swa_utils.AveragedModel(net, avg_fn=average, use_buffers=True)
+    averaged.update_parameters(net)
+    tensors = {}
+    for step in range(5):
+        values = counter_uniform(case["seed"], f"clips {step}", 4 * 3 * 8 * 32 * 32).reshape(4, 3, 8, 32, 32)
+        loss = F.cross_entropy(net(torch.from_numpy(values).double()), torch.tensor([0, 1, 2, 1]), label_smoothing=0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 0.5)
+        tensors[f"rate.{step}"] = np.array([optimizer.param_groups[0]["lr"]], np.float32)
+        tensors[f"loss.{step}"] = np.array([loss.item()], np.float32)
+        optimizer.step()
+        schedule.step()
+        averaged.update_parameters(net)
+    for key, value in averaged.module.state_dict().items():
+        if key.endswith("num_batches_tracked"):
+            continue
+        tensors[f"size.{key}"] = np.array([value.square().mean().sqrt().item()], np.float32)
+        if key.startswith(("fc.", "bn1.")):
+            tensors[key] = value.float().numpy()
+    save(name, tensors, dict(architecture=case["arch"], classes=case["classes"], seed=case["seed"], preprocessing="2020"))
+
+
+LOSSES = {
+    "losses": {
+        "plain": ("one", dict()),
+        "smoothed": ("one", dict(label_smoothing=0.1)),
+        "weighted": ("one", dict(weight="weights")),
+        "weighted-and-smoothed": ("one", dict(weight="weights", label_smoothing=0.2)),
+        "mixed": ("mixed", dict()),
+        "mixed-and-smoothed": ("mixed", dict(label_smoothing=0.1)),
+        "binary": ("several", dict()),
+        "binary-weighted": ("several", dict(pos_weight="weights")),
+    },
+}
+
+RECIPES = {"recipe-10-b": dict(arch=architecture(10, "b", 1 / 16), classes=3, seed=73)}
+
 OPTIMIZERS = {
     "optimizers": {
         "plain": ("SGD", dict(lr=0.1)),
@@ -493,7 +574,7 @@ def main():
     if arguments.print_counter:
         return print_counter()
     writers = [(LOGITS, write_logits), (FRAMES, write_frames), (CHECKPOINTS, write_checkpoint),
-               (OPTIMIZERS, write_optimizers), (STEPS, write_step)]
+               (OPTIMIZERS, write_optimizers), (LOSSES, write_losses), (STEPS, write_step), (RECIPES, write_recipe)]
     unknown = set(arguments.names) - {name for cases, _ in writers for name in cases}
     if unknown:
         sys.exit(f"no such golden: {', '.join(sorted(unknown))}")

@@ -69,6 +69,14 @@ impl Golden {
         Self { recipe, tensors }
     }
 
+    /// Channels of a batch norm.
+    pub(crate) fn model_channels(&self, norm: &str) -> usize {
+        let layout = self.recipe.architecture.layout(self.recipe.classes).expect("generate.py describes a network");
+        let name = format!("{norm}.weight");
+        let parameter = layout.parameters().into_iter().find(|parameter| parameter.name == name);
+        parameter.expect("a norm has weights").shape[0]
+    }
+
     pub(crate) fn preprocessing(&self) -> Preprocessing {
         match self.recipe.preprocessing.as_str() {
             "2018" => Preprocessing::AUTHORS_2018,

@@ -8,6 +8,7 @@ mod formats;
 #[path = "../golden/mod.rs"]
 mod golden;
 mod loader;
+mod losses;
 #[path = "../video/media.rs"]
 #[allow(dead_code, reason = "shared with the tests of the video module, which use all of it")]
 mod media;
