@@ -74,12 +74,7 @@ pub(super) fn write_page(
             frames: rgb.and_then(|rgb| crate::train::evaluate::side_by_side(&rgb, THUMBNAIL)),
             truth: evaluation.truth(example),
             truth_score: evaluation.truth_score(example, answer),
-            predicted: answer
-                .video
-                .iter()
-                .take(LABELS)
-                .map(|best| (evaluation.name(best.class).to_owned(), best.score))
-                .collect(),
+            predicted: evaluation.predicted_labels(example, answer, LABELS),
         })
     };
     let has_matrix = !summary.multi_label && summary.classes.len() <= MOST_CLASSES;

@@ -27,7 +27,7 @@ pub use classes::{ClassMatch, ClassMatchError, MissingClass, Side, match_classes
 pub(in crate::train) use confusion::picture as confusion_picture;
 pub use confusion::{draw as draw_confusion, png as confusion_png};
 pub use metrics::{Accuracy, Confusion, Detection, Rates};
-pub use page::{ErrorRow, Page};
+pub use page::{ErrorRow, Page, PredictedLabel};
 pub use paired::Paired;
 pub(in crate::train) use ranking::{average_precisions, mean};
 pub use reliability::{draw as draw_reliability, png as reliability_png};
@@ -143,6 +143,18 @@ impl Evaluation {
         }
         let shown = answer.video.iter().filter(|best| best.score >= SHOWN_FROM).count();
         if shown == 0 { "nothing".to_owned() } else { best(shown).join(", ") }
+    }
+
+    /// The `count` best labels of an example.
+    pub fn predicted_labels(&self, example: usize, answer: &Answer, count: usize) -> Vec<PredictedLabel> {
+        let shown = self.shown(example);
+        let label = |best: &Score| PredictedLabel {
+            name: self.name(best.class).to_owned(),
+            score: best.score,
+            right: shown.contains(&best.class),
+            given: self.predicts(answer, best.class),
+        };
+        answer.video.iter().take(count).map(label).collect()
     }
 
     /// A label of the model, as the dataset spells it if it has that class.

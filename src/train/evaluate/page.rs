@@ -33,8 +33,21 @@ pub struct ErrorRow {
     pub truth: String,
     /// What the right class scores, 0 to 1.
     pub truth_score: Option<f32>,
-    /// Labels that the model gives, best first, and their scores, 0 to 1.
-    pub predicted: Vec<(String, f32)>,
+    /// The best labels, best first.
+    pub predicted: Vec<PredictedLabel>,
+}
+
+/// What the model says of one label.
+#[derive(Debug)]
+pub struct PredictedLabel {
+    /// Its name.
+    pub name: String,
+    /// 0 to 1.
+    pub score: f32,
+    /// Whether the video shows it.
+    pub right: bool,
+    /// Whether the model says that it does.
+    pub given: bool,
 }
 
 const STYLE: &str = "
@@ -104,12 +117,16 @@ impl Page<'_> {
 
     fn errors_section(&self) -> Markup {
         let (shown, all) = (self.errors.len(), self.error_count);
+        let order = match self.summary.multi_label {
+            true => "those with the highest log loss first",
+            false => "the surest ones first",
+        };
         html! {
             h2 { "Errors" }
             p.faint {
                 @if all == 0 { "There are none." }
-                @else if shown < all { "The worst " (shown) " of " (all) ", the surest ones first." }
-                @else { (all) ", the surest ones first." }
+                @else if shown < all { "The worst " (shown) " of " (all) ", " (order) "." }
+                @else { (all) ", " (order) "." }
             }
             @for error in &self.errors {
                 article {
@@ -121,8 +138,8 @@ impl Page<'_> {
                         div { "true: " span.right { (error.truth) } @if let Some(score) = error.truth_score { " " (percent(score.into())) } }
                         div { "predicted:" }
                         ol {
-                            @for (place, (name, score)) in error.predicted.iter().enumerate() {
-                                li .wrong[place == 0] { (name) " " (percent((*score).into())) }
+                            @for PredictedLabel { name, score, right, given } in &error.predicted {
+                                li .right[*right && *given] .wrong[!*right && *given] { (name) " " (percent((*score).into())) }
                             }
                         }
                         div .name.faint { (error.name) }
@@ -195,12 +212,18 @@ mod tests {
     #[test]
     fn page_is_one_file_and_names_are_text() {
         let (_, summary) = summary(0);
+        let predicted = |name: &str, score: f32, right: bool, given: bool| PredictedLabel {
+            name: name.to_owned(),
+            score,
+            right,
+            given,
+        };
         let error = ErrorRow {
             name: "<script>alert(1)</script>.mp4".to_owned(),
             frames: Some(vec![1, 2, 3]),
             truth: "bowling & co".to_owned(),
             truth_score: Some(0.25),
-            predicted: vec![("tango".to_owned(), 0.75), ("bowling & co".to_owned(), 0.25)],
+            predicted: vec![predicted("tango", 0.75, false, true), predicted("bowling & co", 0.25, true, false)],
         };
         let page = Page {
             summary: &summary,
@@ -212,6 +235,7 @@ mod tests {
         let html = page.html();
         assert!(html.contains("&lt;script&gt;alert(1)&lt;/script&gt;.mp4") && !html.contains("<script>"), "{html}");
         assert!(html.contains("bowling &amp; co") && html.contains("data:image/png;base64,AQID"));
+        assert!(html.contains("<li class=\"wrong\">tango 75.0%</li><li>bowling &amp; co 25.0%</li>"), "{html}");
         assert!(
             html.contains("The worst 1 of 3") && html.contains("Calibration") && !html.contains("Confusion matrix")
         );

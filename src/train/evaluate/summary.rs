@@ -211,7 +211,7 @@ impl Summary {
         add("mAP", self.mean_average_precision, "mean over classes of the average precision");
         let videos = self.videos;
         add("top-1", videos.map(|rates| rates.top_1), &format!("of {} videos{several}", videos.map_or(0, |r| r.total)));
-        add("top-5", videos.map(|rates| rates.top_5), "");
+        add("top-5", videos.map(|rates| rates.top_5), "the right label is among the best five");
         add("mean class accuracy", self.mean_class_top_1.filter(|_| !self.multi_label), "each class counts the same");
         let threshold = if self.multi_label { ", of labels that score at least 50%" } else { "" };
         add("F1", self.mean_f1, &format!("mean over classes{threshold}"));
