@@ -187,9 +187,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::model::scores::ScoreFunction;
     use crate::classify::ModelReference;
     use crate::classify::scores::Segment;
+    use crate::model::scores::ScoreFunction;
     use crate::video::VideoSummary;
 
     fn label(score: f32) -> LabelScore {

@@ -71,9 +71,10 @@ impl Golden {
 
     /// Channels of a batch norm.
     pub(crate) fn model_channels(&self, norm: &str) -> usize {
-        let layout = self.recipe.architecture.layout(self.recipe.classes).expect("generate.py describes a network");
+        let graph = self.recipe.architecture.graph(ClipSpec::default(), self.recipe.classes);
+        let graph = graph.expect("generate.py describes a network");
         let name = format!("{norm}.weight");
-        let parameter = layout.parameters().into_iter().find(|parameter| parameter.name == name);
+        let parameter = graph.parameters().find(|parameter| parameter.name == name);
         parameter.expect("a norm has weights").shape[0]
     }
 

@@ -42,8 +42,7 @@ pub(super) async fn classify(
     let mut pending = Vec::new();
     while let Some(rgb) = decoded.recv().await {
         // A task for each, so that the engine's queue is never waited for by who would empty it.
-        let clip = queue.submit(ClipInput::Rgb(rgb.into())).await
-            .map_err(failed)?;
+        let clip = queue.submit(ClipInput::Rgb(rgb.into())).await.map_err(failed)?;
         pending.push(tokio::spawn(clip));
     }
     let frames = decode.await?.map_err(AppError::from)?;
