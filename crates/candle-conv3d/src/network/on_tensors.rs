@@ -200,8 +200,8 @@ fn average(pool: &AvgPool, input: &Tensor, node: &Node) -> Result<Tensor> {
     let lens: Vec<usize> = input.dims()[2..].to_vec();
     let mut sum = pad(input, [window.padding, window.padding_after], 0.0)?;
     let out = [node.shape.t, node.shape.h, node.shape.w];
-    for axis in 0..3 {
-        let (dim, stride, count) = (axis + 2, window.stride[axis], out[axis]);
+    for (axis, &count) in out.iter().enumerate() {
+        let (dim, stride) = (axis + 2, window.stride[axis]);
         let taps = (0..window.kernel[axis]).map(|tap| crate::reference::pick(&sum, dim, tap, stride, count));
         let taps = taps.collect::<Result<Vec<_>>>()?;
         sum = taps.iter().skip(1).try_fold(taps[0].clone(), |total, tap| total + tap)?;
