@@ -288,11 +288,9 @@ impl Model {
             }
         }
         let known: BTreeSet<&str> = graph.parameters().map(|parameter| parameter.name.as_str()).collect();
-        if tensors.len() > known.len() {
-            if let Some((name, tensor)) = tensors.iter().find(|(name, _)| !known.contains(name.as_str())) {
-                let actual = tensor.dims().to_vec();
-                return Err(ModelFileError::UnexpectedTensor { name: name.clone(), actual });
-            }
+        if let Some((name, tensor)) = tensors.iter().find(|(name, _)| !known.contains(name.as_str())) {
+            let actual = tensor.dims().to_vec();
+            return Err(ModelFileError::UnexpectedTensor { name: name.clone(), actual });
         }
         Ok(Self { spec, graph, tensors })
     }

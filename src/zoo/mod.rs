@@ -191,7 +191,7 @@ impl Architecture {
         let begins = |prefix: &&str| {
             parameter.strip_prefix(*prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         };
-        self.layer_groups().iter().position(|group| group.prefixes.iter().any(|prefix| begins(&prefix))).unwrap_or(0)
+        self.layer_groups().iter().position(|group| group.prefixes.iter().any(begins)).unwrap_or(0)
     }
 
     /// The group of layers of a name, counted from 0. `stem` is the first, `head` the last, whatever they are called.

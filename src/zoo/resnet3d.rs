@@ -117,7 +117,6 @@ impl Config {
         Ok(graph)
     }
 
-    #[expect(clippy::too_many_arguments, reason = "what a block is made of")]
     fn block(
         &self,
         graph: &mut Graph,
