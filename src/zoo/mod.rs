@@ -2,7 +2,7 @@
 //! checkpoint, how a checkpoint is recognised, and the groups of layers that training freezes.
 //!
 //! Nothing outside this module knows a layer's name. A new family is a file that implements [`Family`] and a line in
-//! [`families!`]; `docs/architectures.md` leads through it.
+//! `families!`; `docs/architectures.md` leads through it.
 
 mod c3d;
 mod densenet;

@@ -5,7 +5,7 @@
 //! their names in a checkpoint until [`bind`](Graph::bind) gives them values.
 //!
 //! One graph serves everything: [`compile`](Graph::compile) makes an inference plan for CPUs of it, `cuda` one for GPUs, a
-//! [`Network`](crate::network::Network) trains it, [`reference`] computes it with plain loops, [`Graph::table`] and
+//! [`Network`](crate::network::Network) trains it, [`mod@reference`] computes it with plain loops, [`Graph::table`] and
 //! [`Graph::graphviz`] print it. [`passes`] are rewritings that keep its results.
 //!
 //! Shapes are those of one clip, (c, t, h, w); `[usize; 3]` is in (t, h, w) order.
