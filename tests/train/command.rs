@@ -218,7 +218,7 @@ fn bad_input_is_told_before_anything_is_trained() {
         text(&output.stderr)
     };
     let layer = refusal(&["--begin-at", "layer5"]);
-    assert!(layer.contains("its layers are conv1, layer1, layer2, layer3, layer4 and fc"), "{layer}");
+    assert!(layer.contains("its layers are conv1, layer1, layer2, layer3, layer4, fc"), "{layer}");
     let nesterov = refusal(&["--nesterov", "--momentum", "0"]);
     assert!(nesterov.contains("momentum above 0"), "{nesterov}");
     let clip = refusal(&["--temporal-stride", "1000"]);

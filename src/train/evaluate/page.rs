@@ -139,7 +139,7 @@ impl Page<'_> {
                         div { "predicted:" }
                         ol {
                             @for PredictedLabel { name, score, right, given } in &error.predicted {
-                                li .right[*right && *given] .wrong[!*right && *given] { (name) " " (percent((*score).into())) }
+                                li class=[given.then_some(if *right { "right" } else { "wrong" })] { (name) " " (percent((*score).into())) }
                             }
                         }
                         div .name.faint { (error.name) }

@@ -164,11 +164,20 @@ impl Graph {
     /// How many of the nodes that outputs need read each node; an output is read once more.
     pub(crate) fn reader_counts(&self) -> Vec<usize> {
         let mut counts = vec![0; self.nodes.len()];
-        let needed = self.nodes.iter().zip(self.last_reads()).filter(|(_, last_read)| last_read.is_some());
-        for &NodeId(index) in needed.flat_map(|(node, _)| &node.inputs).chain(&self.outputs) {
+        for &NodeId(index) in self.needed().flat_map(|(_, node)| &node.inputs).chain(&self.outputs) {
             counts[index] += 1;
         }
         counts
+    }
+
+    /// The nodes that outputs need, and the clip.
+    pub(crate) fn needed(&self) -> impl Iterator<Item = (NodeId, &Node)> {
+        self.nodes().zip(self.last_reads()).filter(|(_, last_read)| last_read.is_some()).map(|(node, _)| node)
+    }
+
+    /// Ids of [`needed`](Self::needed) nodes.
+    pub(crate) fn needed_ids(&self) -> Vec<NodeId> {
+        self.needed().map(|(id, _)| id).collect()
     }
 
     /// For each node the last that reads it (the number of nodes for an output), or `None` if no output needs it. The clip

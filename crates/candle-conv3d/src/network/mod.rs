@@ -138,7 +138,7 @@ impl Network {
 fn only_readers(graph: &Graph) -> Vec<Option<NodeId>> {
     let counts = graph.reader_counts();
     let mut readers = vec![None; counts.len()];
-    for (id, node) in graph.nodes() {
+    for (id, node) in graph.needed() {
         for input in node.inputs() {
             if counts[input.0] == 1 {
                 readers[input.0] = Some(id);

@@ -9,7 +9,7 @@ use std::sync::Arc;
 pub fn fold_norms(mut graph: Graph) -> Graph {
     let readers = graph.reader_counts();
     let mut pairs = Vec::new();
-    for index in 0..graph.nodes.len() {
+    for NodeId(index) in graph.needed_ids() {
         let Operation::BatchNorm(norm) = &graph.nodes[index].operation else { continue };
         let before = graph.nodes[index].inputs[0];
         let foldable = matches!(&graph.nodes[before.0].operation, Operation::Conv(conv) if conv.is_plain());

@@ -7,7 +7,7 @@ use crate::graph::{Graph, NodeId, Nonlinearity, Operation};
 /// such convolutions, the first input takes the second.
 pub fn fuse_residuals(mut graph: Graph) -> Graph {
     let readers = graph.reader_counts();
-    for index in 0..graph.nodes.len() {
+    for NodeId(index) in graph.needed_ids() {
         if !matches!(graph.nodes[index].operation, Operation::Add) {
             continue;
         }
@@ -40,7 +40,7 @@ pub fn fuse_residuals(mut graph: Graph) -> Graph {
 /// A nonlinearity becomes the end of the operation that it alone reads. Convolutions take ReLU only.
 pub fn fuse_nonlinearities(mut graph: Graph) -> Graph {
     let readers = graph.reader_counts();
-    for index in 0..graph.nodes.len() {
+    for NodeId(index) in graph.needed_ids() {
         let Operation::Nonlinearity(function) = graph.nodes[index].operation else { continue };
         let before = graph.nodes[index].inputs[0];
         if readers[before.0] != 1 {
@@ -109,6 +109,21 @@ mod tests {
         bind(&mut graph);
         let fused = prepare(graph.clone());
         assert_eq!(kinds(&fused), ["input", "conv", "add", "relu"]);
+        assert_same(&graph, &fused);
+    }
+
+    #[test]
+    fn what_no_output_needs_is_not_fused_with() {
+        let mut graph = Graph::new([3, 2, 4, 4]).unwrap();
+        let scaled = graph.batch_norm("bn", graph.input(), 1e-5).unwrap();
+        graph.relu(scaled).unwrap();
+        let conv = graph.conv("conv", scaled, &ConvConfig::new(3, [1; 3])).unwrap();
+        graph.add(conv, scaled).unwrap();
+        graph.batch_norm("unread", conv, 1e-5).unwrap();
+        graph.set_outputs(&[conv]).unwrap();
+        bind(&mut graph);
+        let fused = prepare(graph.clone());
+        assert_eq!(kinds(&fused), ["input", "scale", "conv"]);
         assert_same(&graph, &fused);
     }
 
