@@ -25,8 +25,10 @@ fi
 start_server "$kinetoscope" "$work/log" --model-control --idle-timeout 1s
 
 echo "== schemathesis"
+# A schema can't say which bytes are a video, nor which URIs this server may read: some of what fits it is rightly refused.
 "$work/venv/bin/schemathesis" run "http://$address/openapi.json" --phases coverage,fuzzing --max-examples 10 \
-    --generation-deterministic --generation-database none --request-timeout 30 --no-color
+    --exclude-checks positive_data_acceptance \
+    --generation-deterministic --request-timeout 30 --no-color
 
 echo "== tritonclient.http"
 ffmpeg -loglevel error -f lavfi -i testsrc2=size=200x120:rate=25 -t 1 -pix_fmt yuv420p "$work/1.mp4"

@@ -24,7 +24,10 @@ export default defineConfig({
   fullyParallel: true,
   workers: 2,
   forbidOnly: true,
-  timeout: 30_000,
+  // On a busy machine a browser may take its time.
+  timeout: 60_000,
+  expect: { timeout: 15_000 },
+  retries: 2,
   reporter: "list",
   use: {
     browserName: "chromium",

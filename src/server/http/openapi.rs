@@ -79,7 +79,7 @@ fn paths() -> Value {
             "responses": responses("The labels of the video, or events while it is classified.", json!({
                 Form::Json.media_type(): {"schema": reference("ClassifyVideoResponse")},
                 Form::NdJson.media_type(): {"schema": reference("ClassifyVideoStreamResponse")},
-                Form::EventStream.media_type(): {"schema": {"type": "string"}},
+                Form::EventStream.media_type(): {},
                 Form::Vtt.media_type(): {"schema": {"type": "string"}},
                 Form::Csv.media_type(): {"schema": {"type": "string"}},
             })),
@@ -89,7 +89,7 @@ fn paths() -> Value {
             "summary": "Events of a video that another request uploads with this key in `events`",
             "parameters": [{"name": "key", "in": "path", "required": true, "schema": key_schema()}],
             "responses": responses("The events.", json!({
-                Form::EventStream.media_type(): {"schema": {"type": "string"}},
+                Form::EventStream.media_type(): {},
                 Form::NdJson.media_type(): {"schema": reference("ClassifyVideoStreamResponse")},
             })),
         }},
