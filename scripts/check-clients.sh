@@ -79,7 +79,9 @@ have_packages() {
 }
 protos=(kinetoscope/v1/kinetoscope.proto inference/grpc_service.proto)
 
-if have_packages golang-go protobuf-compiler protoc-gen-go protoc-gen-go-grpc golang-google-grpc-dev; then
+# gRPC's package takes either version of the protobuf library; what protoc-gen-go makes needs the newer one.
+if have_packages golang-go protobuf-compiler protoc-gen-go protoc-gen-go-grpc golang-google-grpc-dev \
+    golang-github-golang-protobuf-1-5-dev golang-google-protobuf-dev; then
     mkdir -p "$work/go/src"
     protoc -I proto --go_out="$work/go/src" --go-grpc_out="$work/go/src" "${protos[@]}"
     # Debian has the libraries as a path of sources, not as modules.

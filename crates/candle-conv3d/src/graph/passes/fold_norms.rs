@@ -8,21 +8,18 @@ use std::sync::Arc;
 /// a [`Scale`]. In f64, so that folding adds nothing to the rounding of the convolution itself.
 pub fn fold_norms(mut graph: Graph) -> Graph {
     let readers = graph.reader_counts();
-    let mut pairs = Vec::new();
+    let mut norms: Vec<Option<Norm>> = vec![None; graph.nodes.len()];
     for NodeId(index) in graph.needed_ids() {
         let Operation::BatchNorm(norm) = &graph.nodes[index].operation else { continue };
         let before = graph.nodes[index].inputs[0];
         let foldable = matches!(&graph.nodes[before.0].operation, Operation::Conv(conv) if conv.is_plain());
-        if foldable && readers[before.0] == 1 {
-            pairs.push((before.0, norm.clone()));
+        // A norm behind a norm that was folded reads the same convolution by now.
+        if foldable && readers[before.0] == 1 && norms[before.0].is_none() {
+            norms[before.0] = Some(norm.clone());
             graph.redirect(NodeId(index), before);
         } else {
             graph.nodes[index].operation = Operation::Scale(scale(norm));
         }
-    }
-    let mut norms: Vec<Option<Norm>> = vec![None; graph.nodes.len()];
-    for (conv, norm) in pairs {
-        norms[conv] = Some(norm);
     }
     graph.nodes.par_iter_mut().zip(norms).for_each(|(node, norm)| {
         if let (Operation::Conv(conv), Some(norm)) = (&mut node.operation, norm) {
@@ -92,6 +89,19 @@ mod tests {
         bind(&mut graph);
         let folded = fold_norms(graph.clone());
         assert_eq!(count(&folded, |operation| matches!(operation, Operation::Scale(_))), 2);
+        assert_same(&graph, &folded);
+    }
+
+    #[test]
+    fn of_two_norms_one_behind_the_other_the_first_is_folded() {
+        let mut graph = Graph::new([3, 3, 5, 4]).unwrap();
+        let x = graph.conv("conv", graph.input(), &ConvConfig::new(6, [1; 3])).unwrap();
+        let x = graph.batch_norm("first", x, 1e-5).unwrap();
+        let x = graph.batch_norm("second", x, 1e-5).unwrap();
+        graph.set_outputs(&[x]).unwrap();
+        bind(&mut graph);
+        let folded = remove_unread(fold_norms(graph.clone()));
+        assert_eq!(kinds(&folded), ["input", "conv", "scale"]);
         assert_same(&graph, &folded);
     }
 
