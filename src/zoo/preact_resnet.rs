@@ -7,12 +7,10 @@ use std::fmt;
 use candle_conv3d::graph::{Graph, NodeId};
 use serde::{Deserialize, Serialize};
 
-use super::residual::{self, BOTTLENECK_EXPANSION, Block, EPSILON, HEAD, cube, stages};
+use super::residual::{self, Block, EPSILON, HEAD, WIDTHS, stages};
+use super::resnet3d::Shortcut;
 use super::{ArchitectureError, DetectError, Family, LayerGroup, TensorShapes, add_head, graph_of};
 use crate::model::spec::ClipSpec;
-
-/// Channels of the four stages.
-const WIDTHS: [u16; 4] = [64, 128, 256, 512];
 
 /// Settings of a pre-activation ResNet.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
@@ -26,12 +24,7 @@ pub struct Config {
 
 fn block(graph: &mut Graph, block: &Block<'_>, bottleneck: bool) -> Result<NodeId, ArchitectureError> {
     let &Block { name, input, width, stride } = block;
-    let (convs, channels) = if bottleneck {
-        let channels = width * BOTTLENECK_EXPANSION;
-        (vec![cube(width, 1, 1), cube(width, 3, stride), cube(channels, 1, 1)], channels)
-    } else {
-        (vec![cube(width, 3, stride), cube(width, 3, 1)], width)
-    };
+    let convs = residual::block_convs(width, stride, bottleneck);
     let mut x = input;
     for (index, config) in convs.iter().enumerate() {
         let [conv, norm] = ["conv", "bn"].map(|layer| format!("{name}.{layer}{}", index + 1));
@@ -40,17 +33,14 @@ fn block(graph: &mut Graph, block: &Block<'_>, bottleneck: bool) -> Result<NodeI
         x = graph.conv(&conv, x, config)?;
     }
     // It takes the block's input as it is, before its norm.
-    let shortcut = residual::projection(graph, block, channels)?;
+    let shortcut = residual::add_shortcut(graph, block, residual::channels_of(&convs), Shortcut::B, EPSILON)?;
     Ok(graph.add(x, shortcut)?)
 }
 
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "pre-activation 3D ResNet-{}", self.depth)?;
-        if self.widen_factor != 1.0 {
-            write!(f, ", channels x {}", self.widen_factor)?;
-        }
-        Ok(())
+        residual::fmt_factor(f, self.widen_factor)
     }
 }
 
@@ -82,8 +72,8 @@ impl Family for Config {
         let [normalised] = shapes.shape(norm, "[channels]").ok()?;
         (shapes.has(Self::MARKER) && normalised == from && from != out).then(|| {
             let depth = residual::detect_depth(shapes, &["conv1.weight"], "conv3.weight")?;
-            let [last_width, ..] = shapes.shape::<5>("layer4.0.conv1.weight", "[channels, channels, t, h, w]")?;
-            let widen_factor = last_width as f64 / f64::from(WIDTHS[3]);
+            let expected = "[channels, channels, t, h, w]";
+            let widen_factor = residual::detect_factor(shapes, "layer4.0.conv1.weight", expected, WIDTHS)?;
             Ok((Self { depth, widen_factor }, shapes.classes("fc.weight")?))
         })
     }

@@ -7,26 +7,16 @@ use candle_conv3d::graph::{ConvConfig, Graph, NodeId};
 use serde::{Deserialize, Serialize};
 
 use super::residual::{
-    self, BOTTLENECK_EXPANSION, EPSILON, HEAD, STAGES, block_stride, channels, conv_norm, conv_norm_relu, cube,
-    factored_channels, stages,
+    self, Block, EPSILON, HEAD, WIDTHS, channels, conv_norm, conv_norm_relu, factored_channels, stages,
 };
-use super::resnet3d::{Shortcut, Stem};
+use super::resnet3d::{self, Shortcut, Stem};
 use super::{ArchitectureError, DetectError, Family, LayerGroup, TensorShapes, add_head, graph_of};
 use crate::model::spec::ClipSpec;
 
-/// Settings of an R(2+1)D.
+/// Settings of an R(2+1)D: those of the 3D ResNet that it factors. `kernel_t` of the stem is that of its temporal part.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Config {
-    /// 10, 18, 34, 50, 101, 152 or 200.
-    pub depth: u32,
-    /// How a block's input joins its output where the shape changes.
-    pub shortcut: Shortcut,
-    /// Multiplies the channels of every layer.
-    pub widen_factor: f64,
-    /// The layers before the first block; `kernel_t` is that of the temporal part.
-    pub stem: Stem,
-}
+#[serde(transparent)]
+pub struct Config(pub resnet3d::Config);
 
 impl Config {
     /// Adds the spatial and the temporal part of a convolution, each with its norm, ReLU between them.
@@ -36,67 +26,35 @@ impl Config {
         x: NodeId,
         config: &ConvConfig,
     ) -> Result<NodeId, ArchitectureError> {
-        let ([kt, kh, kw], [st, sh, sw], [pt, ph, pw]) = (config.kernel, config.stride, config.padding);
         let middle = factored_channels(channels(graph, x)?, config.channels, config.kernel);
-        let spatial = ConvConfig { stride: [1, sh, sw], padding: [0, ph, pw], ..ConvConfig::new(middle, [1, kh, kw]) };
-        let temporal =
-            ConvConfig { stride: [st, 1, 1], padding: [pt, 0, 0], ..ConvConfig::new(config.channels, [kt, 1, 1]) };
+        let [spatial, temporal] = residual::factors(config, middle);
         let x = conv_norm_relu(graph, [&format!("{conv}_s"), &format!("{norm}_s")], x, &spatial, EPSILON)?;
         conv_norm(graph, [&format!("{conv}_t"), &format!("{norm}_t")], x, &temporal, EPSILON)
     }
 
-    fn block(
-        &self,
-        graph: &mut Graph,
-        name: &str,
-        input: NodeId,
-        width: usize,
-        stride: usize,
-        bottleneck: bool,
-    ) -> Result<NodeId, ArchitectureError> {
-        let out_channels = if bottleneck { width * BOTTLENECK_EXPANSION } else { width };
-        let convs = if bottleneck {
-            vec![cube(width, 1, 1), cube(width, 3, stride), cube(out_channels, 1, 1)]
-        } else {
-            vec![cube(width, 3, stride), cube(width, 3, 1)]
-        };
-        let shortcut = if stride == 1 && channels(graph, input)? == out_channels {
-            input
-        } else if self.shortcut == Shortcut::A {
-            graph.strided_pick(input, [stride; 3], out_channels)?
-        } else {
-            let [conv, norm] = [0, 1].map(|index| format!("{name}.downsample.{index}"));
-            conv_norm(graph, [&conv, &norm], input, &cube(out_channels, 1, stride), EPSILON)?
-        };
-        let mut x = input;
-        for (index, config) in convs.iter().enumerate() {
-            let [conv, norm] = ["conv", "bn"].map(|layer| format!("{name}.{layer}{}", index + 1));
-            x = if config.kernel == [1; 3] {
-                conv_norm(graph, [&conv, &norm], x, config, EPSILON)?
+    fn block(&self, graph: &mut Graph, block: &Block<'_>, bottleneck: bool) -> Result<NodeId, ArchitectureError> {
+        let &Block { name, input, width, stride } = block;
+        let convs = residual::block_convs(width, stride, bottleneck);
+        let shortcut = residual::add_shortcut(graph, block, residual::channels_of(&convs), self.0.shortcut, EPSILON)?;
+        let x = residual::add_convs(graph, input, &convs, |graph, number, x, config| {
+            let [conv, norm] = ["conv", "bn"].map(|layer| format!("{name}.{layer}{number}"));
+            if config.kernel == [1; 3] {
+                conv_norm(graph, [&conv, &norm], x, config, EPSILON)
             } else {
-                Self::factored(graph, [&conv, &norm], x, config)?
-            };
-            if index + 1 < convs.len() {
-                x = graph.relu(x)?;
+                Self::factored(graph, [&conv, &norm], x, config)
             }
-        }
+        })?;
         residual::join(graph, x, shortcut)
     }
 }
 
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "R(2+1)D-{}", self.depth)?;
-        if self.shortcut == Shortcut::A {
+        write!(f, "R(2+1)D-{}", self.0.depth)?;
+        if self.0.shortcut == Shortcut::A {
             f.write_str(", shortcut A")?;
         }
-        if self.widen_factor != 1.0 {
-            write!(f, ", channels x {}", self.widen_factor)?;
-        }
-        if self.stem != Stem::AUTHORS {
-            write!(f, ", {}", self.stem)?;
-        }
-        Ok(())
+        self.0.fmt_variations(f, Stem::AUTHORS)
     }
 }
 
@@ -104,28 +62,23 @@ impl Family for Config {
     const MARKER: &'static str = "conv1_s.weight";
 
     fn standard() -> Self {
-        Self { depth: 18, shortcut: Shortcut::B, widen_factor: 1.0, stem: Stem::AUTHORS }
+        Self(resnet3d::Config::paper(18, Shortcut::B))
     }
 
     fn graph(&self, clip: ClipSpec, classes: usize) -> Result<Graph, ArchitectureError> {
-        let (block_counts, bottleneck) = stages(self.depth)?;
-        let widths = [64, 128, 256, 512].map(|width| (f64::from(width) * self.widen_factor) as usize);
-        if !(self.widen_factor > 0.0 && self.widen_factor <= 16.0 && widths[0] > 0) {
-            return Err(ArchitectureError::WidenFactor { actual: self.widen_factor });
-        }
+        let resnet3d::Config { depth, widen_factor, stem, .. } = self.0;
+        let (block_counts, bottleneck) = stages(depth)?;
+        let widths = residual::scaled_widths(WIDTHS, widen_factor)?;
         let mut graph = graph_of(clip)?;
         let input = graph.input();
-        let x = Self::factored(&mut graph, ["conv1", "bn1"], input, &self.stem.conv(widths[0])?)?;
+        let x = Self::factored(&mut graph, ["conv1", "bn1"], input, &stem.conv(widths[0])?)?;
         let mut x = graph.relu(x)?;
-        if self.stem.max_pool {
+        if stem.max_pool {
             x = residual::stem_pool(&mut graph, x)?;
         }
-        for (stage, (&count, width)) in block_counts.iter().zip(widths).enumerate() {
-            for index in 0..count {
-                let name = format!("{}.{index}", STAGES[stage]);
-                x = self.block(&mut graph, &name, x, width, block_stride(stage, index), bottleneck)?;
-            }
-        }
+        let x = residual::add_stages(&mut graph, x, block_counts, widths, |graph, block| {
+            self.block(graph, block, bottleneck)
+        })?;
         add_head(&mut graph, x, HEAD, classes)?;
         Ok(graph)
     }
@@ -136,10 +89,9 @@ impl Family for Config {
             let depth = residual::detect_depth(shapes, &["conv1_s.weight", "conv1.weight"], "conv3.weight")?;
             let last =
                 if shapes.has("layer4.0.conv3.weight") { "layer4.0.conv1.weight" } else { "layer4.0.conv1_t.weight" };
-            let [last_width, ..] = shapes.shape::<5>(last, "[channels, channels, t, h, w]")?;
-            let shortcut = if shapes.has("layer2.0.downsample.0.weight") { Shortcut::B } else { Shortcut::A };
+            let widen_factor = residual::detect_factor(shapes, last, "[channels, channels, t, h, w]", WIDTHS)?;
             let stem = Stem { kernel_t, ..Stem::AUTHORS };
-            let config = Self { depth, shortcut, widen_factor: last_width as f64 / 512.0, stem };
+            let config = Self(resnet3d::Config { depth, shortcut: Shortcut::detect(shapes), widen_factor, stem });
             Ok((config, shapes.classes("fc.weight")?))
         })
     }
@@ -157,7 +109,7 @@ mod tests {
     fn parameter_counts_are_those_of_the_authors_code() {
         // `sum(p.numel() for p in model.parameters())` of `models/resnet2p1d.py` in PyTorch, 700 classes.
         for (depth, expected) in [(18, 33_575_064), (34, 63_901_400), (50, 47_650_082)] {
-            let graph = Config { depth, ..Config::standard() }.graph(ClipSpec::default(), 700).unwrap();
+            let graph = Config(resnet3d::Config::paper(depth, Shortcut::B)).graph(ClipSpec::default(), 700).unwrap();
             let trained = graph.parameters().filter(|parameter| !parameter.name.contains("running"));
             assert_eq!(trained.map(candle_conv3d::graph::Parameter::len).sum::<usize>(), expected, "{depth}");
         }

@@ -1,12 +1,17 @@
 //! What families of residual networks share: depths, blocks, groups of layers.
 
+use std::fmt;
+
 use candle_conv3d::graph::{ConvConfig, Graph, NodeId, PoolConfig};
 
-use super::resnet3d::Stem;
+use super::resnet3d::{Shortcut, Stem};
 use super::{ArchitectureError, DetectError, LayerGroup, TensorShapes};
 
 /// Depths of the authors' code.
 pub const DEPTHS: [u32; 7] = [10, 18, 34, 50, 101, 152, 200];
+
+/// Channels of the four stages of a 3D ResNet.
+pub(super) const WIDTHS: [u16; 4] = [64, 128, 256, 512];
 
 /// Channels out of a bottleneck relative to its middle.
 pub(super) const BOTTLENECK_EXPANSION: usize = 4;
@@ -121,6 +126,23 @@ pub(super) fn scaled_widths(whole: [u16; 4], widen_factor: f64) -> Result<[usize
     Ok(widths)
 }
 
+/// The factor that gives the last stage's first convolution `name` as many channels as it has. Only the last stage tells: with
+/// a factor `w` it has `floor(512 w)` channels, and the others are floors of parts of that.
+pub(super) fn detect_factor(
+    shapes: &TensorShapes,
+    name: &str,
+    expected: &str,
+    whole: [u16; 4],
+) -> Result<f64, DetectError> {
+    let [last_width, ..] = shapes.shape::<5>(name, expected)?;
+    Ok(last_width as f64 / f64::from(whole[3]))
+}
+
+/// Says a factor of channels that is not 1.
+pub(super) fn fmt_factor(f: &mut fmt::Formatter<'_>, widen_factor: f64) -> fmt::Result {
+    if widen_factor == 1.0 { Ok(()) } else { write!(f, ", channels x {widen_factor}") }
+}
+
 /// Adds the stem of the authors' networks: a 7x7x7 convolution with spatial stride 2, norm, ReLU, max pool.
 pub(super) fn authors_stem(graph: &mut Graph, channels: usize) -> Result<NodeId, ArchitectureError> {
     let input = graph.input();
@@ -154,6 +176,37 @@ pub(super) fn add_stages(
     Ok(x)
 }
 
+/// The convolutions of a residual block: two of 3x3x3, or the three of a bottleneck. The first of 3x3x3 has the stride.
+pub(super) fn block_convs(width: usize, stride: usize, bottleneck: bool) -> Vec<ConvConfig> {
+    if bottleneck {
+        vec![cube(width, 1, 1), cube(width, 3, stride), cube(width * BOTTLENECK_EXPANSION, 1, 1)]
+    } else {
+        vec![cube(width, 3, stride), cube(width, 3, 1)]
+    }
+}
+
+/// Channels out of a block of these convolutions.
+pub(super) fn channels_of(convs: &[ConvConfig]) -> usize {
+    convs.last().map_or(0, |conv| conv.channels)
+}
+
+/// Adds a block's convolutions one after the other, each with its norm by `add`, which is told its number from 1 on; ReLU
+/// between them.
+pub(super) fn add_convs(
+    graph: &mut Graph,
+    mut x: NodeId,
+    convs: &[ConvConfig],
+    add: impl Fn(&mut Graph, usize, NodeId, &ConvConfig) -> Result<NodeId, ArchitectureError>,
+) -> Result<NodeId, ArchitectureError> {
+    for (index, config) in convs.iter().enumerate() {
+        x = add(graph, index + 1, x, config)?;
+        if index + 1 < convs.len() {
+            x = graph.relu(x)?;
+        }
+    }
+    Ok(x)
+}
+
 /// Adds the bottleneck of ResNeXt and of wide ResNets: its output has twice its middle's channels, and the middle's
 /// convolution may have groups.
 pub(super) fn narrow_bottleneck(
@@ -164,30 +217,33 @@ pub(super) fn narrow_bottleneck(
     let &Block { name, input, width, stride } = block;
     let channels = width * NARROW_EXPANSION;
     let convs = [cube(width, 1, 1), ConvConfig { groups, ..cube(width, 3, stride) }, cube(channels, 1, 1)];
-    let mut x = input;
-    for (index, config) in convs.iter().enumerate() {
-        let [conv, norm] = ["conv", "bn"].map(|layer| format!("{name}.{layer}{}", index + 1));
-        x = conv_norm(graph, [&conv, &norm], x, config, EPSILON)?;
-        if index + 1 < convs.len() {
-            x = graph.relu(x)?;
-        }
-    }
-    let shortcut = projection(graph, block, channels)?;
+    let x = add_convs(graph, input, &convs, |graph, number, x, config| {
+        let [conv, norm] = ["conv", "bn"].map(|layer| format!("{name}.{layer}{number}"));
+        conv_norm(graph, [&conv, &norm], x, config, EPSILON)
+    })?;
+    let shortcut = add_shortcut(graph, block, channels, Shortcut::B, EPSILON)?;
     join(graph, x, shortcut)
 }
 
-/// The other way through a block: its input, by a 1x1x1 convolution and norm where the shape changes.
-pub(super) fn projection(
+/// Adds the other way through a block: its input, or a shortcut of a kind where the shape changes.
+pub(super) fn add_shortcut(
     graph: &mut Graph,
     block: &Block<'_>,
     out_channels: usize,
+    kind: Shortcut,
+    epsilon: f64,
 ) -> Result<NodeId, ArchitectureError> {
     let &Block { name, input, stride, .. } = block;
     if stride == 1 && channels(graph, input)? == out_channels {
         return Ok(input);
     }
-    let [conv, norm] = [0, 1].map(|index| format!("{name}.downsample.{index}"));
-    conv_norm(graph, [&conv, &norm], input, &cube(out_channels, 1, stride), EPSILON)
+    match kind {
+        Shortcut::A => Ok(graph.strided_pick(input, [stride; 3], out_channels)?),
+        Shortcut::B => {
+            let [conv, norm] = [0, 1].map(|index| format!("{name}.downsample.{index}"));
+            conv_norm(graph, [&conv, &norm], input, &cube(out_channels, 1, stride), epsilon)
+        }
+    }
 }
 
 /// Blocks in each stage of a network that has bottlenecks at every depth.
@@ -221,4 +277,13 @@ pub(super) fn block_stride(stage: usize, block: usize) -> usize {
 /// 3D convolution of this kernel (Tran et al. 2018, section 3.5).
 pub(super) fn factored_channels(from: usize, to: usize, [kt, kh, kw]: [usize; 3]) -> usize {
     (kt * kh * kw * from * to) / (kh * kw * from + kt * to)
+}
+
+/// The spatial and the temporal part of a (2+1)D convolution, with `middle` channels between them.
+pub(super) fn factors(config: &ConvConfig, middle: usize) -> [ConvConfig; 2] {
+    let ([kt, kh, kw], [st, sh, sw], [pt, ph, pw]) = (config.kernel, config.stride, config.padding);
+    [
+        ConvConfig { stride: [1, sh, sw], padding: [0, ph, pw], ..ConvConfig::new(middle, [1, kh, kw]) },
+        ConvConfig { stride: [st, 1, 1], padding: [pt, 0, 0], ..ConvConfig::new(config.channels, [kt, 1, 1]) },
+    ]
 }

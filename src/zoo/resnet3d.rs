@@ -5,9 +5,7 @@ use std::fmt;
 use candle_conv3d::graph::{ConvConfig, Graph, NodeId};
 use serde::{Deserialize, Serialize};
 
-use super::residual::{
-    self, BOTTLENECK_EXPANSION, EPSILON, HEAD, STAGES, block_stride, channels, conv_norm, conv_norm_relu, cube, stages,
-};
+use super::residual::{self, Block, EPSILON, HEAD, WIDTHS, conv_norm, conv_norm_relu, stages};
 use super::{ArchitectureError, DetectError, Family, LayerGroup, TensorShapes, add_head, graph_of};
 use crate::model::spec::ClipSpec;
 
@@ -33,6 +31,13 @@ pub enum Shortcut {
     A,
     /// 1x1x1 convolution and batch norm.
     B,
+}
+
+impl Shortcut {
+    /// That of a checkpoint: B has a convolution where the second stage begins.
+    pub(super) fn detect(shapes: &TensorShapes) -> Self {
+        if shapes.has("layer2.0.downsample.0.weight") { Self::B } else { Self::A }
+    }
 }
 
 /// Geometry of the first convolution. It always has a 7x7 spatial kernel with stride 2 and padding 3.
@@ -97,22 +102,16 @@ impl Config {
         classes: usize,
     ) -> Result<Graph, ArchitectureError> {
         let (block_counts, bottleneck) = stages(self.depth)?;
-        let widths = [64, 128, 256, 512].map(|width| (f64::from(width) * self.widen_factor) as usize);
-        if !(self.widen_factor > 0.0 && self.widen_factor <= 16.0 && widths[0] > 0) {
-            return Err(ArchitectureError::WidenFactor { actual: self.widen_factor });
-        }
+        let widths = residual::scaled_widths(WIDTHS, self.widen_factor)?;
         let mut graph = graph_of(clip)?;
         let input = graph.input();
         let mut x = conv_norm_relu(&mut graph, names.stem, input, &self.stem.conv(widths[0])?, EPSILON)?;
         if self.stem.max_pool {
             x = residual::stem_pool(&mut graph, x)?;
         }
-        for (stage, (&count, width)) in block_counts.iter().zip(widths).enumerate() {
-            for index in 0..count {
-                let name = format!("{}.{index}", STAGES[stage]);
-                x = self.block(&mut graph, names, &name, x, width, block_stride(stage, index), bottleneck)?;
-            }
-        }
+        let x = residual::add_stages(&mut graph, x, block_counts, widths, |graph, block| {
+            self.block(graph, names, block, bottleneck)
+        })?;
         add_head(&mut graph, x, HEAD, classes)?;
         Ok(graph)
     }
@@ -121,51 +120,17 @@ impl Config {
         &self,
         graph: &mut Graph,
         names: &Names,
-        name: &str,
-        input: NodeId,
-        width: usize,
-        stride: usize,
+        block: &Block<'_>,
         bottleneck: bool,
     ) -> Result<NodeId, ArchitectureError> {
-        let out_channels = if bottleneck { width * BOTTLENECK_EXPANSION } else { width };
-        // The 3x3x3 one carries the stride.
-        let convs = if bottleneck {
-            vec![cube(width, 1, 1), cube(width, 3, stride), cube(out_channels, 1, 1)]
-        } else {
-            vec![cube(width, 3, stride), cube(width, 3, 1)]
-        };
-        let shortcut = self.shortcut(graph, name, input, out_channels, stride)?;
-        let mut x = input;
-        for (index, config) in convs.iter().enumerate() {
-            let [conv, norm] = (names.block)(index + 1).map(|layer| format!("{name}.{layer}"));
-            x = conv_norm(graph, [&conv, &norm], x, config, EPSILON)?;
-            if index + 1 < convs.len() {
-                x = graph.relu(x)?;
-            }
-        }
+        let &Block { name, input, width, stride } = block;
+        let convs = residual::block_convs(width, stride, bottleneck);
+        let shortcut = residual::add_shortcut(graph, block, residual::channels_of(&convs), self.shortcut, EPSILON)?;
+        let x = residual::add_convs(graph, input, &convs, |graph, number, x, config| {
+            let [conv, norm] = (names.block)(number).map(|layer| format!("{name}.{layer}"));
+            conv_norm(graph, [&conv, &norm], x, config, EPSILON)
+        })?;
         residual::join(graph, x, shortcut)
-    }
-
-    /// The other way through a block.
-    fn shortcut(
-        &self,
-        graph: &mut Graph,
-        name: &str,
-        input: NodeId,
-        out_channels: usize,
-        stride: usize,
-    ) -> Result<NodeId, ArchitectureError> {
-        if stride == 1 && channels(graph, input)? == out_channels {
-            return Ok(input);
-        }
-        match self.shortcut {
-            Shortcut::A => Ok(graph.strided_pick(input, [stride; 3], out_channels)?),
-            Shortcut::B => {
-                let names = [format!("{name}.downsample.0"), format!("{name}.downsample.1")];
-                let [conv, norm] = names.each_ref().map(String::as_str);
-                conv_norm(graph, [conv, norm], input, &cube(out_channels, 1, stride), EPSILON)
-            }
-        }
     }
 
     /// The settings that a checkpoint shows; `suffix` is what a block's convolutions end with, `stem` the settings that tensors
@@ -181,19 +146,15 @@ impl Config {
             return Err(shapes.misfit(stem_name, STEM));
         };
         let depth = residual::detect_depth(shapes, &[&format!("conv1{suffix}")], &format!("conv3{suffix}"))?;
-        // Only the last stage tells the factor: with `w` it has floor(512 w) channels, and the others are floors of parts of that.
-        let [last_width, ..] =
-            shapes.shape::<5>(&format!("layer4.0.conv1{suffix}"), "[channels, channels, t, h, w]")?;
-        let shortcut = if shapes.has("layer2.0.downsample.0.weight") { Shortcut::B } else { Shortcut::A };
-        let config = Self { depth, shortcut, widen_factor: last_width as f64 / 512.0, stem: Stem { kernel_t, ..stem } };
+        let expected = "[channels, channels, t, h, w]";
+        let widen_factor = residual::detect_factor(shapes, &format!("layer4.0.conv1{suffix}"), expected, WIDTHS)?;
+        let config = Self { depth, shortcut: Shortcut::detect(shapes), widen_factor, stem: Stem { kernel_t, ..stem } };
         Ok((config, shapes.classes("fc.weight")?))
     }
 
     /// Channels other than the paper's, and another stem than the publisher's.
     pub(super) fn fmt_variations(&self, f: &mut fmt::Formatter<'_>, standard: Stem) -> fmt::Result {
-        if self.widen_factor != 1.0 {
-            write!(f, ", channels x {}", self.widen_factor)?;
-        }
+        residual::fmt_factor(f, self.widen_factor)?;
         if self.stem != standard {
             write!(f, ", {}", self.stem)?;
         }

@@ -31,10 +31,7 @@ pub struct Config {
 impl fmt::Display for Config {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "ResNeXt-{}, {} groups", self.depth, self.cardinality)?;
-        if self.widen_factor != 1.0 {
-            write!(f, ", channels x {}", self.widen_factor)?;
-        }
-        Ok(())
+        residual::fmt_factor(f, self.widen_factor)
     }
 }
 
@@ -63,8 +60,8 @@ impl Family for Config {
         let has_groups = shapes.has(Self::MARKER) && per_group > 0 && per_group < middle;
         (has_groups && shapes.has("layer1.0.conv3.weight")).then(|| {
             let depth = residual::detect_depth(shapes, &["conv1.weight"], "conv3.weight")?;
-            let [last_width, ..] = shapes.shape::<5>("layer4.0.conv1.weight", "[channels, channels, 1, 1, 1]")?;
-            let widen_factor = last_width as f64 / f64::from(WIDTHS[3]);
+            let expected = "[channels, channels, 1, 1, 1]";
+            let widen_factor = residual::detect_factor(shapes, "layer4.0.conv1.weight", expected, WIDTHS)?;
             Ok((Self { depth, cardinality: middle / per_group, widen_factor }, shapes.classes("fc.weight")?))
         })
     }

@@ -7,9 +7,9 @@ use candle_conv3d::graph::{ConvConfig, Graph, NodeId};
 use serde::{Deserialize, Serialize};
 
 use super::residual::{
-    self, BOTTLENECK_EXPANSION, EPSILON, HEAD, STAGES, block_stride, channels, conv_norm, conv_norm_relu, cube,
-    factored_channels, stages,
+    self, Block, EPSILON, HEAD, WIDTHS, channels, conv_norm, conv_norm_relu, factored_channels, stages,
 };
+use super::resnet3d::Shortcut;
 use super::{ArchitectureError, DetectError, Family, LayerGroup, TensorShapes, add_head, graph_of};
 use crate::model::spec::ClipSpec;
 
@@ -48,51 +48,27 @@ impl Config {
         middle: usize,
         config: &ConvConfig,
     ) -> Result<NodeId, ArchitectureError> {
-        let ([kt, kh, kw], [st, sh, sw], [pt, ph, pw]) = (config.kernel, config.stride, config.padding);
-        let spatial = ConvConfig { stride: [1, sh, sw], padding: [0, ph, pw], ..ConvConfig::new(middle, [1, kh, kw]) };
-        let temporal =
-            ConvConfig { stride: [st, 1, 1], padding: [pt, 0, 0], ..ConvConfig::new(config.channels, [kt, 1, 1]) };
+        let [spatial, temporal] = residual::factors(config, middle);
         let part = |index: usize| if conv.is_empty() { index.to_string() } else { format!("{conv}.{index}") };
         let x = conv_norm_relu(graph, [&part(0), &part(1)], x, &spatial, self.epsilon)?;
         conv_norm(graph, [&part(3), norm], x, &temporal, self.epsilon)
     }
 
-    fn block(
-        &self,
-        graph: &mut Graph,
-        name: &str,
-        input: NodeId,
-        width: usize,
-        stride: usize,
-        bottleneck: bool,
-    ) -> Result<NodeId, ArchitectureError> {
+    fn block(&self, graph: &mut Graph, block: &Block<'_>, bottleneck: bool) -> Result<NodeId, ArchitectureError> {
+        let &Block { name, input, width, stride } = block;
         let from = channels(graph, input)?;
-        let out_channels = if bottleneck { width * BOTTLENECK_EXPANSION } else { width };
-        let convs = if bottleneck {
-            vec![cube(width, 1, 1), cube(width, 3, stride), cube(out_channels, 1, 1)]
-        } else {
-            vec![cube(width, 3, stride), cube(width, 3, 1)]
-        };
-        let shortcut = if stride == 1 && from == out_channels {
-            input
-        } else {
-            let [conv, norm] = [0, 1].map(|index| format!("{name}.downsample.{index}"));
-            conv_norm(graph, [&conv, &norm], input, &cube(out_channels, 1, stride), self.epsilon)?
-        };
-        let mut x = input;
-        for (index, config) in convs.iter().enumerate() {
-            let [conv, norm] = [0, 1].map(|part| format!("{name}.conv{}.{part}", index + 1));
-            x = if config.kernel == [1; 3] {
-                conv_norm(graph, [&conv, &norm], x, config, self.epsilon)?
-            } else {
-                let source = if self.middle == Middle::Block { from } else { channels(graph, x)? };
-                let middle = factored_channels(source, config.channels, config.kernel);
-                self.factored(graph, [&conv, &norm], x, middle, config)?
-            };
-            if index + 1 < convs.len() {
-                x = graph.relu(x)?;
+        let convs = residual::block_convs(width, stride, bottleneck);
+        let out_channels = residual::channels_of(&convs);
+        let shortcut = residual::add_shortcut(graph, block, out_channels, Shortcut::B, self.epsilon)?;
+        let x = residual::add_convs(graph, input, &convs, |graph, number, x, config| {
+            let [conv, norm] = [0, 1].map(|part| format!("{name}.conv{number}.{part}"));
+            if config.kernel == [1; 3] {
+                return conv_norm(graph, [&conv, &norm], x, config, self.epsilon);
             }
-        }
+            let source = if self.middle == Middle::Block { from } else { channels(graph, x)? };
+            let middle = factored_channels(source, config.channels, config.kernel);
+            self.factored(graph, [&conv, &norm], x, middle, config)
+        })?;
         residual::join(graph, x, shortcut)
     }
 }
@@ -131,13 +107,10 @@ impl Family for Config {
         let input = graph.input();
         let stem = ConvConfig { stride: [1, 2, 2], padding: [1, 3, 3], ..ConvConfig::new(64, [3, 7, 7]) };
         let x = self.factored(&mut graph, ["stem", "stem.4"], input, STEM_MIDDLE, &stem)?;
-        let mut x = graph.relu(x)?;
-        for (stage, &count) in block_counts.iter().enumerate() {
-            for index in 0..count {
-                let name = format!("{}.{index}", STAGES[stage]);
-                x = self.block(&mut graph, &name, x, 64 << stage, block_stride(stage, index), bottleneck)?;
-            }
-        }
+        let x = graph.relu(x)?;
+        let x = residual::add_stages(&mut graph, x, block_counts, WIDTHS.map(usize::from), |graph, block| {
+            self.block(graph, block, bottleneck)
+        })?;
         add_head(&mut graph, x, HEAD, classes)?;
         Ok(graph)
     }

@@ -6,12 +6,9 @@ use std::fmt;
 use candle_conv3d::graph::Graph;
 use serde::{Deserialize, Serialize};
 
-use super::residual::{self, HEAD, NARROW_EXPANSION};
+use super::residual::{self, HEAD, NARROW_EXPANSION, WIDTHS};
 use super::{ArchitectureError, DetectError, Family, LayerGroup, TensorShapes, add_head, graph_of};
 use crate::model::spec::ClipSpec;
-
-/// Channels of the bottlenecks' middles in the four stages at factor 1.
-const WIDTHS: [u16; 4] = [64, 128, 256, 512];
 
 /// Channels of the stem. The factor does not change them.
 const STEM_WIDTH: usize = 64;
@@ -59,8 +56,7 @@ impl Family for Config {
         let is_narrow = out == middle * NARROW_EXPANSION && from == middle;
         (shapes.has(Self::MARKER) && is_narrow).then(|| {
             let depth = residual::detect_depth(shapes, &["conv1.weight"], "conv3.weight")?;
-            let [last_width, ..] = shapes.shape::<5>("layer4.0.conv1.weight", POINTWISE)?;
-            let widen_factor = last_width as f64 / f64::from(WIDTHS[3]);
+            let widen_factor = residual::detect_factor(shapes, "layer4.0.conv1.weight", POINTWISE, WIDTHS)?;
             Ok((Self { depth, widen_factor }, shapes.classes("fc.weight")?))
         })
     }
